@@ -98,7 +98,7 @@ def describe(
         data=learn.dls.xray, device=str(learn.dls.device), threads=torch.get_num_threads(),
         final={k:round(float(v),6) for k,v in h.iloc[-1].items()})
 
-# %% ../nbs/24_learner.ipynb #167267a6
+# %% ../nbs/24_learner.ipynb #c3334f42
 def _curves(history, f):
     "Learning curves as a PNG"
     from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ def _overlays(learn, f, n=8):
     from pneumothorax.dicom import show_xray
     dl = learn.dls.valid; order = sorted(range(len(dl.dataset)), key=lambda i: -dl.items.area.iloc[i])[:n]
     xb,yb = dl.do_batch([dl.do_item(i) for i in order]); xb,yb = dl.after_batch((xb.to(dl.device),yb.to(dl.device)))[:2]
-    with torch.no_grad(): p = learn.loss_func.decodes(learn.model.eval()(xb)).cpu()
+    with torch.no_grad(): p = learn.loss_func.decodes(learn.loss_func.activation(learn.model.eval()(xb))).cpu()
     mean,std = learn.dls.xray['stats']
     fig = Figure(figsize=(2.4*min(4,len(order)),2.5*-(-len(order)//4)), dpi=100, layout='constrained')
     for k,ax in enumerate(fig.subplots(-(-len(order)//4), min(4,len(order)), squeeze=False).flat):
@@ -169,7 +169,7 @@ def load_run(
     except Exception as e: raise RunError(f'{f}: the weights do not fit ({type(e).__name__}: {str(e).splitlines()[0]}); train again') from None
     return model.to(device).eval(),r
 
-# %% ../nbs/24_learner.ipynb #e68835a9
+# %% ../nbs/24_learner.ipynb #dd509d54
 def _fresh(out):
     "A folder without a run in it"
     out = Path(out)
@@ -185,7 +185,7 @@ def train(
     bs:int=8, # images per batch
     epochs:int=12, # passes over the training images
     arch:str=ARCH, # encoder: any timm or torchvision name
-    lr:float=2e-3, # highest learning rate; a pretrained encoder gets a tenth
+    lr:float=2e-3, # highest learning rate, of encoder and decoder alike
     seed:int=0, # of split, order, augmentation and random weights
     weights:str=None, # file of weights; 'none' for random ones; whatever is at hand if None
     valid:float=.2, # share of images held back, by patient
@@ -204,6 +204,6 @@ def train(
     learn = xray_learner(dls, arch, pretrained=False if weights=='none' else None, weights=weights, seed=seed, path=out, cbs=CSVLogger('history.csv'))
     with ExitStack() as quiet:
         if not progress: quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
-        learn.fit_one_cycle(epochs, slice(lr/10,lr) if learn.xray['weights'] else lr)
+        learn.fit_one_cycle(epochs, lr)
     save_run(learn, out, args)
     return learn
