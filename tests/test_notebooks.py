@@ -1,0 +1,30 @@
+"Each notebook is one case, run by nbdev's own runner in a process of its own"
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SHARED
+
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb')) + [ROOT/'index.ipynb']
+RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3].split())[0])'
+
+def run(nb, force):
+    "Run a notebook with the project's flags, some of them forced"
+    if (SHARED/'siim-small').is_dir(): force = [*force, 'data']
+    p = subprocess.run([sys.executable, '-c', RUN, nb, 'slow cuda data', ' '.join(force)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, 'PTX_SHARED': str(SHARED), 'MPLBACKEND': 'agg'})
+    assert p.returncode == 0, f'{nb.name}\n{p.stdout[-2000:]}\n{p.stderr[-6000:]}'
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda f: f.stem)
+def test_notebook(nb): run(nb, [])
+
+@pytest.mark.slow
+@pytest.mark.parametrize('nb', [f for f in NOTEBOOKS if f.exists() and '#| slow' in f.read_text(encoding='utf-8')], ids=lambda f: f.stem)
+def test_slow_cells(nb): run(nb, ['slow'])
+
+def test_a_failing_notebook_fails(tmp_path):
+    import nbformat
+    v4 = nbformat.v4
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell('assert 1==2')]), tmp_path/'bad.ipynb')
+    with pytest.raises(AssertionError, match='bad.ipynb'): run(tmp_path/'bad.ipynb', [])
