@@ -6,7 +6,7 @@
 __all__ = ['DEMO', 'manners', 'ptx_sample', 'ptx_train', 'ptx_predict', 'ptx_submit', 'ptx_score', 'demo', 'ptx_demo']
 
 # %% ../nbs/41_cli.ipynb #55830e74
-import json as _json, os, sys, warnings
+import json as _json, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
@@ -22,8 +22,12 @@ def manners(): # wraps the body of a command
         plain,show = warnings.formatwarning,lambda m,c,*args,**kwargs: f'notice: {m}\n' if issubclass(c,PtxNotice) else plain(m,c,*args,**kwargs)
         warnings.formatwarning = show
         try: yield
-        except PtxError as e: print('error: '+' '.join(str(e).split()), file=sys.stderr); raise SystemExit(1) from None
-        except KeyboardInterrupt: print('interrupted', file=sys.stderr); raise SystemExit(130) from None
+        except PtxError as e:
+            print('error: '+' '.join(str(e).split()), file=sys.stderr)
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            print('interrupted', file=sys.stderr)
+            raise SystemExit(130) from None
         finally: warnings.formatwarning = plain
 
 # %% ../nbs/41_cli.ipynb #88879163
@@ -40,6 +44,7 @@ def ptx_sample(
         p = make_phantoms(out, n, size, seed)
         print(f'{sum(1 for _ in p.rglob("*.dcm"))} radiographs, train-rle.csv and answers/test-rle.csv in {p}\nnext: ptx_train {p} --out run')
 
+# %% ../nbs/41_cli.ipynb #71e1000c
 @call_parse
 def ptx_train(
     data:str, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels)
@@ -77,6 +82,7 @@ def ptx_predict(
         index,maps,failed = open_maps(predict_maps(run, images, out, bs, workers, device))
         print(f'{len(index)} radiographs predicted at {maps.shape[1]} px, {len(failed)} failed; maps in {out}\nnext: ptx_submit {out} --out submission.csv')
 
+# %% ../nbs/41_cli.ipynb #e8d7753c
 @call_parse
 def ptx_submit(
     pred:str, # folder of ptx_predict
@@ -101,10 +107,12 @@ def ptx_score(
     with manners():
         from pneumothorax.submission import score_submission
         s = score_submission(submission, labels)
-        if json: print(_json.dumps(s)); return
+        if json:
+            print(_json.dumps(s))
+            return
         show = lambda v: 'no such image' if v is None else f'{v:.4f}'
         print(f'Dice            {show(s["dice"])}   mean over {s["n"]} images\n'
-              f'  on positives  {show(s["dice_pos"])}   {s["n_pos"]} images\n  on negatives  {show(s["dice_neg"])}   {s["n"]-s["n_pos"]} images')
+            f'  on positives  {show(s["dice_pos"])}   {s["n_pos"]} images\n  on negatives  {show(s["dice_neg"])}   {s["n"]-s["n_pos"]} images')
 
 # %% ../nbs/41_cli.ipynb #02853466
 DEMO = dict(n=200, positive=.4, n_test=40, epochs=12, lr=2e-3)
@@ -125,17 +133,25 @@ def demo(
     from pneumothorax.predict import predict_maps
     from pneumothorax.siim import find_images
     from pneumothorax.submission import score_submission, submission_figure, write_submission
-    out = Path(out); done = out/'score.json'
-    if done.exists(): print(f'{out} holds a finished demo; remove it to run again'); return _json.loads(done.read_text())
+    out = Path(out)
+    done = out/'score.json'
+    if done.exists():
+        print(f'{out} holds a finished demo; remove it to run again')
+        return _json.loads(done.read_text())
     data,run,pred,sub = out/'sample',out/'run',out/'pred',out/'submission.csv'
     say = lambda s: print(f'\n> {s}', flush=True)
     say(f'making {n+n_test} synthetic radiographs in {data}')
     make_phantoms(data, n, size, seed, n_test, DEMO['positive'])
     for half in (run,pred): shutil.rmtree(half, ignore_errors=True)   # what an interrupted demo left behind
-    say(f'ptx_train {data} --out {run} --epochs {epochs}'); train(data, run, **{**dict(size=size,epochs=epochs,lr=DEMO['lr'],seed=seed),**kwargs})
-    say(f'ptx_predict {run} {data/"dicom-images-test"} --out {pred}'); predict_maps(run, data/'dicom-images-test', pred)
-    say(f'ptx_submit {pred} --out {sub}'); write_submission(pred, sub)
-    truth = data/'answers'/'test-rle.csv'; say(f'ptx_score {sub} {truth}'); s = score_submission(sub, truth)
+    say(f'ptx_train {data} --out {run} --epochs {epochs}')
+    train(data, run, **{**dict(size=size,epochs=epochs,lr=DEMO['lr'],seed=seed),**kwargs})
+    say(f'ptx_predict {run} {data/"dicom-images-test"} --out {pred}')
+    predict_maps(run, data/'dicom-images-test', pred)
+    say(f'ptx_submit {pred} --out {sub}')
+    write_submission(pred, sub)
+    truth = data/'answers'/'test-rle.csv'
+    say(f'ptx_score {sub} {truth}')
+    s = score_submission(sub, truth)
     submission_figure(sub, find_images(data/'dicom-images-test')[0], out/'overlays.png', truth)
     done.write_text(_json.dumps(s)+'\n')
     return s
@@ -148,4 +164,4 @@ def ptx_demo(
     with manners():
         s = demo(out)
         print(f'\nDice {s["dice"]:.3f} on {s["n"]} unseen phantoms, {s["dice_pos"]:.3f} on the {s["n_pos"]} with a pneumothorax\n'
-              f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (green) and predicted (magenta) outlines\n{out}/run/           the model and how it was made')
+            f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (green) and predicted (magenta) outlines\n{out}/run/           the model and how it was made')

@@ -12,18 +12,18 @@ import cv2, numpy as np, pandas as pd, torch
 from plum import dispatch
 from sklearn.model_selection import StratifiedGroupKFold
 from fastai.vision.all import (Transform, TensorImageBW, TensorMask, TransformBlock, DataBlock, DataLoaders, ColReader,
-    Normalize, IndexSplitter, aug_transforms, to_cpu, get_grid, show_batch, show_results)
-from .rle import PtxError, rles_to_mask, rles_runs
+    Normalize, IndexSplitter, aug_transforms, to_cpu, get_grid)
+from .rle import PtxError, rles_to_mask
 from .dicom import read_xray, show_xray
-from .siim import siim_train, SiimFiles, notice
+from .siim import siim_train, notice
 
 # %% ../nbs/11_data.ipynb #2fc13376
 class TensorXray(TensorImageBW):
     "Radiographs, 1×H×W or N×1×H×W, float32, bone bright"
     def show(self,
-             ctx=None, # axes to draw upon
-             title:str=None, # a short title
-             **kwargs): # the axes
+        ctx=None, # axes to draw upon
+        title:str=None, # a short title
+        **kwargs): # the axes
         "Draw one radiograph"
         return show_xray(to_cpu(self).float().squeeze().numpy(), ax=ctx, title=title)
 
@@ -51,10 +51,10 @@ def shrink_mask(
 class LoadXray(Transform):
     "File → 1×size×size `TensorXray`"
     def __init__(self,
-                 size:int=256): # pixels along one side
+        size:int=256): # pixels along one side
         self.size = size
     def encodes(self,
-                f, # path of a radiograph
+        f, # path of a radiograph
                )->TensorXray: # 1×size×size, float32 in [0,1]
         "Read and resize; raises `XrayError`"
         return TensorXray(torch.from_numpy(shrink(read_xray(f), self.size))[None])
@@ -62,10 +62,10 @@ class LoadXray(Transform):
 class LoadMask(Transform):
     "Run-lengths of one image → size×size `TensorXrayMask`"
     def __init__(self,
-                 size:int=256): # pixels along one side
+        size:int=256): # pixels along one side
         self.size = size
     def encodes(self,
-                rles:list, # run-lengths over 1024×1024
+        rles:list, # run-lengths over 1024×1024
                )->TensorXrayMask: # size×size uint8 in {0,1}
         "Draw and resize"
         return TensorXrayMask(torch.from_numpy(shrink_mask(rles_to_mask(rles), self.size)))
@@ -93,7 +93,7 @@ def xray_tfms(
 )->list: # batch transforms
     "Geometric and brightness/contrast augmentation for radiographs and their masks"
     return list(aug_transforms(do_flip=flip, max_rotate=rotate, min_zoom=1/zoom, max_zoom=zoom, max_warp=0., max_lighting=light,
-                               p_affine=p, p_lighting=p, pad_mode='zeros'))
+        p_affine=p, p_lighting=p, pad_mode='zeros'))
 
 # %% ../nbs/11_data.ipynb #5f9a26f3
 def split_by_patient(
@@ -141,12 +141,14 @@ def _held_back(df, valid, seed):
     "Positions of the validation rows"
     if valid is None: return np.arange(0)
     if isinstance(valid,(int,float)) and not isinstance(valid,bool): return split_by_patient(df, valid, seed)
-    want = set(map(str,valid)); lost = sorted(want-set(df.ImageId))
+    want = set(map(str,valid))
+    lost = sorted(want-set(df.ImageId))
     if lost: notice('validation images that are not in the training table, left out', lost)
     idx = np.flatnonzero(df.ImageId.isin(want))
     if not len(idx): raise PtxError('valid=: none of these images is in the training table; give ImageIds from it, or a share such as 0.2')
     return idx
 
+# %% ../nbs/11_data.ipynb #f63b8f2b
 def xray_dls(
     path:str=None, # folder of radiographs with labels, a `SiimFiles`, or a table from `siim_train`; found by `find_siim` if None
     size:int=256, # pixels along one side
@@ -161,11 +163,13 @@ def xray_dls(
     "From a folder to batches; raises `PtxError`"
     if size<32: raise PtxError(f'size={size}: give at least 32 pixels')
     df = (path if isinstance(path,pd.DataFrame) else siim_train(path, labels)).reset_index(drop=True)
-    held = _held_back(df, valid, seed); train = df.drop(index=held)
+    held = _held_back(df, valid, seed)
+    train = df.drop(index=held)
     if not len(train): raise PtxError('every image is held back for validation; nothing is left for training')
     if not train.has_ptx.any(): raise PtxError(f'none of the {len(train):,} training images has a pneumothorax; give positives, or another seed=')
     stats = tuple(stats) if stats else xray_norm(train.path.tolist(), size)
-    bs = min(bs, len(train)); rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)
+    bs = min(bs, len(train))
+    rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)
     idx = held if len(held) else np.arange(len(df),len(rows))
     dls = xray_datablock(size, idx, stats, tfms).dataloaders(rows, bs=bs, num_workers=workers)
     dls.train.rng = random.Random(seed)   # the order of images depends on this seed alone

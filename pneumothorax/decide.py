@@ -29,7 +29,8 @@ def keep_large(
     "Drop connected components smaller than `min_area`"
     if min_area<=1 or not mask.any(): return mask
     _,lab,stats,_ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    keep = stats[:,cv2.CC_STAT_AREA]>=min_area*mask.size/FRAME**2; keep[0] = False
+    keep = stats[:,cv2.CC_STAT_AREA]>=min_area*mask.size/FRAME**2
+    keep[0] = False
     return keep[lab].astype(np.uint8)
 
 # %% ../nbs/32_decide.ipynb #e1f36931

@@ -103,7 +103,7 @@ def read_dicom(
     except XrayError as e: raise XrayError(f'{path}: {e}; correct the header') from None
     except Exception as e:
         _refuse(path, f'the pixels cannot be decoded ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else "no reason given"})',
-                'the file is cut off, or its transfer syntax needs another decoder')
+            'the file is cut off, or its transfer syntax needs another decoder')
 
 # %% ../nbs/01_dicom.ipynb #201f367c
 def _png_depth(p):
@@ -122,7 +122,8 @@ def read_image(
     path:str, # PNG or JPEG; 8 or 16 bits; grey, or colour with equal channels
 )->np.ndarray: # H×W float32 in [0,1]
     "A radiograph repacked as an ordinary image; raises `XrayError`"
-    p = _open(path); deep = _png_depth(p)==16
+    p = _open(path)
+    deep = _png_depth(p)==16
     try:
         with Image.open(p) as im:
             im.load()   # reads to the end, so that a truncated file raises
@@ -152,7 +153,8 @@ def age_years(
     s:str, # DICOM age string such as '038Y', '006M', '02W', '010D', or a bare number of years
 )->float: # years, or None where it says nothing sensible
     "Age in years"
-    s = str(s or '').strip().upper(); unit = s[-1:] if s[-1:] in 'YMWD' else 'Y'
+    s = str(s or '').strip().upper()
+    unit = s[-1:] if s[-1:] in 'YMWD' else 'Y'
     try: v = float(s.rstrip('YMWD'))/dict(Y=1,M=12,W=365.25/7,D=365.25)[unit]
     except ValueError: return None
     return round(v,3) if 0<=v<=130 else None
@@ -182,6 +184,7 @@ def _meta_dicom(path):
             transfer_syntax=getattr(ds.file_meta.get('TransferSyntaxUID'),'name',None), patient_id=_text(ds,'PatientID'),
             image_id=_text(ds,'SOPInstanceUID') or Path(path).stem, study_id=_text(ds,'StudyInstanceUID'), series_id=_text(ds,'SeriesInstanceUID'))
 
+# %% ../nbs/01_dicom.ipynb #f1af58f9
 def xray_meta(
     path:str, # a radiograph file
 )->dict: # age (years), sex, view, modality, photometric, bits_stored, pixel_spacing (mm), size (H,W), transfer_syntax, and ids of patient, image, study, series
@@ -217,7 +220,8 @@ def show_xray(
     rgb = np.repeat(np.clip(np.asarray(x,np.float32),0,1)[...,None], 3, 2)
     for m,c in ((true,(0,1,.2)),(pred,(1,.1,1))):
         if m is not None: rgb[outline(m,rgb.shape[:2])] = c
-    ax.imshow(rgb, interpolation='nearest'); ax.axis('off')
+    ax.imshow(rgb, interpolation='nearest')
+    ax.axis('off')
     if title: ax.set_title(title, fontsize=7)
     return ax
 
@@ -226,4 +230,5 @@ def plt_axes(
 )->tuple: # figure and axes
     "One square pair of axes without a margin; matplotlib is imported here, on first use"
     import matplotlib.pyplot as plt
-    fig = plt.figure(figsize=(size,size)); return fig,fig.add_axes([0,0,1,.92])
+    fig = plt.figure(figsize=(size,size))
+    return fig,fig.add_axes([0,0,1,.92])

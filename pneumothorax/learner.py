@@ -20,7 +20,7 @@ from .siim import notice, siim_train
 from .data import xray_dls
 from .losses import BCEDiceLoss
 from .metrics import KaggleDice, DicePos, DiceNeg
-from .models import HyperUnet, ModelError, load_weights, unet_split
+from .models import HyperUnet, load_weights, unet_split
 
 # %% ../nbs/24_learner.ipynb #0b7e72f1
 ARCH = 'tf_efficientnet_lite0'
@@ -102,7 +102,8 @@ def describe(
 def _curves(history, f):
     "Learning curves as a PNG"
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(7,2.6), dpi=100, layout='constrained'); a,b = fig.subplots(1,2)
+    fig = Figure(figsize=(7,2.6), dpi=100, layout='constrained')
+    a,b = fig.subplots(1,2)
     history.plot(x='epoch', y=['train_loss','valid_loss'], ax=a, ylabel='loss')
     history.plot(x='epoch', y=[c for c in history if c.startswith('dice')], ax=b, ylabel='Dice', ylim=(0,1))
     fig.savefig(f)
@@ -111,22 +112,29 @@ def _overlays(learn, f, n=8):
     "Validation images with true and predicted outlines as a PNG, positives first"
     from matplotlib.figure import Figure
     from pneumothorax.dicom import show_xray
-    dl = learn.dls.valid; order = sorted(range(len(dl.dataset)), key=lambda i: -dl.items.area.iloc[i])[:n]
-    xb,yb = dl.do_batch([dl.do_item(i) for i in order]); xb,yb = dl.after_batch((xb.to(dl.device),yb.to(dl.device)))[:2]
+    dl = learn.dls.valid
+    order = sorted(range(len(dl.dataset)), key=lambda i: -dl.items.area.iloc[i])[:n]
+    xb,yb = dl.do_batch([dl.do_item(i) for i in order])
+    xb,yb = dl.after_batch((xb.to(dl.device),yb.to(dl.device)))[:2]
     with torch.no_grad(): p = learn.loss_func.decodes(learn.loss_func.activation(learn.model.eval()(xb))).cpu()
     mean,std = learn.dls.xray['stats']
     fig = Figure(figsize=(2.4*min(4,len(order)),2.5*-(-len(order)//4)), dpi=100, layout='constrained')
     for k,ax in enumerate(fig.subplots(-(-len(order)//4), min(4,len(order)), squeeze=False).flat):
-        if k>=len(order): ax.axis('off'); continue
+        if k>=len(order):
+            ax.axis('off')
+            continue
         show_xray((xb[k,0].cpu()*std+mean).numpy(), yb[k].cpu().numpy(), p[k].numpy(), ax=ax, title=f'{dl.items.area.iloc[order[k]]:,} px')
-    fig.suptitle('held-back images: true (green) and predicted (magenta)', fontsize=8); fig.savefig(f)
+    fig.suptitle('held-back images: true (green) and predicted (magenta)', fontsize=8)
+    fig.savefig(f)
 
+# %% ../nbs/24_learner.ipynb #346e5043
 def run_figures(
     learn:Learner, # trained
     out:Path, # folder
 ): # writes history.png and valid.png
     "Learning curves, and overlays on held-back images"
-    _curves(history(learn), out/'history.png'); _overlays(learn, out/'valid.png')
+    _curves(history(learn), out/'history.png')
+    _overlays(learn, out/'valid.png')
 
 def save_run(
     learn:Learner, # from `xray_learner`, trained
@@ -134,9 +142,11 @@ def save_run(
     args:dict, # arguments of the training function
 )->Path: # the folder
     "Write weights, figures and the record of a run"
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     save_file({k:v.detach().cpu().contiguous() for k,v in learn.model.state_dict().items()}, out/'model.safetensors')
-    history(learn).to_csv(out/'history.csv', index=False); record = describe(learn, args)
+    history(learn).to_csv(out/'history.csv', index=False)
+    record = describe(learn, args)
     run_figures(learn, out)
     (out/'run.json').write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8')
     return out
@@ -203,7 +213,9 @@ def train(
     dls = xray_dls(siim_train(data, labels), size, bs, valid, seed, workers=workers)
     learn = xray_learner(dls, arch, pretrained=False if weights=='none' else None, weights=weights, seed=seed, path=out, cbs=CSVLogger('history.csv'))
     with ExitStack() as quiet:
-        if not progress: quiet.enter_context(learn.no_bar()); quiet.enter_context(learn.no_logging())
+        if not progress:
+            quiet.enter_context(learn.no_bar())
+            quiet.enter_context(learn.no_logging())
         learn.fit_one_cycle(epochs, lr)
     save_run(learn, out, args)
     return learn

@@ -29,9 +29,9 @@ KINDS = dict(apical=.5, lateral=.2, basal=.12, full=.18)
 class PhantomError(PtxError): "Phantoms that cannot be made as asked"
 
 def check_args(n:int=1, # images
-               size:int=256, # pixels along one side
-               n_test:int=4, # images of the test part
-               kind:str='auto', # 'none', 'auto' or one of `KINDS`
+    size:int=256, # pixels along one side
+    n_test:int=4, # images of the test part
+    kind:str='auto', # 'none', 'auto' or one of `KINDS`
               ): # raises `PhantomError`
     "Refuse what cannot be rendered, and say what can"
     for k,v,lo,hi in (('n',n,1,100_000),('size',size,64,2048),('n_test',n_test,0,100_000)):
@@ -45,7 +45,7 @@ def anatomy(rng:np.random.Generator, # source of chance
     "One patient's thorax: everything that stays from one exposure to the next"
     u,sex = rng.uniform,'MF'[int(rng.random()<.45)]
     small,fat = (.9 if sex=='F' else 1.)*u(.92,1.06),rng.beta(2,3)
-    return AttrDict(sex=sex, age=int(np.clip(rng.normal(47,17),8,90)), w=14.*small*u(.95,1.07), h=25.5*small*u(.93,1.1),
+    return AttrDict(sex=sex, age=int(np.clip(rng.normal(47,17),8,90)), w=14.*small*u(.95,1.07), h=25.5*small*u(.93,1.1),  # chkstyle: ignore
         d=15.5*u(.85,1.15), wall=1.3+2.4*fat, fat=fat, apex=u(4.6,5.8), hilum=u(1.8,2.5), heart=small*u(.82,1.1), heart_tilt=u(.4,.75),
         dome=[u(0,.6),u(1,2.2)], curve=u(.05,.085),
         breast=(u(.3,.8)*(1+.6*fat) if sex=='F' else u(0,.12)), scoliosis=u(-.6,.6),
@@ -57,7 +57,7 @@ def pose(rng:np.random.Generator, # source of chance
         )->AttrDict: # one exposure: view, geometry in cm, beam, detector, display
     "One exposure of a patient: everything that changes from one radiograph to the next"
     u,ap = rng.uniform,bool(rng.random()<.4)
-    return AttrDict(view='AP' if ap else 'PA', fov=u(33,39), tilt=rng.normal(0,.05 if ap else .02),
+    return AttrDict(view='AP' if ap else 'PA', fov=u(33,39), tilt=rng.normal(0,.05 if ap else .02),  # chkstyle: ignore
         dx=rng.normal(0,1.3 if ap else .6), dy=u(-2.,.6),
         yaw=rng.normal(0,.9 if ap else .35), breath=u(.82,.97) if ap else u(.94,1.06),
         wide=u(1.,1.06) if ap else u(.97,1.03), heart=u(1.08,1.2) if ap else u(.95,1.05),
@@ -69,11 +69,11 @@ def pose(rng:np.random.Generator, # source of chance
 class Plate:
     "A detector of `res`² pixels over `fov` cm whose `x` and `y` are the patient's own centimetres"
     def __init__(self,
-                 res:int=512, # pixels along one side
-                 fov:float=40., # cm along one side
-                 tilt:float=0., # patient's tilt in the plane, radians
-                 dx:float=0., # patient's shift to the right of the picture, cm
-                 dy:float=0.): # patient's shift downwards, cm
+        res:int=512, # pixels along one side
+        fov:float=40., # cm along one side
+        tilt:float=0., # patient's tilt in the plane, radians
+        dx:float=0., # patient's shift to the right of the picture, cm
+        dy:float=0.): # patient's shift downwards, cm
         self.res,self.fov,self.cm,self.at = res,fov,res/fov,np.array([dx,dy])
         self.turn = np.array([[np.cos(tilt),-np.sin(tilt)],[np.sin(tilt),np.cos(tilt)]])
         g = ((np.arange(res)+.5)/res-.5)*fov
@@ -81,16 +81,16 @@ class Plate:
         self.x,self.y = [(gx*self.turn[0,i]+gy*self.turn[1,i]).astype(np.float32) for i in (0,1)]
 
     def px(self,
-           pts:np.ndarray, # …×2, cm in the patient
+        pts:np.ndarray, # …×2, cm in the patient
           )->np.ndarray: # …×2, int32 pixel coordinates with four fractional bits
         "Where points of the patient fall on the plate"
         p = (np.asarray(pts,float)@self.turn.T+self.at)/self.fov+.5
         return np.round((p*self.res-.5)*16).astype(np.int32)
 
     def stroke(self,
-               lines:list, # arrays K×2, cm
-               width:float=.1, # cm
-               close:bool=False, # fill as polygons?
+        lines:list, # arrays K×2, cm
+        width:float=.1, # cm
+        close:bool=False, # fill as polygons?
               )->np.ndarray: # res×res float32 in [0,1]
         "Antialiased curves, or filled polygons"
         im,ps = np.zeros((self.res,self.res),np.uint8),[self.px(l) for l in lines]
@@ -99,7 +99,7 @@ class Plate:
         return im.astype(np.float32)/255
 
     def near(self,
-             line:np.ndarray, # K×2, or a list of such curves, cm
+        line:np.ndarray, # K×2, or a list of such curves, cm
             )->np.ndarray: # cm, res×res float32
         "Distance of every pixel to the nearest of some curves"
         im = np.ones((self.res,self.res),np.uint8)
@@ -107,8 +107,8 @@ class Plate:
         return cv2.distanceTransform(im, cv2.DIST_L2, 5)/np.float32(self.cm)
 
     def noise(self,
-              rng:np.random.Generator, # source of chance
-              scale:float, # size of the blobs, cm
+        rng:np.random.Generator, # source of chance
+        scale:float, # size of the blobs, cm
              )->np.ndarray: # res×res float32, about standard normal
         "Smooth random field with blobs of a given size"
         k = int(np.clip(round(self.fov/scale),2,self.res))
@@ -116,23 +116,27 @@ class Plate:
 
 # %% ../nbs/03_phantom.ipynb #7c5d4395
 def _sqrt(x): return np.sqrt(np.maximum(x,0))
-def _step(x): x = np.clip(x,0,1); return x*x*(3-2*x)
+def _step(x):
+    x = np.clip(x,0,1)
+    return x*x*(3-2*x)
 
+# %% ../nbs/03_phantom.ipynb #311105ef
 def capsule(p:Plate, # detector
-            a:tuple, # x, y of one end, cm
-            b:tuple, # x, y of the other end, cm
-            ra:float, # radius at `a`, cm
-            rb:float, # radius at `b`, cm
+    a:tuple, # x, y of one end, cm
+    b:tuple, # x, y of the other end, cm
+    ra:float, # radius at `a`, cm
+    rb:float, # radius at `b`, cm
            )->np.ndarray: # chord in cm, res×res float32
     "Path of the beam through a rounded limb"
-    ax,ay,bx,by,ra,rb = map(float,(*a,*b,ra,rb)); ux,uy = bx-ax,by-ay
+    ax,ay,bx,by,ra,rb = map(float,(*a,*b,ra,rb))
+    ux,uy = bx-ax,by-ay
     t = np.clip(((p.x-ax)*ux+(p.y-ay)*uy)/(ux*ux+uy*uy),0,1)
     return 2*_sqrt((ra+(rb-ra)*t)**2-(p.x-ax-t*ux)**2-(p.y-ay-t*uy)**2)
 
 def ellipsoid(p:Plate, # detector
-              at:tuple, # x, y of the centre, cm
-              axes:tuple, # semi-axes in the plane, cm
-              turn:float=0., # radians
+    at:tuple, # x, y of the centre, cm
+    axes:tuple, # semi-axes in the plane, cm
+    turn:float=0., # radians
              )->np.ndarray: # 1 − r², below 0 outside, res×res float32
     "How deep inside an ellipse every pixel lies"
     x,y,c,s,u,v = p.x-float(at[0]),p.y-float(at[1]),*map(float,(np.cos(turn),np.sin(turn),*axes))
@@ -140,8 +144,8 @@ def ellipsoid(p:Plate, # detector
 
 # %% ../nbs/03_phantom.ipynb #b34e70c3
 def body(p:Plate, # detector
-         a:AttrDict, # patient
-         e:AttrDict, # exposure
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
         )->np.ndarray: # thickness in cm, res×res float32
     "Thickness of neck, trunk, arms and breasts along the beam"
     top,w = -a.h/2,a.w*e.wide+a.wall*.8
@@ -150,7 +154,8 @@ def body(p:Plate, # detector
     deep = 5.+a.fat+(a.d/2+a.wall-5.)*_step((p.y-top+3.5)/9)
     out = 2*deep*_sqrt(_sqrt(1-np.minimum(np.abs(p.x)/wide,1)**2.5)*_sqrt(1-np.minimum(np.abs(p.x)/wide,1)))**1.2
     for k in (-1,1):
-        j = (k*(w+.5),top+a.shoulder+.5); r = 4.2+1.5*a.fat
+        j = (k*(w+.5),top+a.shoulder+.5)
+        r = 4.2+1.5*a.fat
         out = np.maximum(out, capsule(p, j, (k*(w+1.5+20*np.sin(e.arm)),j[1]+20*np.cos(e.arm)), r, r*.8))
         out = np.maximum(out, capsule(p, (k*4,top-1.5), j, 4.5, r)*.95)
         b = ellipsoid(p, (k*(a.w*.6),4.2+a.breast), (a.w*.5,4.2+1.8*a.breast))
@@ -159,27 +164,28 @@ def body(p:Plate, # detector
 
 # %% ../nbs/03_phantom.ipynb #6aa069d4
 def heart(p:Plate, # detector
-          a:AttrDict, # patient
-          e:AttrDict, # exposure
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
          )->np.ndarray: # share of the lung's depth that heart and great vessels take, res×res in [0,1]
     "Heart, aortic knob, pulmonary trunk and upper mediastinum"
     top,k,dx = -a.h/2,a.heart*e.heart,.5*e.yaw
     base = top+a.h*e.breath*.93-3
     parts = [ellipsoid(p, (2.5*k+dx,base-2.2), (6.6*k,4.9*k), a.heart_tilt), ellipsoid(p, (-1.1*k+dx,base-2.6), (2.6,5.2*k)),
-             ellipsoid(p, (1.7+dx,top+a.h*.33), (1.8,2.)), ellipsoid(p, (1.9+dx,top+a.h*.44), (1.9,2.2)),
-             ellipsoid(p, (-.5+dx,top+a.h*.3), (1.8,6.))]
+        ellipsoid(p, (1.7+dx,top+a.h*.33), (1.8,2.)), ellipsoid(p, (1.9+dx,top+a.h*.44), (1.9,2.2)),
+        ellipsoid(p, (-.5+dx,top+a.h*.3), (1.8,6.))]
     return np.sqrt(np.clip(np.maximum.reduce(parts),0,1))
 
 # %% ../nbs/03_phantom.ipynb #4d82943a
 def lung(p:Plate, # detector
-         a:AttrDict, # patient
-         e:AttrDict, # exposure
-         side:int, # 1 for the patient's left, on the right of the picture; -1 for the right
-         cover:np.ndarray, # share of the depth that is heart, res×res
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
+    side:int, # 1 for the patient's left, on the right of the picture; -1 for the right
+    cover:np.ndarray, # share of the depth that is heart, res×res
         )->AttrDict: # maps res×res: `path` in cm, `wall` and `dome` distances in cm, `field` where lung is seen
     "One lung between chest wall, mediastinum, heart and diaphragm"
     top,w,h,x = -a.h/2,a.w*e.wide,a.h*e.breath,p.x*side
-    t = np.clip((p.y-top)/h,0,1); r = 1-t
+    t = np.clip((p.y-top)/h,0,1)
+    r = 1-t
     out = a.apex+(w-a.apex)*(1-r**2.4)**.47-1.1*np.maximum(t-.7,0)
     mid = a.apex-(a.apex-a.hilum)*_sqrt(1-r**14)+.25*e.yaw*side
     u = np.clip((x-mid)/np.maximum(out-mid,.01),0,1)
@@ -194,16 +200,18 @@ def lung(p:Plate, # detector
 
 # %% ../nbs/03_phantom.ipynb #b149a994
 def ribs(p:Plate, # detector
-         a:AttrDict, # patient
-         e:AttrDict, # exposure
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
         )->tuple: # posterior curves, anterior curves: lists of K×2 arrays, cm
     "Ten ribs a side, as they run from the spine round the chest wall and forwards"
     top,w,back,front = -a.h/2,a.w*e.wide,[],[]
     f = np.linspace(0,np.pi/2,24)
     for side in (-1,1):
         for k in range(10):
-            y = top-.2+k*a.pitch*a.h*e.breath*1.02; drop = (a.drop*.5 if k==0 else a.drop)*(1+.07*k)
-            r = np.clip(1-(y+drop-top)/(a.h*e.breath),0,1); far = a.apex+(w-a.apex)*(1-r**2.4)**.47+.15
+            y = top-.2+k*a.pitch*a.h*e.breath*1.02
+            drop = (a.drop*.5 if k==0 else a.drop)*(1+.07*k)
+            r = np.clip(1-(y+drop-top)/(a.h*e.breath),0,1)
+            far = a.apex+(w-a.apex)*(1-r**2.4)**.47+.15
             fall = (2.2 if k==0 else 4.2+.25*k)
             x = lambda t,o: side*(1.6+(far-1.6)*np.sin(t))+o*np.cos(t)
             back.append(np.stack([x(f,-.5*e.yaw),y-.9*np.sin(2*f)+drop*(1-np.cos(f))],1))
@@ -213,8 +221,8 @@ def ribs(p:Plate, # detector
 
 # %% ../nbs/03_phantom.ipynb #f6db629d
 def tube(d:np.ndarray, # distance to the middle, cm
-         r:float, # outer radius, cm
-         cortex:float=.11, # thickness of compact bone, cm
+    r:float, # outer radius, cm
+    cortex:float=.11, # thickness of compact bone, cm
         )->np.ndarray: # attenuation beyond soft tissue (no unit)
     "Long bone across the beam: compact shell, spongy inside"
     o,i = _sqrt(r*r-d*d),_sqrt((r-cortex)**2-d*d)
@@ -222,12 +230,14 @@ def tube(d:np.ndarray, # distance to the middle, cm
 
 # %% ../nbs/03_phantom.ipynb #55efbff1
 def spine(p:Plate, # detector
-          a:AttrDict, # patient
-          e:AttrDict, # exposure
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
          )->np.ndarray: # attenuation beyond soft tissue, res×res
     "Vertebral bodies, discs, pedicles and spinous processes"
-    x = p.x+.5*e.yaw-a.scoliosis*np.sin(p.y/7); high = .9*a.pitch*a.h
-    v = np.abs((p.y/high+.25)%1-.5)*high; half = 1.45+.012*p.y
+    x = p.x+.5*e.yaw-a.scoliosis*np.sin(p.y/7)
+    high = .9*a.pitch*a.h
+    v = np.abs((p.y/high+.25)%1-.5)*high
+    half = 1.45+.012*p.y
     box = _step((half-np.abs(x)-.12*np.cos(v*3))/.25)*(.82+.18*_step((high*.5-.12-v)/.15))
     rim = np.exp(-((np.abs(x)-half+.1)/.15)**2)*.25+np.exp(-((np.abs(x)-.85)/.22)**2-((v-.3)/.4)**2)*.3
     return .3*box+.45*rim*box+.12*np.exp(-(x/.22)**2-((v-.1)/.55)**2)
@@ -235,17 +245,19 @@ def spine(p:Plate, # detector
 def _blade(p, k, joint, x, y):
     "Scapula: a thin plate with a thick border and a spine"
     m = np.array([joint-[k*1.6,.6],joint+[-k*2.,1.6],[x,y+14.5],[x-k*1.6,y+13.6],[x-k*3.6,y+5.4],[x-k*2,y+3.6]])
-    s = p.stroke([m], close=True); d = cv2.distanceTransform((s>.5).astype(np.uint8), cv2.DIST_L2, 5)/np.float32(p.cm)
+    s = p.stroke([m], close=True)
+    d = cv2.distanceTransform((s>.5).astype(np.uint8), cv2.DIST_L2, 5)/np.float32(p.cm)
     return s*.1+.28*(d>0)*np.exp(-d/.25)+.4*tube(p.near(np.stack([m[4]+[0,1.],joint-[k*.6,2.2]])), .5)
 
 def shoulders(p:Plate, # detector
-              a:AttrDict, # patient
-              e:AttrDict, # exposure
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
              )->np.ndarray: # attenuation beyond soft tissue, res×res
     "Clavicles, scapulae and upper arms"
     top,w,bone,t = -a.h/2,a.w*e.wide,np.zeros_like(p.x),np.linspace(0,1,30)[:,None]
     for k in (-1,1):
-        end = np.array([k*(w+1.2),top+a.shoulder-.9]); joint = end+[k*.6,2.2]
+        end = np.array([k*(w+1.2),top+a.shoulder-.9])
+        joint = end+[k*.6,2.2]
         bend = np.concatenate([0*t,.5*np.sin(2*t*np.pi)-np.sin(t*np.pi)],1)
         bone += 1.3*tube(p.near(np.array([k*1.6+.9*e.yaw,top+4.9])*(1-t)+end*t+bend), .6)
         c = capsule(p, joint, joint+20*np.array([k*np.sin(e.arm),np.cos(e.arm)]), 1.15, 1.15)/2
@@ -255,34 +267,37 @@ def shoulders(p:Plate, # detector
 
 # %% ../nbs/03_phantom.ipynb #1f2540d8
 def vessels(p:Plate, # detector
-            a:AttrDict, # patient
-            e:AttrDict, # exposure
-            side:int, # 1 or -1
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
+    side:int, # 1 or -1
            )->np.ndarray: # path through blood in cm, res×res
     "Arteries and veins that leave the hilum, fork and taper"
     rng,im = np.random.default_rng([a.tree,side+1]),np.zeros((p.res,p.res),np.float32)
     at = np.array([side*(a.hilum+.9),-a.h/2+a.h*e.breath*.5])
-    pos = at+rng.normal(0,.6,(13,2))*[.6,1.6]; ang = np.linspace(-1.65,1.75,13)+rng.normal(0,.1,13)
+    pos = at+rng.normal(0,.6,(13,2))*[.6,1.6]
+    ang = np.linspace(-1.65,1.75,13)+rng.normal(0,.1,13)
     r = rng.uniform(.22,.5,13)*a.vessels**.5
     for _ in range(22):
-        ang = ang+rng.normal(0,.17,len(ang)); new = pos+(.35+1.6*r[:,None])*np.stack([side*np.cos(ang),np.sin(ang)],1)*[1,1.12]
+        ang = ang+rng.normal(0,.17,len(ang))
+        new = pos+(.35+1.6*r[:,None])*np.stack([side*np.cos(ang),np.sin(ang)],1)*[1,1.12]
         q,o = p.px(np.stack([pos,new],1)),np.argsort(r)
         for i in o: cv2.line(im, q[i,0], q[i,1], float(2*r[i]*min(1,2*r[i]*p.cm)), max(1,round(2*r[i]*p.cm)), cv2.LINE_8, 4)
         fork = rng.random(len(r))<.4
         pos,r2 = np.concatenate([new,new[fork]]),r*np.where(fork,rng.uniform(.68,.9,len(r)),.955)
         turn = rng.uniform(.25,.65,len(r))*rng.choice([-1,1],len(r))
         ang,r = np.concatenate([ang+turn*fork*.5,(ang-turn)[fork]]),np.concatenate([r2,r2[fork]*rng.uniform(.6,1,fork.sum())])
-        keep = r>.035; pos,ang,r = pos[keep],ang[keep],r[keep]
+        keep = r>.035
+        pos,ang,r = pos[keep],ang[keep],r[keep]
         if not len(r): break
     hil = np.maximum(ellipsoid(p, at, (1.5,2.8), -.3*side),0)
     return cv2.GaussianBlur(im, (0,0), .05*p.cm)+.8*hil*(.6+.4*p.noise(rng,1.))
 
 # %% ../nbs/03_phantom.ipynb #c673d007
 def pocket(p:Plate, # detector
-           l:AttrDict, # the lung
-           kind:str, # one of `KINDS`
-           area:float, # pixels of the 1024² frame
-           rng:np.random.Generator, # source of chance
+    l:AttrDict, # the lung
+    kind:str, # one of `KINDS`
+    area:float, # pixels of the 1024² frame
+    rng:np.random.Generator, # source of chance
           )->np.ndarray: # 1024×1024 uint8 in {0,1}
     "Pleural air of a wanted area along the chest wall"
     cm,y = np.sqrt(area)*p.fov/1024,p.y-l.top
@@ -294,7 +309,8 @@ def pocket(p:Plate, # detector
     else:                 d,s = l.wall,.55+.45*np.cos(y/l.h*rng.uniform(1,3))
     score = np.where(l.field,np.log(np.maximum(d,.02)/(np.maximum(s,1e-6)*np.maximum(wav,.3))),1e3).astype(np.float32)
     score = cv2.resize(np.minimum(score,20), (1024,1024), interpolation=cv2.INTER_LINEAR)
-    k = int(min(area,.72*(score<12).sum())); cut = np.partition(score,k,axis=None)[k]
+    k = int(min(area,.72*(score<12).sum()))
+    cut = np.partition(score,k,axis=None)[k]
     n,lab,stat,_ = cv2.connectedComponentsWithStats((score<cut).astype(np.uint8), connectivity=4)
     return (lab==1+stat[1:,4].argmax()).astype(np.uint8) if n>1 else np.zeros((1024,1024),np.uint8)
 
@@ -306,11 +322,11 @@ def _line(p, m, field):
     return 4*b*(1-b)*cv2.GaussianBlur(inner.astype(np.float32), (0,0), .1*p.cm)
 
 def lungs_attenuation(p:Plate, # detector
-                      a:AttrDict, # patient
-                      e:AttrDict, # exposure
-                      l:AttrDict, # the lung
-                      m:np.ndarray, # pleural air, res×res in [0,1]
-                      rng:np.random.Generator, # source of chance
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
+    l:AttrDict, # the lung
+    m:np.ndarray, # pleural air, res×res in [0,1]
+    rng:np.random.Generator, # source of chance
                      )->np.ndarray: # attenuation, res×res
     "Lung tissue, vessels and haze, with pleural air and its visceral line"
     gone = float(m[l.field].mean()) if l.field.any() else 0.
@@ -324,15 +340,17 @@ def lungs_attenuation(p:Plate, # detector
 # %% ../nbs/03_phantom.ipynb #dc6c3041
 def _curve(rng, pts, wob=.6):
     "A smooth curve through a few points, each moved by chance"
-    pts = np.asarray(pts,float)+rng.normal(0,wob,(len(pts),2)); t = np.linspace(0,len(pts)-1,60)
-    i = np.clip(t.astype(int),0,len(pts)-2); f = _step(t-i)[:,None]
+    pts = np.asarray(pts,float)+rng.normal(0,wob,(len(pts),2))
+    t = np.linspace(0,len(pts)-1,60)
+    i = np.clip(t.astype(int),0,len(pts)-2)
+    f = _step(t-i)[:,None]
     c = pts[i]*(1-f)+pts[i+1]*f
     k = np.ones(13)/13
     return np.stack([np.convolve(np.pad(c[:,j],6,mode='edge'),k,'valid') for j in (0,1)],1)
 
 def folds(p:Plate, # detector
-          a:AttrDict, # patient
-          rng:np.random.Generator, # source of chance
+    a:AttrDict, # patient
+    rng:np.random.Generator, # source of chance
          )->np.ndarray: # attenuation, res×res
     "Skin fold or clothing: an edge that runs on past the lung"
     side,top = rng.choice([-1,1]),-a.h/2
@@ -354,6 +372,7 @@ def _lead(p, a, rng, s):
     r = np.hypot(p.x-float(end[0]),p.y-float(end[1]))
     return .45*_wire(d,.11)+.5*(np.abs(r-.5)<.13)+.25*(r<.4)
 
+# %% ../nbs/03_phantom.ipynb #ba121c8e
 def _chest(p, a, rng, s):
     "Chest drain with its opaque stripe, also where no air is left"
     top,w = -a.h/2,a.w
@@ -365,12 +384,13 @@ def _trachea(p, a, rng, s):
     d = p.near(_curve(rng,[[0,-a.h/2-9],[.2,-a.h/2-3],[.1,-a.h/2+5.5]],.2))
     return .1*_hose(d,.5,.1)+.2*_wire(d,.07)
 
+# %% ../nbs/03_phantom.ipynb #da26ee7f
 DEVICES = dict(lead=_lead, chest=_chest, vein=_vein, trachea=_trachea)
 
 def devices(p:Plate, # detector
-            a:AttrDict, # patient
-            rng:np.random.Generator, # source of chance
-            n:int=2, # how many
+    a:AttrDict, # patient
+    rng:np.random.Generator, # source of chance
+    n:int=2, # how many
            )->np.ndarray: # attenuation, res×res
     "Tubes, lines and ECG leads"
     out = np.zeros_like(p.x)
@@ -379,27 +399,27 @@ def devices(p:Plate, # detector
 
 # %% ../nbs/03_phantom.ipynb #1c4669b7
 def gas(p:Plate, # detector
-        a:AttrDict, # patient
-        e:AttrDict, # exposure
-        rng:np.random.Generator, # source of chance
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
+    rng:np.random.Generator, # source of chance
        )->np.ndarray: # path through air in cm, res×res
     "Air that is no pneumothorax: windpipe, main bronchi, stomach, bowel"
     top,base = -a.h/2,-a.h/2+a.h*e.breath*.93
-    x0 = .3*e.yaw; fork = (x0+.2,top+a.h*.36)
+    x0 = .3*e.yaw
+    fork = (x0+.2,top+a.h*.36)
     out = .85*np.maximum.reduce([capsule(p,(x0*.5,top-9),fork,.8,.85), capsule(p,fork,(fork[0]-3,fork[1]+3),.65,.4),
         capsule(p,fork,(fork[0]+4,fork[1]+2.8),.6,.35)])
     u,bubble = rng.uniform,lambda at,axes,turn=0.: _sqrt(ellipsoid(p,at,axes,turn))
-    if rng.random()<.65:
-        out = out+u(2,6)*bubble((u(4.5,8.5),base+u(1.5,3.5)),(u(1,3.6),u(.8,2)),rng.normal(0,.3))*(p.y>base-1)
+    if rng.random()<.65: out = out+u(2,6)*bubble((u(4.5,8.5),base+u(1.5,3.5)),(u(1,3.6),u(.8,2)),rng.normal(0,.3))*(p.y>base-1)
     for _ in range(rng.integers(0,5)): out = out+u(1,4)*bubble((u(5,11),base+u(3,9)),(u(.8,2),u(.8,2)))
     return out
 
 # %% ../nbs/03_phantom.ipynb #59954b85
 def expose(att:np.ndarray, # res×res float32, −log of the share of the beam that passes
-           p:Plate, # detector
-           e:AttrDict, # exposure
-           size:int, # pixels wanted along one side
-           rng:np.random.Generator, # source of chance
+    p:Plate, # detector
+    e:AttrDict, # exposure
+    size:int, # pixels wanted along one side
+    rng:np.random.Generator, # source of chance
           )->np.ndarray: # size×size float32: log exposure, inverted (0 where nothing lay in the beam)
     "Beam, scatter, detector blur, quantum noise, logarithm"
     beam = np.exp(-att)*np.exp(e.heel*p.y/20)
@@ -412,11 +432,12 @@ def expose(att:np.ndarray, # res×res float32, −log of the share of the beam t
 
 # %% ../nbs/03_phantom.ipynb #6785bd4c
 def display(x:np.ndarray, # size×size float32, log exposure
-            e:AttrDict, # exposure
-            fov:float, # cm along one side
+    e:AttrDict, # exposure
+    fov:float, # cm along one side
            )->np.ndarray: # size×size float32 in [0,1]
     "The maker's picture: detail raised, range fitted, curve applied"
-    s = len(x); x = np.maximum(x,0)
+    s = len(x)
+    x = np.maximum(x,0)
     wide = cv2.GaussianBlur(cv2.resize(x,(64,64),interpolation=cv2.INTER_AREA), (0,0), 5/fov*64)
     wide = cv2.resize(wide,(s,s),interpolation=cv2.INTER_CUBIC)
     on = _step((x-e.lo)/.8)
@@ -427,11 +448,12 @@ def display(x:np.ndarray, # size×size float32, log exposure
     return (.02+.9*v).astype(np.float32)
 
 def finish(x:np.ndarray, # size×size float32 in [0,1]
-           e:AttrDict, # exposure
-           rng:np.random.Generator, # source of chance
+    e:AttrDict, # exposure
+    rng:np.random.Generator, # source of chance
           )->np.ndarray: # the same, with marker and collimation
     "Side marker, text and shutter borders"
-    s,x = len(x),x.copy(); f = s/256
+    s,x = len(x),x.copy()
+    f = s/256
     if e.text:
         ink,left,u,font = np.zeros((s,s),np.uint8),rng.random()<.8,rng.uniform,cv2.FONT_HERSHEY_SIMPLEX
         put = lambda what,px,py,big,v: cv2.putText(ink, what, (int(s*px),int(s*py)), font, big*f, v, max(1,round(3*big*f)), cv2.LINE_AA)
@@ -447,16 +469,18 @@ def finish(x:np.ndarray, # size×size float32 in [0,1]
 
 # %% ../nbs/03_phantom.ipynb #f8ef03ae
 def attenuation(p:Plate, # detector
-                a:AttrDict, # patient
-                e:AttrDict, # exposure
-                ls:list, # both lungs
-                masks:list, # 1024×1024 uint8
-                rng:np.random.Generator, # source of chance
+    a:AttrDict, # patient
+    e:AttrDict, # exposure
+    ls:list, # both lungs
+    masks:list, # 1024×1024 uint8
+    rng:np.random.Generator, # source of chance
                )->np.ndarray: # res×res float32
     "Everything that lies in the beam, added up"
     m = np.zeros((p.res,p.res),np.float32)
     for k in masks: m = np.maximum(m,cv2.resize(k*np.float32(1), (p.res,p.res), interpolation=cv2.INTER_AREA))
-    thick = body(p,a,e); skin = np.minimum(thick/3,1); air = sum(l.path for l in ls)
+    thick = body(p,a,e)
+    skin = np.minimum(thick/3,1)
+    air = sum(l.path for l in ls)
     soft = np.maximum(thick-air,np.minimum(thick,1.3*a.wall))-gas(p,a,e,rng)*skin
     att = .165*np.maximum(soft+skin*(.12*p.noise(rng,.8)+.2*p.noise(rng,2)+.3*p.noise(rng,5)),0)
     for l in ls: att = att+lungs_attenuation(p,a,e,l,m,rng)*np.minimum(skin,1)
@@ -485,30 +509,35 @@ def _pockets(p, ls, kind, area, n_masks, rng):
     if kind=='none': return [],[]
     if area is None: area = _areas(rng,1)[0]
     if n_masks is None: n_masks = 1+int(rng.choice(3,p=[.78,.17,.05])) if area>2500 else 1
-    share = np.array([1.,.35,.2][:n_masks]); share /= share.sum()
+    share = np.array([1.,.35,.2][:n_masks])
+    share /= share.sum()
     masks,kinds,taken,l = [],[],np.zeros((1024,1024),np.uint8),ls[rng.integers(2)]
     for i,s in enumerate(share):
         k = _kind(kind if i==0 else 'auto', s*area, rng)
         if i and rng.random()<.25: l = ls[l is ls[0]]
         m = pocket(p, l, k, s*area, rng)
         if not m.any() or (m&taken).any(): continue
-        masks.append(m); kinds.append(k); taken |= cv2.dilate(m,np.ones((25,25),np.uint8))
+        masks.append(m)
+        kinds.append(k)
+        taken |= cv2.dilate(m,np.ones((25,25),np.uint8))
     return masks,kinds
 
 # %% ../nbs/03_phantom.ipynb #3ea272ea
 def phantom(seed:int=0, # seed of this exposure
-            size:int=256, # pixels along one side
-            kind:str='auto', # 'none', 'auto' or one of `KINDS`
-            patient:int=None, # seed of the anatomy, if other than `seed`
-            area:float=None, # pixels of the 1024² frame, drawn by chance if None
-            n_masks:int=None, # pockets of air, drawn by chance if None
+    size:int=256, # pixels along one side
+    kind:str='auto', # 'none', 'auto' or one of `KINDS`
+    patient:int=None, # seed of the anatomy, if other than `seed`
+    area:float=None, # pixels of the 1024² frame, drawn by chance if None
+    n_masks:int=None, # pockets of air, drawn by chance if None
            )->tuple: # size×size float32 in [0,1]; list of 1024×1024 uint8 masks; AttrDict that describes both
     "One synthetic chest radiograph with its pneumothoraces"
     check_args(size=size, kind=kind)
     rng = np.random.default_rng([7,*np.atleast_1d(seed)])
-    a = anatomy(np.random.default_rng([11,*np.atleast_1d(seed if patient is None else patient)])); e = pose(rng)
+    a = anatomy(np.random.default_rng([11,*np.atleast_1d(seed if patient is None else patient)]))
+    e = pose(rng)
     p = Plate(max(512,size), e.fov, e.tilt, e.dx, e.dy)
-    cover = heart(p,a,e); ls = [lung(p,a,e,s,cover) for s in (-1,1)]
+    cover = heart(p,a,e)
+    ls = [lung(p,a,e,s,cover) for s in (-1,1)]
     masks,kinds = _pockets(p, ls, kind, area, n_masks, rng)
     x = finish(display(expose(attenuation(p,a,e,ls,masks,rng),p,e,size,rng),e,p.fov),e,rng)
     return x,masks,AttrDict(kinds=kinds, areas=[int(m.sum()) for m in masks], view=e.view, sex=a.sex, age=a.age, spacing=p.fov*10/size)
@@ -519,20 +548,22 @@ FORMS = [(8,2,True),(8,2,True),(12,2,False),(16,2,False),(10,1,False),(8,2,False
 def _uid(level,*nums): return '.'.join(map(str,('1.2.826.0.1.3680043.8.498',level,*nums)))
 
 def plan_phantoms(n:int=64, # images of the training part
-                  size:int=256, # pixels along one side
-                  seed:int=0, # seed of the whole set
-                  n_test:int=None, # images of the test part; a quarter of `n`, at least 4, if None
-                  positive:float=.22, # share with a pneumothorax, in either part
+    size:int=256, # pixels along one side
+    seed:int=0, # seed of the whole set
+    n_test:int=None, # images of the test part; a quarter of `n`, at least 4, if None
+    positive:float=.22, # share with a pneumothorax, in either part
                  )->list: # one dict per image
     "Who is on which image, with how much pleural air, stored how"
     n_test = max(4,n//4) if n_test is None else n_test
     check_args(n,size,n_test)
     rows,patient = [],0
     for part,k in (('train',n),('test',n_test)):
-        rng = np.random.default_rng([seed,len(part)]); n_pos = int(positive*k+.5)
+        rng = np.random.default_rng([seed,len(part)])
+        n_pos = int(positive*k+.5)
         groups = np.repeat(np.arange(k),rng.choice([1,2,3,4],k,p=[.62,.24,.09,.05]))[:k]+patient
         patient = int(groups.max(initial=patient))+1
-        areas = rng.permutation(np.concatenate([_areas(rng,n_pos),np.zeros(k-n_pos)])); forms = rng.permutation(k)%len(FORMS)
+        areas = rng.permutation(np.concatenate([_areas(rng,n_pos),np.zeros(k-n_pos)]))
+        forms = rng.permutation(k)%len(FORMS)
         for i in range(k):
             j = len(rows)
             rows.append(dict(part=part, seed=[seed,j], patient=int(groups[i]), area=float(areas[i]), form=FORMS[forms[i]],
@@ -541,16 +572,17 @@ def plan_phantoms(n:int=64, # images of the training part
 
 # %% ../nbs/03_phantom.ipynb #3492568c
 def write_dicom(path:Path, # file to write
-                x:np.ndarray, # H×W float in [0,1], 0 is black
-                info:dict, # `sex`, `age`, `view`, `spacing` in mm, `patient`
-                uids:list, # study, series and instance UID
-                bits:int=8, # bits stored
-                mono:int=2, # 1: white is 0; 2: black is 0
-                jpeg:bool=False, # JPEG Baseline instead of plain pixels?
+    x:np.ndarray, # H×W float in [0,1], 0 is black
+    info:dict, # `sex`, `age`, `view`, `spacing` in mm, `patient`
+    uids:list, # study, series and instance UID
+    bits:int=8, # bits stored
+    mono:int=2, # 1: white is 0; 2: black is 0
+    jpeg:bool=False, # JPEG Baseline instead of plain pixels?
                )->Path: # the file
     "Store a radiograph with tags like the competition's"
     if jpeg and bits!=8: raise PhantomError(f'bits={bits} with jpeg=True: JPEG Baseline holds 8 bits, choose jpeg=False')
-    top = 2**bits-1; v = np.round(np.clip(x,0,1)*top).astype(np.uint8 if bits==8 else np.uint16)
+    top = 2**bits-1
+    v = np.round(np.clip(x,0,1)*top).astype(np.uint8 if bits==8 else np.uint16)
     if mono==1: v = top-v
     d,m = Dataset(),FileMetaDataset()
     m.MediaStorageSOPClassUID = d.SOPClassUID = '1.2.840.10008.5.1.4.1.1.7'
@@ -560,7 +592,8 @@ def write_dicom(path:Path, # file to write
     d.SpecificCharacterSet,d.Modality,d.ConversionType = 'ISO_IR 100','CR','WSD'
     d.StudyDate,d.StudyTime,d.AccessionNumber = '19010101','000000.00',''
     d.StudyDescription,d.SeriesDescription,d.ReferringPhysicianName = 'synthetic chest radiograph',f'view: {info["view"]}',''
-    d.PatientName = d.PatientID = info['patient']; d.PatientBirthDate,d.PatientSex = '',info['sex']
+    d.PatientName = d.PatientID = info['patient']
+    d.PatientBirthDate,d.PatientSex = '',info['sex']
     age = str(info['age']) if jpeg else f'{info["age"]:03d}Y'
     d.add(DataElement('PatientAge', 'AS', age, validation_mode=IGNORE)) # a bare number is against the standard, and what the originals hold
     d.BodyPartExamined,d.ViewPosition,d.StudyInstanceUID,d.SeriesInstanceUID = 'CHEST',info['view'],uids[0],uids[1]
@@ -569,11 +602,13 @@ def write_dicom(path:Path, # file to write
     d.PixelSpacing = [round(info['spacing'],4)]*2
     d.BitsAllocated,d.BitsStored,d.HighBit,d.PixelRepresentation = v.itemsize*8,bits,bits-1,0
     if jpeg:
-        f = BytesIO(); Image.fromarray(v).save(f, 'JPEG', quality=92)
+        f = BytesIO()
+        Image.fromarray(v).save(f, 'JPEG', quality=92)
         d.LossyImageCompression,d.LossyImageCompressionMethod,d.PixelData = '01','ISO_10918_1',encapsulate([f.getvalue()])
     else: d.PixelData = v.astype(f'<u{v.itemsize}').tobytes().ljust((v.nbytes+1)//2*2,b'\0')
     d['PixelData'].VR = 'OB' if jpeg or bits==8 else 'OW'
-    d.file_meta = m; path.parent.mkdir(parents=True, exist_ok=True)
+    d.file_meta = m
+    path.parent.mkdir(parents=True, exist_ok=True)
     d.save_as(path, enforce_file_format=True)
     return path
 
@@ -601,22 +636,25 @@ def _reusable(out, want, rows):
 
 # %% ../nbs/03_phantom.ipynb #dd64b637
 def make_phantoms(out:str, # folder to write
-                  n:int=64, # images of the training part
-                  size:int=256, # pixels along one side
-                  seed:int=0, # seed of the whole set
-                  n_test:int=None, # images of the test part; a quarter of `n`, at least 4, if None
-                  positive:float=.22, # share with a pneumothorax, in either part
-                  progress:bool=True, # show a bar?
+    n:int=64, # images of the training part
+    size:int=256, # pixels along one side
+    seed:int=0, # seed of the whole set
+    n_test:int=None, # images of the test part; a quarter of `n`, at least 4, if None
+    positive:float=.22, # share with a pneumothorax, in either part
+    progress:bool=True, # show a bar?
                  )->Path: # the folder
     "Write phantoms as the competition laid out its radiographs"
     out,rows = Path(out),plan_phantoms(n,size,seed,n_test,positive)
     want = dict(version=1, n=n, size=size, seed=seed, n_test=len(rows)-n, positive=positive)
     if _reusable(out,want,rows): return out
-    out.mkdir(parents=True, exist_ok=True); note = out/'phantom.json'; note.write_text(json.dumps({**want,'done':False}))
+    out.mkdir(parents=True, exist_ok=True)
+    note = out/'phantom.json'
+    note.write_text(json.dumps({**want,'done':False}))
     labels,meta = dict(train=[],test=[]),[]
     for r in (progress_bar(rows,leave=False) if progress else rows):
         x,masks,info = phantom(r['seed'], size, 'auto' if r['area'] else 'none', [seed,r['patient']], r['area'] or None)
-        name,who = r['uids'][2],f'PTX-{seed}-{r["patient"]:05d}'; bits,mono,jpeg = r['form']
+        name,who = r['uids'][2],f'PTX-{seed}-{r["patient"]:05d}'
+        bits,mono,jpeg = r['form']
         write_dicom(_file(out,r), x, {**info,'patient':who}, r['uids'], bits, mono, jpeg)
         labels[r['part']] += [(name,' '+c) for c in [rle_encode(m) for m in masks] or ['-1']]
         meta.append((name,who,info.age,info.sex,info.view))

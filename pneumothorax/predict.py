@@ -34,9 +34,9 @@ def from_bytes(
 class XrayFiles(Dataset):
     "Radiographs at the model's size, normalised; a broken one comes as its error"
     def __init__(self,
-                 files:list, # paths
-                 size:int, # pixels along one side
-                 stats:tuple, # mean and deviation of the training images
+        files:list, # paths
+        size:int, # pixels along one side
+        stats:tuple, # mean and deviation of the training images
                 ):
         self.files,self.size,self.stats = list(files),size,stats
     def __len__(self): return len(self.files)
@@ -61,7 +61,8 @@ def list_images(
         p = Path(images)
         if p.is_file(): return {p.stem:p}
         if not p.is_dir(): raise PtxError(f'{p}: no such file or folder; give the radiographs to predict')
-        found,spare = find_images(p); notice('files passed over, their identifier is taken by another file', spare)
+        found,spare = find_images(p)
+        notice('files passed over, their identifier is taken by another file', spare)
         if not found: raise PtxError(f'{p}: no radiographs below this folder; check the path')
         return found
     found = {Path(f).stem:Path(f) for f in images}
@@ -78,6 +79,7 @@ def _out_folder(out):
     out.mkdir(parents=True, exist_ok=True)
     return out
 
+# %% ../nbs/31_predict.ipynb #0f3f6239
 def predict_maps(
     run:str, # run folder
     images:str, # a folder, a file, or a list of files
@@ -88,14 +90,18 @@ def predict_maps(
     progress:bool=True, # show a bar?
 )->Path: # the folder: maps.npy, index.csv, failed.csv, predict.json
     "Predict radiographs with the model of a run; raises `PtxError`"
-    model,r = load_run(run, device); found = list_images(images); out = _out_folder(out)
+    model,r = load_run(run, device)
+    found = list_images(images)
+    out = _out_folder(out)
     size,ids,paths = r['data']['size'],list(found),list(found.values())
     maps = np.lib.format.open_memmap(out/'maps.npy', 'w+', np.uint8, (len(ids),size,size))
-    dl = DataLoader(XrayFiles(paths,size,r['data']['stats']), bs, num_workers=workers, collate_fn=collate); done,failed = [],[]
+    dl = DataLoader(XrayFiles(paths,size,r['data']['stats']), bs, num_workers=workers, collate_fn=collate)
+    done,failed = [],[]
     with torch.inference_mode():
         for idx,xb,bad in (progress_bar(dl,leave=False) if progress else dl):
             if idx: maps[idx] = to_bytes(model(xb.to(device)).sigmoid()[:,0])
-            done += idx; failed += bad
+            done += idx
+            failed += bad
     maps.flush()
     top = [int(maps[i].max())/255 for i in done]
     pd.DataFrame(dict(ImageId=[ids[i] for i in done], path=[str(paths[i]) for i in done], row=done, max_prob=np.round(top,4))).to_csv(out/'index.csv', index=False)

@@ -7,8 +7,7 @@ __all__ = ['PtxError', 'LabelError', 'rle_runs', 'rle_area', 'rle_decode', 'mask
            'runs_overlap']
 
 # %% ../nbs/00_rle.ipynb #999758a9
-import re
-import numpy as np
+import re, numpy as np
 
 # %% ../nbs/00_rle.ipynb #94e5ca9d
 class PtxError(ValueError): "Something about the data or the arguments that the user can put right"
@@ -19,7 +18,8 @@ _whole = re.compile(r'\d{1,15}(?:\s+\d{1,15})*', re.ASCII)   # one match for the
 
 def _refuse(rle, what):
     "Raise a `LabelError` that shows where `rle` goes wrong"
-    s = str(rle); s = s if len(s)<60 else s[:57]+'…'
+    s = str(rle)
+    s = s if len(s)<60 else s[:57]+'…'
     raise LabelError(f"run-length {s!r}: {what}; expected 'start length' pairs of whole numbers, or -1 for an empty mask")
 
 def rle_runs(
@@ -30,13 +30,15 @@ def rle_runs(
     "Parse and check a run-length; raises `LabelError` where it cannot be a mask"
     none = np.empty(0, np.int64)
     if rle is None or (isinstance(rle,float) and np.isnan(rle)): return none,none
-    s = str(rle).strip(); toks = s.split()
+    s = str(rle).strip()
+    toks = s.split()
     if s in ('','-1','-1.0'): return none,none
     if not _whole.fullmatch(s):
         bad = next(t for t in toks if not _whole.fullmatch(t))
         _refuse(rle, f'{bad!r} is negative' if re.fullmatch(r'-\d+',bad) else f'{bad!r} is not a whole number')
     if len(toks)%2: _refuse(rle, f'an odd count of {len(toks)} values')
-    v = np.array(list(map(int,toks)), np.int64); starts,lengths = v[::2],v[1::2]
+    v = np.array(list(map(int,toks)), np.int64)
+    starts,lengths = v[::2],v[1::2]
     if relative: starts = np.cumsum(starts)+np.cumsum(lengths)-lengths
     else:
         if starts.min()<1: _refuse(rle, 'a start of 0 in the absolute form, which counts from 1 (is this the relative form?)')
@@ -57,8 +59,10 @@ def rle_area(
 def _union(starts, lengths):
     "Sorted runs that neither overlap nor touch, covering what the given ones cover"
     if len(starts)<2: return starts[lengths>0],lengths[lengths>0]
-    o = np.argsort(starts, kind='stable'); s,e = starts[o],np.maximum.accumulate((starts+lengths)[o])
-    first = np.r_[True, s[1:]>e[:-1]]; last = np.r_[first[1:], True]
+    o = np.argsort(starts, kind='stable')
+    s,e = starts[o],np.maximum.accumulate((starts+lengths)[o])
+    first = np.r_[True, s[1:]>e[:-1]]
+    last = np.r_[first[1:], True]
     s,e = s[first],e[last]
     return s[e>s],(e-s)[e>s]
 

@@ -10,7 +10,7 @@ __all__ = ['KAGGLE', 'PtxNotice', 'few', 'notice', 'read_table', 'read_labels', 
 import csv, gzip, os, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np, pandas as pd
+import pandas as pd
 from fastcore.xtras import globtastic
 from fastprogress import progress_bar
 from .rle import PtxError, LabelError, rles_runs
@@ -67,7 +67,8 @@ def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels over 1024×1024, maybe gzipped
 )->pd.DataFrame: # ImageId, rles (list of str), n_masks, area (pixels of the 1024² frame), has_ptx; one row per image, in the file's order
     "One row per image; raises `LabelError` that lists every faulty line"
-    t = read_table(path); bad = _faults(t)
+    t = read_table(path)
+    bad = _faults(t)
     if bad: raise LabelError(f'{path}: {len(bad)} faulty line{"s"*(len(bad)>1)}; correct the file. '+'; '.join(bad[:8])+(f'; and {len(bad)-8} more' if len(bad)>8 else ''))
     t['rles'] = [[] if r.lower() in _EMPTY else [r] for r in t.EncodedPixels]
     df = t.groupby('ImageId', sort=False).rles.sum().reset_index()
@@ -95,7 +96,8 @@ def find_images(
     root:str, # folder
 )->tuple: # dict identifier → path, and the list of files passed over because their identifier was taken
     "Radiographs below a folder, at any depth"
-    root = Path(root); names,found,spare = _names(root),{},[]
+    root = Path(root)
+    names,found,spare = _names(root),{},[]
     files = [f for f in _files(root, XRAY_EXTS) if not any('mask' in p.lower() for p in f.relative_to(root).parts[:-1])]
     for f in sorted(files, key=lambda f: (f.suffix.lower() not in ('.dcm','.dicom'), f)):
         i = names.get(f.stem, f.stem)
@@ -120,7 +122,7 @@ def find_labels(
     "The label file below a folder; raises `LabelError` if there are several"
     root,known = Path(root),lambda f: next((i for i,k in enumerate(_RANK) if k in f.name),len(_RANK))
     fs = [f for f in _files(root, {'.csv','.csv.gz'})
-          if not any(k in p.lower() for p in f.relative_to(root).parts for k in _NOT_LABELS) and _has_rles(f)]
+        if not any(k in p.lower() for p in f.relative_to(root).parts for k in _NOT_LABELS) and _has_rles(f)]
     best = [f for f in fs if known(f)==min(map(known,fs))]
     if len({f.name for f in best})>1: raise LabelError(f'{root}: several label files ({few(best)}); say which one with labels=')
     return best[0] if best else None
@@ -155,12 +157,14 @@ def _is_test(rel):
     "Does a path below the root lie in a folder of test images?"
     return any('test' in p.lower() or p.lower()=='stage_2_images' for p in rel.parts[:-1])
 
+# %% ../nbs/02_siim.ipynb #29128eb4
 def find_siim(
     path:str=None, # a folder; if None, the variable PTX_DATA, then /kaggle/input
     labels:str=None, # label file; found by its header if None
 )->SiimFiles: # images, labels and metadata
     "Find radiographs and labels in any layout in use; raises `PtxError` where there are none"
-    root = siim_root(path); images,spare = find_images(root)
+    root = siim_root(path)
+    images,spare = find_images(root)
     if not images: raise PtxError(f'{root}: no radiographs ({", ".join(sorted(XRAY_EXTS))}) below this folder; check the path')
     notice('files passed over, their identifier is taken by another file', spare)
     meta = next((f for f in _files(root, {'.csv'}) if f.name=='metadata.csv'), None)
@@ -185,7 +189,9 @@ def find_patients(
     todo = [i for i in out.index[out.patient_id.isna()] if files.images[i].suffix.lower() in ('.dcm','.dicom')]
     for i in (progress_bar(todo,leave=False) if progress else todo):
         try: m = xray_meta(files.images[i])
-        except PtxError as e: warnings.warn(f'header not read: {e}', PtxNotice, stacklevel=2); continue
+        except PtxError as e:
+            warnings.warn(f'header not read: {e}', PtxNotice, stacklevel=2)
+            continue
         out.loc[i,_META] = [m[c] if pd.isna(out.loc[i,c]) else out.loc[i,c] for c in _META]
     return out.where(out.notna(), None)
 
@@ -206,9 +212,11 @@ def siim_train(
     "One row per labelled radiograph; raises `PtxError` where there are none"
     files = path if isinstance(path,SiimFiles) else find_siim(path, labels)
     if files.labels is None: raise LabelError(f'{files.root}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it with labels=')
-    df = read_labels(files.labels); alone,lost = unmatched(files, df)
+    df = read_labels(files.labels)
+    alone,lost = unmatched(files, df)
     df = df[df.ImageId.isin(files.images)].reset_index(drop=True)
     if not len(df): raise LabelError(f'{files.labels}: none of its {len(lost):,} images is below {files.root}; are labels and radiographs of the same set?')
-    notice('radiographs without a label, left out', alone); notice('labels without a radiograph, left out', lost)
+    notice('radiographs without a label, left out', alone)
+    notice('labels without a radiograph, left out', lost)
     df.insert(1, 'path', [files.images[i] for i in df.ImageId])
     return df.join(find_patients(files, df.ImageId.tolist()), on='ImageId') if patients else df

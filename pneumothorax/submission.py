@@ -24,14 +24,17 @@ def write_submission(
 )->pd.DataFrame: # ImageId, EncodedPixels, as written
     "Turn predictions into a submission; raises `PtxError`"
     from pneumothorax.predict import open_maps   # scoring alone should not wait for torch
-    index,maps,failed = open_maps(pred); out = Path(out)
+    index,maps,failed = open_maps(pred)
+    out = Path(out)
     if out.is_dir(): raise PtxError(f'{out}: a folder; give the name of the CSV to write')
     rows = index.row.tolist()
     rles = [rle_encode(prob_to_mask(maps[i], thresh, min_area)) for i in (progress_bar(rows,leave=False) if progress else rows)]
     notice('unreadable radiographs are submitted as empty', failed.ImageId.tolist())
     df = pd.DataFrame(dict(ImageId=[*index.ImageId,*failed.ImageId], EncodedPixels=[*rles,*['-1']*len(failed)]))
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name+'.part'); df.to_csv(part, index=False); part.replace(out)
+    part = out.with_name(out.name+'.part')
+    df.to_csv(part, index=False)
+    part.replace(out)
     return df
 
 # %% ../nbs/34_submission.ipynb #9d9cfd6e
@@ -46,7 +49,7 @@ def score_images(
     notice('images of the submission have no label and are not scored', sorted(set(p.ImageId)-set(df.ImageId)))
     runs = [(rles_runs(a),rles_runs(b)) for a,b in zip(df.rles_pred,df.rles_true)]
     out = pd.DataFrame(dict(ImageId=df.ImageId, area_true=[int(b[1].sum()) for _,b in runs], area_pred=[int(a[1].sum()) for a,_ in runs],
-                            overlap=[runs_overlap(a,b) for a,b in runs]))
+        overlap=[runs_overlap(a,b) for a,b in runs]))
     total = out.area_true+out.area_pred
     out['dice'] = np.where(total==0, 1., 2*out.overlap/total.clip(lower=1))
     return out
@@ -57,7 +60,8 @@ def score_submission(
     labels:str, # label file, CSV
 )->dict: # dice, dice_pos, dice_neg (None where there is no such image), n, n_pos
     "The competition's score of a submission; raises `LabelError`"
-    s = score_images(sub, labels); pos = s.area_true>0
+    s = score_images(sub, labels)
+    pos = s.area_true>0
     mean = lambda x: float(x.mean()) if len(x) else None
     return dict(dice=mean(s.dice), dice_pos=mean(s.dice[pos]), dice_neg=mean(s.dice[~pos]), n=len(s), n_pos=int(pos.sum()))
 
@@ -76,17 +80,20 @@ def submission_figure(
 )->Path: # the PNG
     "Radiographs with predicted, and maybe true, outlines: half of them the worst ones"
     from matplotlib.figure import Figure
-    p = read_labels(sub).set_index('ImageId'); t = read_labels(labels).set_index('ImageId') if labels else None
+    p = read_labels(sub).set_index('ImageId')
+    t = read_labels(labels).set_index('ImageId') if labels else None
     df = score_images(sub, labels) if labels else pd.DataFrame(dict(ImageId=p.index,area_pred=p.area.values,area_true=0,dice=-p.area.values/FRAME**2))
     df = df[df.ImageId.isin(images)]
     if not len(df): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
-    rows = list(_pick(df,n).itertuples()) or list(df.head(n).itertuples()); high,wide = -(-len(rows)//4),min(4,len(rows))
-    fig = Figure(figsize=(2.4*wide,2.5*high), dpi=100, layout='constrained'); axs = fig.subplots(high, wide, squeeze=False).flat
+    rows = list(_pick(df,n).itertuples()) or list(df.head(n).itertuples())
+    high,wide = -(-len(rows)//4),min(4,len(rows))
+    fig = Figure(figsize=(2.4*wide,2.5*high), dpi=100, layout='constrained')
+    axs = fig.subplots(high, wide, squeeze=False).flat
     for ax in axs: ax.axis('off')
     for ax,r in zip(axs,rows):
         x = shrink_to(read_xray(images[r.ImageId]), 320)
         show_xray(x, None if t is None else rles_to_mask(t.rles[r.ImageId]), rles_to_mask(p.rles[r.ImageId]), ax=ax,
-                  title=f'Dice {r.dice:.2f}' if labels else f'{r.area_pred:,} px')
+            title=f'Dice {r.dice:.2f}' if labels else f'{r.area_pred:,} px')
     fig.savefig(out)
     return Path(out)
 
