@@ -1,6 +1,7 @@
 "Reads everything from `settings.ini`, the only place of package metadata"
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import find_packages, setup
 
 cfg = ConfigParser(delimiters=['='], interpolation=None)

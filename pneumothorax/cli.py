@@ -115,7 +115,7 @@ def ptx_score(
             f'  on positives  {show(s["dice_pos"])}   {s["n_pos"]} images\n  on negatives  {show(s["dice_neg"])}   {s["n"]-s["n_pos"]} images')
 
 # %% ../nbs/41_cli.ipynb #02853466
-DEMO = dict(n=200, positive=.4, n_test=40, epochs=12, lr=2e-3)
+DEMO = dict(n=240, positive=.5, n_test=40, epochs=12, lr=2e-3)
 
 def demo(
     out:str, # folder

@@ -59,6 +59,7 @@ def xray_learner(
         torch.manual_seed(seed)
         model = HyperUnet(arch, pretrained=bool(pretrained) and not weights)
     if weights: load_weights(model, weights)
+    model.to(memory_format=torch.channels_last)
     learn = Learner(dls, model, loss_func=loss_func or BCEDiceLoss(), metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics,
         opt_func=opt_func, lr=lr, splitter=unet_split, path=path, **kwargs)
     learn.xray = dict(arch=arch, weights=Path(weights).name if weights else ('timm' if pretrained else None))
@@ -177,7 +178,7 @@ def load_run(
     model = HyperUnet(r['model']['arch'])
     try: model.load_state_dict(load_file(f))
     except Exception as e: raise RunError(f'{f}: the weights do not fit ({type(e).__name__}: {str(e).splitlines()[0]}); train again') from None
-    return model.to(device).eval(),r
+    return model.to(device, memory_format=torch.channels_last).eval(),r
 
 # %% ../nbs/24_learner.ipynb #dd509d54
 def _fresh(out):

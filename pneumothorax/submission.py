@@ -88,7 +88,7 @@ def submission_figure(
     rows = list(_pick(df,n).itertuples()) or list(df.head(n).itertuples())
     high,wide = -(-len(rows)//4),min(4,len(rows))
     fig = Figure(figsize=(2.4*wide,2.5*high), dpi=100, layout='constrained')
-    axs = fig.subplots(high, wide, squeeze=False).flat
+    axs = list(fig.subplots(high, wide, squeeze=False).flat)
     for ax in axs: ax.axis('off')
     for ax,r in zip(axs,rows):
         x = shrink_to(read_xray(images[r.ImageId]), 320)

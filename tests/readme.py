@@ -1,5 +1,6 @@
 "README.md from index.ipynb: markdown and visible code as they stand, pictures as files, hidden cells left out"
 import base64
+import re
 import sys
 from pathlib import Path
 
@@ -20,9 +21,10 @@ class Hide(Preprocessor):
 
 def render(nb):
     "Markdown of a notebook, and its pictures as name → bytes"
+    nb.metadata['language_info'] = {'name': 'python'}
     exporter = MarkdownExporter(preprocessors=[Hide])
     text, resources = exporter.from_notebook_node(nb, {'output_files_dir': 'images'})
-    text = '\n'.join(line.rstrip() for line in text.strip().splitlines()) + '\n'
+    text = re.sub(r'\n{3,}', '\n\n', '\n'.join(line.rstrip() for line in text.strip().splitlines())) + '\n'
     return '<!-- generated from index.ipynb by `make readme` -->\n\n' + text, {k: v for k, v in resources.get('outputs', {}).items()}
 
 def build(root=ROOT):

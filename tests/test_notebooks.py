@@ -12,7 +12,7 @@ RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; sys
 def run(nb, force):
     "Run a notebook with the project's flags, some of them forced"
     if (SHARED/'siim-small').is_dir(): force = [*force, 'data']
-    p = subprocess.run([sys.executable, '-c', RUN, nb, 'slow cuda data', ' '.join(force)], cwd=ROOT, capture_output=True, text=True,
+    p = subprocess.run([sys.executable, '-c', RUN, nb, 'slow cuda data', ' '.join(force)], cwd=ROOT, capture_output=True, text=True, check=False,
         env={**os.environ, 'PTX_SHARED': str(SHARED), 'MPLBACKEND': 'agg'})
     assert p.returncode == 0, f'{nb.name}\n{p.stdout[-2000:]}\n{p.stderr[-6000:]}'
 
