@@ -54,7 +54,7 @@ class LoadXray(Transform):
         size:int=256): # pixels along one side
         self.size = size
     def encodes(self,
-        f, # path of a radiograph
+        f:str, # path of a radiograph
                )->TensorXray: # 1×size×size, float32 in [0,1]
         "Read and resize; raises `XrayError`"
         return TensorXray(torch.from_numpy(shrink(read_xray(f), self.size))[None])
@@ -153,7 +153,7 @@ def xray_dls(
     path:str=None, # folder of radiographs with labels, a `SiimFiles`, or a table from `siim_train`; found by `find_siim` if None
     size:int=256, # pixels along one side
     bs:int=8, # images per batch
-    valid=.2, # share of images to hold back by patient, or a list of ImageIds, or None to train on all
+    valid:object=.2, # share of images to hold back by patient, or a list of ImageIds, or None to train on all
     seed:int=0, # of the split and of the order of images
     labels:str=None, # label file; found by its header if None
     tfms:list=None, # batch transforms; `xray_tfms()` if None

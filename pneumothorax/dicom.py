@@ -209,9 +209,9 @@ def outline(
 
 def show_xray(
     x:np.ndarray, # H×W in [0,1]
-    true=None, # mask in {0,1}, any size: outlined in green
-    pred=None, # mask in {0,1}, any size: outlined in magenta
-    ax=None, # matplotlib axes; made anew if None
+    true:np.ndarray=None, # mask in {0,1}, any size: outlined in green
+    pred:np.ndarray=None, # mask in {0,1}, any size: outlined in magenta
+    ax:object=None, # matplotlib axes; made anew if None
     title:str=None, # a short title
     size:float=3., # inches, where `ax` is None
 ): # the axes

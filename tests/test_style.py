@@ -1,0 +1,180 @@
+"How the notebooks read: rhythm, prose, documented parameters, size; what is exported; README and index"
+import ast
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import nbformat
+import pytest
+import readme
+from conftest import ROOT
+
+NBS = sorted((ROOT/'nbs').glob('*.ipynb'))
+MODULE = re.compile(r'^#\|\s*default_exp\s+(\w+)', re.M)
+
+def cells(f): return nbformat.read(f, as_version=4).cells
+def exported(c): return c.cell_type == 'code' and re.search(r'^#\|\s*export', c.source, re.M) is not None
+def example(c): return c.cell_type == 'code' and not exported(c)
+
+def tree(c):
+    "Syntax of a code cell, without magics"
+    return ast.parse('\n'.join(line for line in c.source.splitlines() if not line.startswith(('%', '!'))))
+
+def only_imports(c): return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree(c).body)
+def prose(cs): return '\n'.join(c.source for c in cs if c.cell_type == 'markdown')
+
+# Each check takes the cells of a notebook and returns complaints, so that it can be shown to fail
+
+def rhythm(cs):
+    "Examples follow exported cells, and at most two exported cells stand in a row"
+    out = [cs[i+2].source[:60] for i in range(len(cs)-2) if all(exported(c) for c in cs[i:i+3])]
+    out = [f'three exported cells in a row, the third: {s}' for s in out]
+    work = [i for i, c in enumerate(cs) if exported(c) and not only_imports(c)]
+    shown = sum(i+1 < len(cs) and example(cs[i+1]) for i in work)
+    if work and shown < .4*len(work): out.append(f'{shown} of {len(work)} exported cells are followed at once by an example or a test')
+    return out
+
+def words(cs):
+    "80 words of prose for each exported cell"
+    n, w = sum(exported(c) and not only_imports(c) for c in cs), len(prose(cs).split())
+    return [f'{w} words for {n} exported cells'] if w < 80*n else []
+
+def public(cs):
+    "Public functions and classes of the exported cells, with the lines of their cell"
+    return [(n, c.source) for c in cs if exported(c) for n in tree(c).body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
+
+def beside(cs):
+    "Prose names every public function and class"
+    text = ' '.join(re.findall(r'`[^`\n]+`', prose(cs)))
+    return [f'no prose speaks of `{n.name}`' for n, _ in public(cs) if not re.search(rf'\b{n.name}\b', text)]
+
+def commented(source):
+    "Lines of code that end with a comment"
+    return {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+
+def undocumented(f, source, where):
+    "What a signature lacks: types, comments, a docstring"
+    lines = commented(source)
+    args = [a for a in f.args.posonlyargs+f.args.args+f.args.kwonlyargs if a.arg not in ('self', 'cls')]
+    ends = [a.end_lineno for a in args]
+    out = [] if ast.get_docstring(f) or f.name.startswith('__') else [f'{where}: no docstring']
+    for a in args:
+        if a.annotation is None: out.append(f'{where}: {a.arg} has no type')
+        if a.end_lineno not in lines or ends.count(a.end_lineno) > 1: out.append(f'{where}: {a.arg} has no comment of its own')
+    return out
+
+# fastai prescribes these signatures
+PRESCRIBED = {'show_batch', 'show_results', 'show', 'affine_coord', 'extra_repr'}
+
+def docments(cs):
+    "Every parameter of what is public has a type and a comment, everything public a docstring"
+    out = []
+    for n, source in public(cs):
+        funcs = [n]
+        if isinstance(n, ast.ClassDef):
+            if not ast.get_docstring(n): out.append(f'{n.name}: no docstring')
+            funcs = [f for f in n.body if isinstance(f, ast.FunctionDef) and (f.name == '__init__' or not f.name.startswith('_'))]
+        for f in funcs:
+            if f.name in PRESCRIBED: continue
+            out += undocumented(f, source, f.name if f is n else f'{n.name}.{f.name}')
+    return out
+
+def imports(cs):
+    "Exported code imports the package by its name, never nbdev"
+    out = []
+    for c in filter(exported, cs):
+        for n in ast.walk(tree(c)):
+            names = [n.module or ''] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names] if isinstance(n, ast.Import) else []
+            out += [f'exported code imports {m}' for m in names if m.split('.')[0] in ('nbdev', 'execnb', 'pytest')]
+    return out
+
+CHECKS = rhythm, words, beside, docments, imports
+
+@pytest.mark.parametrize('check', CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize('nb', [f for f in NBS if any(map(exported, cells(f)))], ids=lambda f: f.stem)
+def test_notebook_style(nb, check):
+    complaints = check(cells(nb))
+    assert not complaints, '\n'.join([nb.name, *complaints])
+
+def test_each_check_can_fail():
+    v4 = nbformat.v4
+    bad = v4.new_code_cell('#| export\ndef area(mask, size:int): return 0\nimport nbdev')
+    fine = [v4.new_markdown_cell('`area` counts. ' + 'word '*80),
+        v4.new_code_cell('#| export\ndef area(\n    mask:list, # rows\n)->int: # pixels\n    "Count"\n    return 0'),
+        v4.new_code_cell('area([])')]
+    for check in CHECKS:
+        assert check([bad]*3), check.__name__
+        assert not check(fine), check.__name__
+    assert len(docments([bad])) == 4   # no docstring, no type, and two parameters without a comment
+
+def number(f): return int(f.name[:2])
+
+def test_reading_order_is_the_order_of_dependency():
+    numbers = {MODULE.search('\n'.join(c.source for c in cells(f))).group(1): number(f) for f in NBS}
+    assert len(set(numbers.values())) == len(NBS)
+    for f in NBS:
+        code = '\n'.join(c.source for c in cells(f) if exported(c))
+        for m in re.findall(r'(?:from|import)\s+pneumothorax\.(\w+)', code): assert numbers[m] < number(f), f'{f.name} imports {m}'
+    modules = {p.stem for p in (ROOT/'pneumothorax').glob('*.py')}
+    assert modules == {*numbers, '__init__', '_modidx', 'all'}
+    every = re.findall(r'from pneumothorax\.(\w+) import \*', (ROOT/'pneumothorax'/'all.py').read_text())
+    assert sorted(every) == sorted(set(numbers) - {'cli'})
+
+def text_files(root=ROOT):
+    "What is in the repository: its files without environments, caches and results"
+    skip = re.compile(r'^(\.git|\.venv.*|build|dist|out|_proc|_docs|__pycache__|.*\.egg-info|\.(pytest|ruff)_cache|\.ipynb_checkpoints)$')
+    for top, dirs, files in os.walk(root):
+        dirs[:] = [d for d in dirs if not skip.match(d)]
+        for f in files: yield Path(top)/f
+
+def test_sizes():
+    for f in text_files():
+        limit = 300_000 if f.suffix == '.ipynb' else 1_000_000
+        assert f.stat().st_size <= limit, f'{f.name}: {f.stat().st_size:,} bytes, at most {limit:,} are allowed'
+
+# folders of one machine; in two pieces, lest this file be found
+PATHS = re.compile('|'.join(a+b for a, b in ((r'/wo', r'rk/'), (r'/ro', r'ot/'), (r'/home/', r'\w'), (r'/tmp/', r'\w'), ('site-', 'packages'),
+    (r'\bC:\\', r'\\?Users'), ('file:/', '//'), ('/ka', 'ggle/working/[a-z]'))))
+
+def test_no_machine_is_named():
+    assert PATHS.search('see /ro'+'ot/x') and PATHS.search('lib/site-'+'packages/torch') and not PATHS.search('nbs/01_dicom.ipynb')
+    for f in text_files():
+        if f.suffix not in ('.ipynb', '.py', '.md', '.txt', '.ini', '.toml', '.csv', ''): continue
+        for i, line in enumerate(f.read_text(encoding='utf-8').splitlines(), 1):
+            if '"image/' not in line: assert not PATHS.search(line), f'{f.relative_to(ROOT)}:{i}: {line[:120]}'
+
+def snapshot(root): return {f.relative_to(root): f.read_bytes() for f in text_files(root) if f.suffix in ('.py', '.ipynb')}
+
+def rebuild(root):
+    "Export and clean the notebooks of a copy of the repository"
+    env = {**os.environ, 'PYTHONPATH': str(root), 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+    for command in ('nbdev_export', 'nbdev_clean'): subprocess.run([command], cwd=root, check=True, env=env, capture_output=True)
+
+def test_export_and_clean_change_nothing(tmp_path):
+    copy = tmp_path/'copy'
+    for f in text_files():
+        (copy/f.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, copy/f.relative_to(ROOT))
+    before = snapshot(copy)
+    rebuild(copy)
+    after = snapshot(copy)
+    changed = [str(f) for f in before.keys() | after.keys() if before.get(f) != after.get(f)]
+    assert not changed, f'run `make export` and commit: {changed}'
+    (copy/'pneumothorax'/'rle.py').write_text('# edited by hand')
+    rebuild(copy)
+    assert snapshot(copy) == before   # an edit of the package does not last, so the comparison above sees it
+
+def test_readme_agrees_with_the_index():
+    text, pictures = readme.build()
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == text, 'run `make readme`'
+    for name in pictures: assert (ROOT/name).exists(), f'{name} is missing: run `make readme`'
+    for link in re.findall(r'\]\(([^)#:]+)\)', text): assert (ROOT/link).exists(), f'README links to {link}'
+    nb = nbformat.read(ROOT/'index.ipynb', as_version=4)
+    nb.cells[0].source += ' changed'
+    assert readme.render(nb)[0] != text
