@@ -15,10 +15,10 @@ import readme
 from conftest import ROOT
 
 NBS = sorted((ROOT/'nbs').glob('*.ipynb'))
-MODULE = re.compile(r'^#\|\s*default_exp\s+(\w+)', re.M)
+MODULE = re.compile(r'^#\|\s*default_exp\s+(\w+)', re.MULTILINE)
 
 def cells(f): return nbformat.read(f, as_version=4).cells
-def exported(c): return c.cell_type == 'code' and re.search(r'^#\|\s*export', c.source, re.M) is not None
+def exported(c): return c.cell_type == 'code' and re.search(r'^#\|\s*export', c.source, re.MULTILINE) is not None
 def example(c): return c.cell_type == 'code' and not exported(c)
 
 def tree(c):
