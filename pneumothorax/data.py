@@ -8,6 +8,7 @@ __all__ = ['TensorXray', 'TensorXrayMask', 'shrink', 'shrink_mask', 'LoadXray', 
 
 # %% ../nbs/11_data.ipynb #0ac94a09
 import random, warnings
+from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
 from plum import dispatch
 from sklearn.model_selection import StratifiedGroupKFold
@@ -54,7 +55,7 @@ class LoadXray(Transform):
         size:int=256): # pixels along one side
         self.size = size
     def encodes(self,
-        f:str, # path of a radiograph
+        f:str|Path, # a radiograph; other types pass through untouched, as fastai's dispatch has it
                )->TensorXray: # 1×size×size, float32 in [0,1]
         "Read and resize; raises `XrayError`"
         return TensorXray(torch.from_numpy(shrink(read_xray(f), self.size))[None])
