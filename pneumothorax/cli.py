@@ -23,6 +23,7 @@ def manners(): # wraps the body of a command
         warnings.formatwarning = show
         try: yield
         except PtxError as e:
+            if sys.stdout.isatty(): print()   # an unfinished bar may stand on this line
             print('error: '+' '.join(str(e).split()), file=sys.stderr)
             raise SystemExit(1) from None
         except KeyboardInterrupt:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TensorXray', 'TensorXrayMask', 'shrink', 'shrink_mask', 'LoadXray', 'LoadMask', 'XrayBlock', 'RLEMaskBlock',
-           'xray_tfms', 'split_by_patient', 'xray_norm', 'xray_datablock', 'xray_dls', 'show_batch', 'show_results']
+           'xray_tfms', 'split_by_patient', 'XrayFiles', 'collate', 'xray_batches', 'survey', 'xray_norm',
+           'xray_datablock', 'xray_dls', 'show_batch', 'show_results']
 
 # %% ../nbs/11_data.ipynb #0ac94a09
 import random, warnings
@@ -12,10 +13,12 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
 from plum import dispatch
 from sklearn.model_selection import StratifiedGroupKFold
+from fastprogress import progress_bar
+from torch.utils.data import Dataset, DataLoader
 from fastai.vision.all import (Transform, TensorImageBW, TensorMask, TransformBlock, DataBlock, DataLoaders, ColReader,
     Normalize, IndexSplitter, aug_transforms, to_cpu, get_grid)
 from .rle import PtxError, rles_to_mask
-from .dicom import read_xray, show_xray
+from .dicom import XrayError, read_xray, show_xray
 from .siim import siim_train, notice
 
 # %% ../nbs/11_data.ipynb #2fc13376
@@ -115,16 +118,59 @@ def split_by_patient(
         folds = [v for _,v in StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(df, df.has_ptx, who)]
     return np.sort(min(folds, key=lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))))
 
+# %% ../nbs/11_data.ipynb #cbb86bfd
+class XrayFiles(Dataset):
+    "Radiographs at one size, normalised; a broken one comes as its error"
+    def __init__(self,
+        files:list, # paths
+        size:int, # pixels along one side
+        stats:tuple=(0.,1.), # mean and deviation of the training images; pixels stay in [0,1] by default
+                ):
+        self.files,self.size,self.stats = list(files),size,stats
+    def __len__(self): return len(self.files)
+    def __getitem__(self, i):
+        try: x = shrink(read_xray(self.files[i]), self.size)
+        except XrayError as e: return i,None,str(e)
+        return i,torch.from_numpy((x-np.float32(self.stats[0]))/np.float32(self.stats[1]))[None],''
+
+def collate(
+    items:list, # from `XrayFiles`
+)->tuple: # positions read, their batch n×1×H×W (or None), and (position, error) of the others
+    "A batch of what could be read"
+    ok = [o for o in items if o[1] is not None]
+    return [o[0] for o in ok],torch.stack([o[1] for o in ok]) if ok else None,[(o[0],o[2]) for o in items if o[1] is None]
+
+def xray_batches(
+    files:list, # paths
+    size:int, # pixels along one side
+    bs:int=8, # images per batch
+    workers:int=2, # processes that read files
+    stats:tuple=(0.,1.), # mean and deviation of the training images
+)->DataLoader: # of what `collate` gives, in the order of `files`
+    "Radiographs without labels, in batches; draws nothing from the global generator"
+    return DataLoader(XrayFiles(files,size,stats), bs, num_workers=workers, collate_fn=collate, generator=torch.Generator())
+
 # %% ../nbs/11_data.ipynb #0f145856
-def xray_norm(
-    files:list, # paths of training radiographs
+def survey(
+    files:list, # paths of radiographs
     size:int=256, # pixels along one side
-    n:int=64, # how many to measure, evenly spread over the list
+    workers:int=2, # processes that read files
+    progress:bool=False, # show a bar?
+)->pd.DataFrame: # mean and square (mean of the squared pixels) at that size, error ('' if the file is sound); one row per file
+    "Read every file once"
+    out = pd.DataFrame(dict(mean=np.nan,square=np.nan,error=''), index=range(len(files)))
+    dl = xray_batches(files, size, workers=workers)
+    for idx,xb,bad in (progress_bar(dl,leave=False) if progress else dl):
+        if idx: out.loc[idx,['mean','square']] = torch.stack([xb.double().mean((1,2,3)),xb.double().square().mean((1,2,3))],1).numpy()
+        for i,e in bad: out.loc[i,'error'] = e
+    return out
+
+def xray_norm(
+    looks:pd.DataFrame, # rows of `survey`
 )->tuple: # mean and standard deviation of the pixels
     "Mean and deviation of radiographs at training size"
-    pick = [files[i] for i in np.unique(np.linspace(0,len(files)-1,min(n,len(files))).round().astype(int))]
-    s = np.array([(x.mean(dtype=float),np.square(x,dtype=float).mean()) for x in (shrink(read_xray(f),size) for f in pick)]).mean(0)
-    return round(float(s[0]),6),round(float(np.sqrt(max(s[1]-s[0]**2,1e-8))),6)
+    mean,square = looks['mean'].mean(),looks.square.mean()
+    return round(float(mean),6),round(float(np.sqrt(max(square-mean**2,1e-8))),6)
 
 # %% ../nbs/11_data.ipynb #67332b70
 def xray_datablock(
@@ -149,6 +195,13 @@ def _held_back(df, valid, seed):
     if not len(idx): raise PtxError('valid=: none of these images is in the training table; give ImageIds from it, or a share such as 0.2')
     return idx
 
+def _sound(df, looks):
+    "Rows whose file could be read, their looks, and the identifiers of the others"
+    bad = looks.error!=''
+    if bad.all(): raise PtxError(f'none of the {len(df):,} radiographs could be read; the first: {looks.error[0]}')
+    notice('radiographs cannot be read, left out', [f'{i} ({e})' for i,e in zip(df.ImageId[bad],looks.error[bad])])
+    return df[~bad].reset_index(drop=True),looks[~bad].reset_index(drop=True),df.ImageId[bad].tolist()
+
 # %% ../nbs/11_data.ipynb #f63b8f2b
 def xray_dls(
     path:str=None, # folder of radiographs with labels, a `SiimFiles`, or a table from `siim_train`; found by `find_siim` if None
@@ -158,23 +211,26 @@ def xray_dls(
     seed:int=0, # of the split and of the order of images
     labels:str=None, # label file; found by its header if None
     tfms:list=None, # batch transforms; `xray_tfms()` if None
-    stats:tuple=None, # mean and deviation; measured on the training images if None
+    stats:tuple=None, # mean and deviation; if None, every file is read once to measure them and to leave out the broken ones
     workers:int=2, # processes that read files
+    progress:bool=False, # show a bar while every file is read?
 )->DataLoaders: # of `TensorXray` and `TensorXrayMask`; what it is made of is in `.xray`
     "From a folder to batches; raises `PtxError`"
     if size<32: raise PtxError(f'size={size}: give at least 32 pixels')
     df = (path if isinstance(path,pd.DataFrame) else siim_train(path, labels)).reset_index(drop=True)
+    broken = []
+    if not stats: df,looks,broken = _sound(df, survey(df.path.tolist(), size, workers, progress))
     held = _held_back(df, valid, seed)
     train = df.drop(index=held)
     if not len(train): raise PtxError('every image is held back for validation; nothing is left for training')
     if not train.has_ptx.any(): raise PtxError(f'none of the {len(train):,} training images has a pneumothorax; give positives, or another seed=')
-    stats = tuple(stats) if stats else xray_norm(train.path.tolist(), size)
+    stats = tuple(stats) if stats else xray_norm(looks.drop(index=held))
     bs = min(bs, len(train))
     rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)
     idx = held if len(held) else np.arange(len(df),len(rows))
     dls = xray_datablock(size, idx, stats, tfms).dataloaders(rows, bs=bs, num_workers=workers)
     dls.train.rng = random.Random(seed)   # the order of images depends on this seed alone
-    dls.xray = dict(size=size, stats=stats, n_train=len(train), n_train_pos=int(train.has_ptx.sum()), valid=df.ImageId[held].tolist())
+    dls.xray = dict(size=size, stats=stats, n_train=len(train), n_train_pos=int(train.has_ptx.sum()), valid=df.ImageId[held].tolist(), broken=broken)
     return dls
 
 # %% ../nbs/11_data.ipynb #b9898aed

@@ -211,7 +211,7 @@ def train(
     if not lr>0: raise PtxError(f'lr={lr}: give a learning rate above 0, such as 2e-3')
     out = _fresh(out)
     set_seed(seed)
-    dls = xray_dls(siim_train(data, labels), size, bs, valid, seed, workers=workers)
+    dls = xray_dls(siim_train(data, labels), size, bs, valid, seed, workers=workers, progress=progress)
     learn = xray_learner(dls, arch, pretrained=False if weights=='none' else None, weights=weights, seed=seed, path=out, cbs=CSVLogger('history.csv'))
     with ExitStack() as quiet:
         if not progress:
