@@ -90,7 +90,8 @@ def read_dicom(
 )->np.ndarray: # H×W float32 in [0,1], bone bright
     "A DICOM radiograph at its full stored depth; raises `XrayError`"
     ds = read_header(path, pixels=True)
-    if 'PixelData' not in ds: _refuse(path, f"no pixel data (modality {ds.get('Modality','unknown')})", 'leave this file out: it is not an image')
+    if not len(ds): _refuse(path, 'cut off, no attribute can be read', 'download or export it again')
+    if 'PixelData' not in ds: _refuse(path, f"no pixel data (modality {ds.get('Modality','unknown')})", 'leave it out, it is not an image or was cut off')
     photo = ds.get('PhotometricInterpretation','')
     if photo not in ('MONOCHROME1','MONOCHROME2'): _refuse(path, f'photometric interpretation {photo!r}', 'convert it to MONOCHROME2')
     if int(_number(ds,'NumberOfFrames',1))>1: _refuse(path, f'{ds.NumberOfFrames} frames', 'save the frame you want as a file')

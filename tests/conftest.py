@@ -1,5 +1,7 @@
 "What several tests need: the real radiographs, where they are, and a small set of phantoms"
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -25,3 +27,22 @@ def phantoms(tmp_path_factory):
     "Twelve small phantoms and four of a test part"
     from pneumothorax.phantom import make_phantoms
     return make_phantoms(tmp_path_factory.mktemp('phantoms')/'sample', n=12, size=64, progress=False)
+
+TINY = ['--size', '64', '--bs', '4', '--epochs', '1', '--arch', 'mobilenetv3_small_050', '--weights', 'none', '--workers', '0']
+
+def ptx(command, *args):
+    "Run an installed command as a user would; stdout and stderr apart"
+    return subprocess.run([Path(sys.executable).parent/command, *map(str, args)], capture_output=True, text=True, check=False, env={**os.environ, 'COLUMNS': '400'})
+
+def ok(command, *args):
+    "The same, and it must succeed"
+    p = ptx(command, *args)
+    assert p.returncode == 0, f'{command}\n{p.stdout[-1000:]}\n{p.stderr[-3000:]}'
+    return p
+
+@pytest.fixture(scope='session')
+def tiny_run(phantoms, tmp_path_factory):
+    "A run of one epoch on the phantoms, from the command line"
+    out = tmp_path_factory.mktemp('tiny')/'run'
+    ok('ptx_train', phantoms, '--out', out, '--valid', '.5', '--seed', 3, *TINY)
+    return out

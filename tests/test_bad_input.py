@@ -1,0 +1,208 @@
+"Each kind of bad input ends in one clear error, or is listed and counted where a batch goes on"
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from conftest import TINY, ptx
+from PIL import Image
+
+from pneumothorax.dicom import XrayError, read_xray, xray_meta
+from pneumothorax.learner import RunError, load_run
+from pneumothorax.models import HyperUnet, ModelError
+from pneumothorax.predict import open_maps, predict_maps
+from pneumothorax.rle import LabelError, PtxError, rle_area, rle_decode, rles_to_mask
+from pneumothorax.siim import PtxNotice, find_siim, read_labels, siim_train
+from pneumothorax.submission import score_submission
+
+
+def dicoms(folder): return sorted(folder.rglob('*.dcm'))
+
+def compressed(f): return pydicom.dcmread(f, stop_before_pixels=True).file_meta.TransferSyntaxUID.is_compressed
+
+def fails(*args, why):
+    "The command ends with 1, one line of explanation and no traceback"
+    p = ptx(*args)
+    errors = [line for line in p.stderr.splitlines() if line.startswith('error: ')]
+    assert p.returncode == 1 and len(errors) == 1 and 'Traceback' not in p.stderr, p.stderr
+    for w in why: assert w in errors[0], errors[0]
+
+# --- files
+
+def zipped(f, good):
+    with zipfile.ZipFile(f, 'w') as z: z.writestr('a.dcm', good.read_bytes())
+
+def without_pixels(f, good):
+    ds = pydicom.dcmread(good)
+    del ds.PixelData
+    ds.save_as(f)
+
+def cut(f, good, share=.6): f.write_bytes(good.read_bytes()[:int(good.stat().st_size*share)])
+
+def cut_png(f, good):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(f)
+    cut(f, f)
+
+def coloured(f, good): Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(f)
+
+BROKEN = {
+    'empty.dcm': (lambda f, good: f.write_bytes(b''), 'empty (0 bytes)'),
+    'noise.dcm': (lambda f, good: f.write_bytes(bytes(range(256))*20), 'not a DICOM file'),
+    'text.dcm': (lambda f, good: f.write_text('a radiograph\n'*50), 'not a DICOM file'),
+    'zip.dcm': (zipped, 'a zip archive'),
+    'nopixels.dcm': (without_pixels, 'no pixel data (modality '),
+    'header.dcm': (lambda f, good: cut(f, good, .03), 'cut off'),
+    'empty.png': (lambda f, good: f.write_bytes(b''), 'empty (0 bytes)'),
+    'text.jpg': (lambda f, good: f.write_text('a radiograph'), 'not a readable image'),
+    'cut.png': (cut_png, 'not a readable image'),
+    'coloured.png': (coloured, 'channels differ'),
+}
+
+@pytest.fixture(scope='module')
+def broken(phantoms, tmp_path_factory):
+    "Files that cannot be read, of every kind; and why"
+    out, why = tmp_path_factory.mktemp('broken'), {}
+    plain = next(f for f in dicoms(phantoms) if not compressed(f))
+    for n, (make, reason) in BROKEN.items():
+        make(out/n, plain)
+        why[n] = reason
+    for kind in (False, True):
+        n = f'cut{kind:d}.dcm'
+        cut(out/n, next(f for f in dicoms(phantoms) if compressed(f) == kind))
+        why[n] = 'cut off'
+    return out, why
+
+@pytest.mark.parametrize('n', [*BROKEN, 'cut0.dcm', 'cut1.dcm'])
+def test_a_broken_file_names_itself_and_the_cause(broken, n):
+    folder, why = broken
+    with pytest.raises(XrayError) as e: read_xray(folder/n)
+    assert n in str(e.value) and why[n] in str(e.value) and '; ' in str(e.value)
+
+def test_other_paths_are_refused(tmp_path):
+    for f, why in ((tmp_path, 'a folder'), (tmp_path/'none.dcm', 'no such file')):
+        for read in (read_xray, xray_meta):
+            with pytest.raises(XrayError, match=why): read(f)
+
+def test_prediction_goes_on_and_lists_what_is_broken(broken, phantoms, tiny_run, tmp_path):
+    folder, why = broken
+    images = tmp_path/'images'
+    shutil.copytree(folder, images)
+    good = dicoms(phantoms/'dicom-images-test')[0]
+    shutil.copy(good, images)
+    with pytest.warns(PtxNotice): predict_maps(tiny_run, images, tmp_path/'pred', workers=0, progress=False)
+    index, _, failed = open_maps(tmp_path/'pred')
+    twice = {'empty.png', 'text.jpg'}   # their identifiers are taken by .dcm files, and a notice says so
+    assert index.ImageId.tolist() == [good.stem]
+    assert set(failed.path.map(lambda p: p.rsplit('/', 1)[-1])) == set(why)-twice
+    assert failed.error.str.len().min() > 10
+    assert json.loads((tmp_path/'pred'/'predict.json').read_text())['n_failed'] == len(failed)
+    p = ptx('ptx_submit', tmp_path/'pred', '--out', tmp_path/'s.csv')
+    assert p.returncode == 0 and f'notice: {len(failed)} unreadable' in p.stderr
+    assert len(pd.read_csv(tmp_path/'s.csv')) == 1+len(failed)
+
+def test_nothing_readable_is_an_error(broken, tiny_run, tmp_path):
+    fails('ptx_predict', tiny_run, broken[0]/'zip.dcm', '--out', tmp_path/'p', '--workers', 0, why=['none of the 1 files', 'zip'])
+
+def test_training_goes_on_without_broken_files(phantoms, tmp_path):
+    data = tmp_path/'data'
+    shutil.copytree(phantoms, data)
+    bad = dicoms(data/'dicom-images-train')[2]
+    cut(bad, bad)
+    p = ptx('ptx_train', data, '--out', tmp_path/'run', '--valid', '.5', *TINY)
+    assert p.returncode == 0, p.stderr
+    assert 'notice: 1 radiographs cannot be read, left out' in p.stderr and bad.stem in p.stderr
+    assert json.loads((tmp_path/'run'/'run.json').read_text())['data']['broken'] == [bad.stem]
+
+# --- run-lengths
+
+RLES = {'1 2 3': 'odd count', '1048570 10': 'of a frame of', '5 -3': 'negative', '-5 3': 'negative', '1 x': 'not a whole number', '1.5 2': 'not a whole number', 'nothing': 'not a whole number'}
+
+@pytest.mark.parametrize('rle', RLES)
+def test_a_wrong_run_length_says_why(rle):
+    for f in (rle_decode, rle_area, rles_to_mask):
+        with pytest.raises(LabelError, match=RLES[rle]): f(rle)
+
+@pytest.mark.parametrize('rle', RLES)
+def test_a_wrong_run_length_in_a_table_names_its_line(rle, tmp_path):
+    f = tmp_path/'labels.csv'
+    f.write_text(f'ImageId,EncodedPixels\na,-1\nb,{rle}\n')
+    with pytest.raises(LabelError, match='line 3') as e: read_labels(f)
+    assert RLES[rle] in str(e.value) and 'labels.csv' in str(e.value)
+
+# --- tables
+
+TABLES = {'': 'not a readable CSV', 'id,mask\na,1 2\n': 'columns id, mask', 'ImageId,EncodedPixels\na,-1\na,-1\n': 'line 3: a repeats',
+    'ImageId,EncodedPixels\na,1 2\na,1 2\n': 'line 3: a repeats', 'ImageId,EncodedPixels\na,-1\na,1 2\n': 'a is empty here', 'ImageId,EncodedPixels\n,1 2\n': 'line 2: no ImageId'}
+
+@pytest.mark.parametrize('text', TABLES, ids=TABLES.values())
+def test_a_wrong_table_says_why(text, tmp_path):
+    (tmp_path/'good.csv').write_text('ImageId,EncodedPixels\na,1 2\n')
+    (tmp_path/'bad.csv').write_text(text)
+    for pair in (('bad.csv', 'good.csv'), ('good.csv', 'bad.csv')):
+        with pytest.raises(LabelError, match=TABLES[text]) as e: score_submission(*(tmp_path/n for n in pair))
+        assert 'bad.csv' in str(e.value)
+
+def test_a_wrong_table_on_the_command_line(tmp_path):
+    (tmp_path/'bad.csv').write_text('id,mask\na,1 2\n')
+    fails('ptx_score', tmp_path/'bad.csv', tmp_path/'bad.csv', why=['bad.csv', 'columns id, mask', 'ImageId and EncodedPixels'])
+    fails('ptx_score', tmp_path/'none.csv', tmp_path/'bad.csv', why=['none.csv', 'no such file'])
+
+# --- folders, architectures, runs
+
+def test_an_empty_folder(tmp_path, tiny_run):
+    with pytest.raises(PtxError, match='no radiographs'): find_siim(tmp_path)
+    fails('ptx_train', tmp_path, '--out', tmp_path/'run', why=[str(tmp_path), 'no radiographs'])
+    fails('ptx_predict', tiny_run, tmp_path, '--out', tmp_path/'pred', why=[str(tmp_path), 'no radiographs'])
+    assert not (tmp_path/'run'/'run.json').exists() and not (tmp_path/'pred').exists()
+
+def test_radiographs_without_labels(phantoms, tmp_path):
+    shutil.copy(dicoms(phantoms)[0], tmp_path)
+    with pytest.raises(LabelError, match='no label file'): siim_train(tmp_path)
+
+def test_an_unknown_arch(phantoms, tmp_path):
+    with pytest.raises(ModelError, match='did you mean .*resnet18'): HyperUnet('resnet-18')
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--arch', 'resnet-18', '--size', 64, '--weights', 'none', '--workers', 0, why=['resnet-18', 'did you mean'])
+
+def test_weights_that_are_not_there(phantoms, tmp_path):
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--weights', tmp_path/'w.pth', '--size', 64, '--workers', 0, why=['no such file', 'w.pth'])
+
+def changed(run, out, edit):
+    "A copy of a run with another record"
+    shutil.copytree(run, out)
+    text = edit((out/'run.json').read_text())
+    (out/'run.json').write_text(text)
+    return out
+
+def newer(text):
+    r = json.loads(text)
+    r['format'] = 99
+    r['versions']['pneumothorax'] = '9.0'
+    return json.dumps(r)
+
+RUNS = {'format 99 (written by pneumothorax 9.0)': newer, 'not readable': lambda t: t[:50], "format None": lambda t: '[]'}
+
+@pytest.mark.parametrize('why', RUNS)
+def test_a_run_of_another_version_or_none(tiny_run, phantoms, tmp_path, why):
+    run = changed(tiny_run, tmp_path/'run', RUNS[why])
+    with pytest.raises(RunError) as e: load_run(run)
+    assert why in str(e.value) and 'run.json' in str(e.value)
+    if RUNS[why] is newer: fails('ptx_predict', run, phantoms, '--out', tmp_path/'pred', why=[why, 'install that version'])
+
+def test_an_incomplete_run(tiny_run, tmp_path):
+    run = tmp_path/'run'
+    shutil.copytree(tiny_run, run)
+    cut(run/'model.safetensors', run/'model.safetensors')
+    with pytest.raises(RunError, match='do not fit'): load_run(run)
+    (run/'model.safetensors').unlink()
+    with pytest.raises(RunError, match='incomplete'): load_run(run)
+    (run/'run.json').unlink()
+    with pytest.raises(RunError, match=r'no run\.json'): load_run(run)
+    with pytest.raises(RunError, match='no such run folder'): load_run(tmp_path/'none')
+
+def test_results_are_not_overwritten(tiny_run, phantoms, tmp_path):
+    before = (tiny_run/'run.json').read_bytes()
+    fails('ptx_train', phantoms, '--out', tiny_run, *TINY, why=['holds a run already'])
+    assert (tiny_run/'run.json').read_bytes() == before
