@@ -47,6 +47,7 @@ def score_images(
     df = p[['ImageId','rles']].merge(t[['ImageId','rles']], on='ImageId', suffixes=('_pred','_true'))
     if not len(df): raise LabelError(f'{sub}: none of its {len(p):,} images is in {labels}; are they of the same set?')
     notice('images of the submission have no label and are not scored', sorted(set(p.ImageId)-set(df.ImageId)))
+    notice('labelled images are not in the submission and are not scored', sorted(set(t.ImageId)-set(df.ImageId)))
     runs = [(rles_runs(a),rles_runs(b)) for a,b in zip(df.rles_pred,df.rles_true)]
     out = pd.DataFrame(dict(ImageId=df.ImageId, area_true=[int(b[1].sum()) for _,b in runs], area_pred=[int(a[1].sum()) for a,_ in runs],
         overlap=[runs_overlap(a,b) for a,b in runs]))

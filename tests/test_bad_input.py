@@ -145,6 +145,13 @@ def test_a_wrong_table_says_why(text, tmp_path):
         with pytest.raises(LabelError, match=TABLES[text]) as e: score_submission(*(tmp_path/n for n in pair))
         assert 'bad.csv' in str(e.value)
 
+def test_images_on_one_side_only_are_counted(tmp_path):
+    (tmp_path/'sub.csv').write_text('ImageId,EncodedPixels\na,1 2\nx,-1\n')
+    (tmp_path/'labels.csv').write_text('ImageId,EncodedPixels\na,1 2\nb,-1\nc,-1\n')
+    with pytest.warns(PtxNotice) as said: assert score_submission(tmp_path/'sub.csv', tmp_path/'labels.csv')['n'] == 1
+    text = ' '.join(str(w.message) for w in said)
+    assert '1 images of the submission have no label' in text and '2 labelled images are not in the submission' in text
+
 def test_a_wrong_table_on_the_command_line(tmp_path):
     (tmp_path/'bad.csv').write_text('id,mask\na,1 2\n')
     fails('ptx_score', tmp_path/'bad.csv', tmp_path/'bad.csv', why=['bad.csv', 'columns id, mask', 'ImageId and EncodedPixels'])
