@@ -24,9 +24,9 @@ def shared():
 
 @pytest.fixture(scope='session')
 def phantoms(tmp_path_factory):
-    "Twelve small phantoms and four of a test part"
+    "Twelve small phantoms and four of a test part; half of each are positive, enough for any split"
     from pneumothorax.phantom import make_phantoms
-    return make_phantoms(tmp_path_factory.mktemp('phantoms')/'sample', n=12, size=64, progress=False)
+    return make_phantoms(tmp_path_factory.mktemp('phantoms')/'sample', n=12, size=64, positive=.5, progress=False)
 
 TINY = ['--size', '64', '--bs', '4', '--epochs', '1', '--arch', 'mobilenetv3_small_050', '--weights', 'none', '--workers', '0']
 
