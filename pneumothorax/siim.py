@@ -11,10 +11,9 @@ import csv, gzip, os, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import pandas as pd
-from fastcore.xtras import globtastic
-from fastprogress import progress_bar
+
 from .rle import PtxError, LabelError, rles_runs
-from .dicom import XRAY_EXTS, xray_meta
+from .dicom import XRAY_EXTS, xray_metadata
 
 # %% ../nbs/02_siim.ipynb #912857eb
 class PtxNotice(UserWarning): "Something was left out, or looks odd, and work goes on"
@@ -77,11 +76,22 @@ def read_labels(
     df['has_ptx'] = df.area>0
     return df
 
-# %% ../nbs/02_siim.ipynb #23082a1d
-def _files(root, exts):
-    "Files below a folder whose names end so, hidden folders left out, links followed"
-    return sorted(Path(f) for f in globtastic(root, file_re=f'(?i)({"|".join(e.replace(".",chr(92)+".") for e in sorted(exts))})$', skip_folder_re=r'^[.]'))
+# %% ../nbs/02_siim.ipynb #walk0001
+def _loops(d, name):
+    "Is this a link to a folder above itself?"
+    p = Path(d)/name
+    return p.is_symlink() and p.resolve() in (r := Path(d).resolve(), *r.parents)
 
+def _files(root, exts):
+    "Files below a folder whose names end so, hidden folders left out, links followed unless they would never end"
+    out,shut,ends = [],[],tuple(e.lower() for e in exts)
+    for d,folders,names in os.walk(root, onerror=lambda e: shut.append(e.filename), followlinks=True):
+        folders[:] = [f for f in folders if f[0]!='.' and not _loops(d,f)]
+        out += [Path(d)/n for n in names if n.lower().endswith(ends)]
+    notice('folders cannot be opened, left out', shut)
+    return sorted(out)
+
+# %% ../nbs/02_siim.ipynb #23082a1d
 def _names(root):
     "Identifiers of renamed files, from a table with `new_filename` and `ImageId`"
     out = {}
@@ -187,12 +197,9 @@ def find_patients(
         for c in _META:
             if c in m: out[c] = m[c].reindex(out.index).astype(object)
     todo = [i for i in out.index[out.patient_id.isna()] if files.images[i].suffix.lower() in ('.dcm','.dicom')]
-    for i in (progress_bar(todo,leave=False) if progress else todo):
-        try: m = xray_meta(files.images[i])
-        except PtxError as e:
-            warnings.warn(f'header not read: {e}', PtxNotice, stacklevel=2)
-            continue
-        out.loc[i,_META] = [m[c] if pd.isna(out.loc[i,c]) else out.loc[i,c] for c in _META]
+    heads = xray_metadata([files.images[i] for i in todo], progress=progress).set_axis(todo)
+    notice('headers cannot be read', heads.error[heads.error!=''].tolist())
+    out = out.fillna(heads[_META].astype(object))
     return out.where(out.notna(), None)
 
 # %% ../nbs/02_siim.ipynb #aa14bc67
