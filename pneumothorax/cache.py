@@ -153,6 +153,7 @@ def _one(k):
     write_row(_work['fd'], _work['at']+i*row.dtype.itemsize, row)
     return i,''
 
+# %% ../nbs/05_cache.ipynb #c5000047
 def _run(array, at, todo, settings, before, workers, progress):
     "Prepare the rows of `todo`; gives the errors by row number"
     n,bar = len(todo),(lambda it: progress_bar(it,total=len(todo),leave=False)) if progress else iter
@@ -299,5 +300,5 @@ def _prepare(df, out, want, before, workers, progress):
     todo = list(zip(*(t[c].iloc[do] for c in ('row','path','rles','stamp'))))
     bad = _run(array, at, todo, want, before, workers, progress)
     with array.open('rb') as f: os.fsync(f.fileno())
-    t['error'] = t.row.map(bad).fillna('')
+    t['error'] = [bad.get(i,'') for i in t.row]
     _write_index(t, index)
