@@ -265,7 +265,7 @@ def prepare(
     size:int=512, # pixels along one side
     fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
     labels:str=None, # label file; found by its header if None
-    before:object=None, # function of H×W float32 in [0,1], applied before the resize; its `str` is recorded
+    before:object=None, # function of H×W float32 in [0,1], applied before the resize; its `spec()`, or else its `str`, is recorded
     workers:int=2, # processes; 0 for none
     progress:bool=True, # show a bar?
 )->XrayCache: # what is prepared now
@@ -275,7 +275,7 @@ def prepare(
     df,out = data if isinstance(data,pd.DataFrame) else siim_train(data,labels),Path(out)
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the cache')
     out.mkdir(parents=True, exist_ok=True)
-    want = dict(format=FORMAT, size=size, fit=fit, before=str(before) if before else None)
+    want = dict(format=FORMAT, size=size, fit=fit, before=before.spec() if hasattr(before,'spec') else before and str(before))
     try:
         with FileLock(out/'.lock', timeout=2): _prepare(df, out, want, before, workers, progress)
     except Timeout: raise PtxError(f'{out}: another ptx_prepare is at work here; wait for it, or give another folder') from None
