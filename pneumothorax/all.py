@@ -3,6 +3,8 @@ from pneumothorax.rle import *
 from pneumothorax.dicom import *
 from pneumothorax.siim import *
 from pneumothorax.phantom import *
+from pneumothorax.cache import *
+from pneumothorax.equalize import *
 from pneumothorax.data import *
 from pneumothorax.losses import *
 from pneumothorax.metrics import *
