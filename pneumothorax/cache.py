@@ -162,15 +162,11 @@ def _run(array, at, todo, settings, before, workers, progress):
         _start(*args(0))
         try: return {i:e for i,e in bar(map(_one,range(n))) if e}
         finally: os.close(_work['fd'])
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)   # ends OpenCV's own threads: a child forked beside them would wait for them for ever
-    try:
-        with ProcessPoolExecutor(workers, initializer=_start, initargs=args(os.getpid())) as pool:
-            try: return {i:e for i,e in bar(pool.map(_one,range(n),chunksize=8)) if e}
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally: cv2.setNumThreads(threads)
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=args(os.getpid())) as pool:
+        try: return {i:e for i,e in bar(pool.map(_one,range(n),chunksize=8)) if e}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 # %% ../nbs/05_cache.ipynb #c5000025
 _TYPES = dict(ImageId=str, path=str, rles=str, stamp='uint64', patient_id=str, sex=str, view=str, error=str)

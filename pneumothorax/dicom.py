@@ -33,6 +33,7 @@ def _refuse(path, what, remedy):
     raise XrayError(f'{path}: {what}; {remedy}')
 
 # %% ../nbs/01_dicom.ipynb #quiet001
+cv2.setNumThreads(1)
 _lock = threading.RLock()
 
 @contextmanager

@@ -16,7 +16,7 @@ from fastai.vision.all import DataLoaders, Learner, RAdam, CSVLogger, set_seed
 from safetensors.torch import load_file, save_file
 from . import __version__
 from .rle import PtxError
-from .siim import notice, siim_train
+from .siim import notice
 from .data import xray_dls
 from .losses import BCEDiceLoss
 from .metrics import KaggleDice, DicePos, DiceNeg
@@ -190,9 +190,9 @@ def _fresh(out):
     return out
 
 def train(
-    data:str, # folder of radiographs with labels
+    data:str, # folder of radiographs with labels, or a cache made by `prepare`
     out:str, # folder for the run; made anew
-    size:int=256, # pixels along one side
+    size:int=None, # pixels along one side; the cache's if None, or else 256
     bs:int=8, # images per batch
     epochs:int=12, # passes over the training images
     arch:str=ARCH, # encoder: any timm or torchvision name
@@ -203,15 +203,17 @@ def train(
     labels:str=None, # label file; found by its header if None
     workers:int=2, # processes that read files
     progress:bool=True, # show bars and a line per epoch?
+    equalize:str=None, # on every image: a name such as 'clahe', see `equalizer`
+    equalize_first:bool=False, # before the resize?
 )->Learner: # trained; its run is in `out`
     "Train on a folder and write a run; raises `PtxError`"
     args = {k:str(v) if isinstance(v,Path) else v for k,v in locals().items()}
     for k,lo in (('size',32),('bs',1),('epochs',1),('workers',0)):
-        if args[k]<lo: raise PtxError(f'{k}={args[k]}: give at least {lo}')
+        if args[k] is not None and args[k]<lo: raise PtxError(f'{k}={args[k]}: give at least {lo}')
     if not lr>0: raise PtxError(f'lr={lr}: give a learning rate above 0, such as 2e-3')
     out = _fresh(out)
     set_seed(seed)
-    dls = xray_dls(siim_train(data, labels), size, bs, valid, seed, workers=workers, progress=progress)
+    dls = xray_dls(data, size, bs, valid, seed, labels, workers=workers, progress=progress, equalize=equalize, equalize_first=equalize_first)
     learn = xray_learner(dls, arch, pretrained=False if weights=='none' else None, weights=weights, seed=seed, path=out, cbs=CSVLogger('history.csv'))
     with ExitStack() as quiet:
         if not progress:
