@@ -6,7 +6,7 @@
 __all__ = ['FITS', 'FORMAT', 'inner_box', 'shrink', 'shrink_mask', 'row_type', 'write_row', 'prepare_row', 'XrayCache', 'prepare']
 
 # %% ../nbs/05_cache.ipynb #c5000002
-import errno, hashlib, json, os, shutil, threading, time
+import errno, hashlib, json, os, shutil, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -142,7 +142,9 @@ def _watch(parent):
 def _start(array, at, todo, settings, before, parent):
     "Set up a worker"
     _work.update(fd=os.open(array,os.O_WRONLY), at=at, todo=todo, settings=settings, before=before)
-    if parent: threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if not parent: return
+    if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)   # its threads did not survive the fork either
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 def _one(k):
     "Prepare one row; gives its number and the error, if any"

@@ -224,8 +224,9 @@ def xray_datablock(
     "The recipe from a table of `siim_train` to batches"
     eq = equalizer(how.equalize)
     now = [] if eq is None or how.equalize_first else [eq]
-    get = [ColReader('row'),ColReader('row')] if cache else [ColReader('path'),ColReader('rles')]
-    return DataBlock((XrayBlock(how.size,eq if how.equalize_first else None,cache),RLEMaskBlock(how.size,cache)), getters=get, splitter=IndexSplitter(list(valid_idx)),
+    get = [ColReader(c) for c in (('row','row') if cache else ('path','rles'))]
+    blocks = XrayBlock(how.size,eq if how.equalize_first else None,cache),RLEMaskBlock(how.size,cache)
+    return DataBlock(blocks, getters=get, splitter=IndexSplitter(list(valid_idx)),
         batch_tfms=[*now, *(xray_tfms() if tfms is None else tfms), Normalize(*[torch.tensor(s).view(1,1,1,1) for s in how.stats])])
 
 # %% ../nbs/11_data.ipynb #08eb17c4
