@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'DECODERS', 'CODECS', 'XRAY_EXTS', 'XrayError', 'collected', 'stored_range', 'stored_values',
-           'checked_values', 'to_unit', 'read_header', 'decode', 'luminance', 'modality_values', 'apply_window',
-           'read_dicom', 'read_image', 'read_xray', 'age_years', 'xray_meta', 'xray_metadata', 'outline', 'show_xray',
-           'plt_axes']
+           'checked_values', 'to_unit', 'image_elements', 'read_header', 'decode', 'luminance', 'modality_values',
+           'apply_window', 'read_dicom', 'read_image', 'read_xray', 'age_years', 'xray_meta', 'xray_metadata',
+           'outline', 'show_xray', 'plt_axes']
 
 # %% ../nbs/01_dicom.ipynb #1a104f74
-import io, os, stat, threading, warnings
+import io, os, stat, struct, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
@@ -87,10 +87,13 @@ def to_unit(
 )->np.ndarray: # H×W float32 in [0,1]
     "Scale stored values by what can be stored; raises `XrayError` for a rescale that leaves no image"
     if not np.isfinite([slope,intercept]).all() or slope==0: raise XrayError(f'rescale slope {slope}, intercept {intercept}: no image is left')
-    x = a.astype(np.float64 if a.itemsize>2 else np.float32)
-    if lo: x -= lo
-    x *= 1/(hi-lo)   # half the time of a division
-    if invert!=(slope<0): np.subtract(1, x, out=x)
+    x = np.empty(a.shape, np.float64 if a.itemsize>2 else np.float32)
+    for i in range(0,len(a),128):
+        b = x[i:i+128]
+        b[...] = a[i:i+128]
+        if lo: b -= lo
+        b *= 1/(hi-lo)   # half the time of a division
+        if invert!=(slope<0): np.subtract(1, b, out=b)
     return x.astype(np.float32, copy=False)
 
 # %% ../nbs/01_dicom.ipynb #7effe212
@@ -118,10 +121,72 @@ def _no_deflate_bomb(f):
         n += len(unpack.decompress(chunk, 1<<24))
         if n>4*MAX_PIXELS: raise XrayError(f'unpacks to more than {4*MAX_PIXELS:,} bytes; this is no radiograph')
 
+# %% ../nbs/01_dicom.ipynb #quick002
+_JPEGS = {JPEGBaseline8Bit,JPEGExtended12Bit,JPEGLossless,JPEGLosslessSV1,JPEGLSLossless,JPEGLSNearLossless}
+_LONG = {b'OB',b'OD',b'OF',b'OL',b'OV',b'OW',b'SQ',b'SV',b'UC',b'UN',b'UR',b'UT',b'UV'}   # these have 4 bytes of length, after 2 that are reserved
+_OPEN,_PIXELS,_ITEM,_END = 0xffffffff,0x7fe00010,0xfffee000,0xfffee0dd
+_IMAGE = {0x00181164:'ImagerPixelSpacing', 0x00280002:'SamplesPerPixel', 0x00280004:'PhotometricInterpretation', 0x00280008:'NumberOfFrames',
+    0x00280010:'Rows', 0x00280011:'Columns', 0x00280030:'PixelSpacing', 0x00280034:'PixelAspectRatio', 0x00280100:'BitsAllocated', 0x00280101:'BitsStored',
+    0x00280103:'PixelRepresentation', 0x00280120:'PixelPaddingValue', 0x00280121:'PixelPaddingRangeLimit', 0x00281052:'RescaleIntercept', 0x00281053:'RescaleSlope', _PIXELS:'PixelData'}
+
+_NEEDED = ('Rows','Columns','SamplesPerPixel','BitsAllocated','BitsStored','PixelRepresentation','PhotometricInterpretation')
+
+class _Brief(dict):
+    "Values by keyword, with a data set's `get`, `in` and dots"
+    __getattr__ = dict.__getitem__
+
+def _convert(vr, v):
+    "One value of an image's element; raises `ValueError` for what is unusual"
+    if vr in (b'US',b'SS'): return struct.unpack('<H' if vr==b'US' else '<h', v)[0]
+    if vr==b'CS': return v.decode('ascii').strip()
+    if vr not in (b'DS',b'IS'): raise ValueError('unusual')
+    s = [float(o) if vr==b'DS' else int(o) for o in v.decode('ascii').strip(' \0').split('\\') if o]
+    return s if len(s)>1 else s[0] if s else None
+
+# %% ../nbs/01_dicom.ipynb #quick004
+def _frames_end(data, i):
+    "Where the delimiter of encapsulated pixel data begins"
+    while True:
+        group,elem,n = struct.unpack_from('<HHI', data, i)
+        if group<<16|elem==_END: return i
+        if group<<16|elem!=_ITEM or n==_OPEN: raise ValueError('no item')
+        i += 8+n
+
+def _elements(data):
+    "Tag, VR, begin and end of each top-level element in explicit little endian"
+    i,end = 132,len(data)
+    while i<end:
+        group,elem,vr,n = struct.unpack_from('<HH2sH', data, i)
+        tag,i = group<<16|elem,i+8
+        if vr in _LONG: n,i = struct.unpack_from('<I',data,i)[0],i+4
+        stop = _frames_end(data,i) if tag==_PIXELS and n==_OPEN else i+n
+        if stop>end or not vr.isalpha(): raise ValueError('unusual')
+        yield tag,vr,i,stop
+        i = stop+8*(n==_OPEN)
+
+def image_elements(
+    data:bytes, # a DICOM file
+)->dict: # what describes the image by keyword, `file_meta` and `PixelData`; None if the file is unusual, or broken
+    "The few elements that a grey image is made of, without parsing the others"
+    if data[128:132]!=b'DICM': return None
+    ds,syntax = _Brief(),None
+    try:
+        for tag,vr,a,b in _elements(data):
+            if tag==0x00020010: syntax = data[a:b].rstrip(b'\0 ').decode()
+            if tag>0x00080000 and syntax not in _JPEGS: return None
+            if tag>>24==0x60 or vr==b'SQ' and tag>>16==0x0028: return None
+            if tag in _IMAGE: ds[_IMAGE[tag]] = data[a:b] if tag==_PIXELS else _convert(vr, data[a:b])
+    except (ValueError,struct.error): return None
+    if any(ds.get(k) is None for k in _NEEDED) or not ds.get('PixelData') or ds.PhotometricInterpretation not in ('MONOCHROME1','MONOCHROME2'): return None
+    ds['file_meta'] = dict(TransferSyntaxUID=pydicom.uid.UID(syntax))
+    return ds
+
 # %% ../nbs/01_dicom.ipynb #7effe213
-def _dataset(f, pixels):
+def _dataset(f, pixels, brief=False):
     "The data set in an open file"
     data = f.read() if pixels else b''   # pydicom reads from memory in half the time
+    ds = image_elements(data) if brief else None
+    if ds is not None: return ds
     head = data[:1024] or f.read(1024)
     if head[:2]==b'PK': raise XrayError('a zip archive; extract it')
     old = head[128:132]!=b'DICM'
@@ -137,10 +202,11 @@ def _dataset(f, pixels):
 def read_header(
     path:str, # a DICOM file
     pixels:bool=False, # read the pixel data too?
-)->pydicom.Dataset: # the data set; pydicom's warnings are in its `ptx_warnings`
+    brief:bool=False, # with `pixels`: are the elements of the image enough, where these are quicker to read?
+)->pydicom.Dataset: # the data set, its warnings in `ptx_warnings`; or what `image_elements` gives
     "Open a DICOM file; raises `XrayError` where it is none"
     with _open(path) as f:
-        try: return _dataset(f, pixels)
+        try: return _dataset(f, pixels, brief)
         except XrayError as e: raise XrayError(f'{path}: {e}') from None
         except Exception as e: _refuse(path, f'a broken DICOM header ({_brief(e)})', 'download or export it again')
 
@@ -254,8 +320,6 @@ def _windowed(a, ds, window):
     return apply_window(modality_values(a,ds)[0], centre, width, str(ds.get('VOILUTFunction') or 'LINEAR').upper())
 
 # %% ../nbs/01_dicom.ipynb #418b199c
-_NEEDED = ('Rows','Columns','SamplesPerPixel','BitsAllocated','BitsStored','PixelRepresentation','PhotometricInterpretation')
-
 def _complete(ds):
     "Raise `XrayError` where an attribute is missing, and convert the others now, so that they warn here"
     with collected():
@@ -279,7 +343,7 @@ def _padding(a, ds):
 # %% ../nbs/01_dicom.ipynb #418b19a1
 def _grey_dicom(ds, frame, window):
     "H×W float32 in [0,1] of one frame"
-    _complete(ds)
+    if isinstance(ds,pydicom.Dataset): _complete(ds)
     rows,cols = int(ds.Rows),int(ds.Columns)
     if not 0<rows*cols<=MAX_PIXELS: raise XrayError(f'{rows:,}×{cols:,} pixels')
     if not 0<int(ds.BitsStored)<=int(ds.BitsAllocated): raise XrayError(f'BitsStored {ds.BitsStored} of BitsAllocated {ds.BitsAllocated}')
@@ -317,7 +381,7 @@ def read_dicom(
     square:bool=False, # enlarge the coarser side where pixels are not square?
 )->np.ndarray: # H×W float32 in [0,1], bone bright
     "A DICOM radiograph at its full stored depth; raises `XrayError`"
-    ds = read_header(path, pixels=True)
+    ds = read_header(path, pixels=True, brief=window is None)
     if not len(ds): _refuse(path, 'cut off, no attribute can be read', 'download or export it again')
     if 'PixelData' not in ds: _refuse(path, f"no pixel data (modality {ds.get('Modality','unknown')})", 'leave it out, it is not an image or was cut off')
     try:

@@ -1,0 +1,158 @@
+"""Reading, caching and equalising radiographs against the named alternatives: `python tests/bench_radiographs.py [read cache clahe prepare scale]`
+
+Contestants take turns, round by round, in one process; a ratio is that of one round, and its median and its 10th and 90th percentile
+over the rounds are printed, so that what disturbs the machine for a while disturbs all alike. Needs the real radiographs (`$PTX_SHARED`)."""
+import io
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import torch
+from conftest import SHARED
+from PIL import Image
+from pydicom.encaps import get_frame
+from pydicom.pixels import pixel_array
+
+from pneumothorax.cache import prepare, shrink
+from pneumothorax.dicom import read_xray
+from pneumothorax.equalize import CLAHE, CLAHE16, TensorXray
+
+SMALL = SHARED/'siim-small'
+JPEGS = sorted((SMALL/'dicom-images-train').rglob('*.dcm'))
+
+def frames(): return [np.frombuffer(get_frame(pydicom.dcmread(f).PixelData, 0, number_of_frames=1), np.uint8) for f in JPEGS]
+
+def race(title, base, contestants, items, rounds=25):
+    "Time each contestant over all items, in turns; print milliseconds an item and the ratio to `base`"
+    for f in contestants.values(): out = [f(i) for i in items]   # warm up
+    times = {k: [] for k in contestants}
+    for _ in range(rounds):
+        for k, f in contestants.items():
+            t0 = time.perf_counter()
+            for i in items: out = f(i)  # noqa: F841 the result is kept until the next one is there, as in any use
+            times[k].append((time.perf_counter()-t0)/len(items)*1e3)
+    report(title, base, times)
+
+def report(title, base, times):
+    "A table of milliseconds and ratios"
+    print(f'\n{title}\n{"":34} {"ms":>8}   ratio to {base}')
+    for k, t in times.items():
+        r = np.array(t)/np.array(times[base])
+        print(f'{k:34} {np.median(t):8.3f}   {np.median(r):6.3f}  ({np.percentile(r, 10):.3f} to {np.percentile(r, 90):.3f})')
+
+def read():
+    "One file: ours, the bare decoders, pydicom, fastai"
+    from fastai.medical.imaging import PILDicom
+    by_file = dict(zip(JPEGS, frames()))
+    contestants = {'libjpeg-turbo (OpenCV), frame only': lambda f: cv2.imdecode(by_file[f], cv2.IMREAD_UNCHANGED),
+        'libjpeg-turbo (Pillow), frame only': lambda f: np.asarray(Image.open(io.BytesIO(by_file[f]))),
+        'read_xray': read_xray,
+        'pydicom, plugin Pillow': lambda f: pixel_array(f, decoding_plugin='pillow'),
+        'pydicom, its own choice': lambda f: pydicom.dcmread(f).pixel_array,
+        'fastai PILDicom, as a tensor': lambda f: torch.from_numpy(np.array(PILDicom.create(f))).float()/255}
+    if find_spec('libjpeg'): contestants['pydicom, plugin pylibjpeg'] = lambda f: pixel_array(f, decoding_plugin='pylibjpeg')
+    off = max(np.abs(read_xray(f)*255-pydicom.dcmread(f).pixel_array).max() for f in JPEGS)
+    print(f'{len(JPEGS)} JPEG Baseline radiographs of 1024 × 1024; read_xray is within {off:.2f} grey levels of pydicom')
+    race('reading a file', 'libjpeg-turbo (OpenCV), frame only', contestants, JPEGS)
+
+def cache():
+    "One item: from the cache, and from DICOM"
+    with TemporaryDirectory() as d:
+        c = prepare(copies(Path(d)/'data', len(JPEGS)), Path(d)/'c', 512, progress=False)
+        rows = dict(zip(c.table.path.map(str), c.table.row))
+        race('an item of 512 px', 'read_xray', {'read_xray': read_xray, 'read_xray, shrink': lambda f: shrink(read_xray(f), 512),
+            'row of the cache': lambda f: c.image(rows[f])}, list(rows))
+
+def clahe():
+    "Equalising: ours for a batch, kornia's for a batch, scikit-image's and OpenCV's for each image"
+    for size in (512, 1024): clahe_at(size)
+
+def clahe_at(size):
+    "The same at one size"
+    import kornia
+    import skimage.exposure
+    x = torch.stack([torch.from_numpy(shrink(read_xray(f), size))[None] for f in JPEGS[:8]])
+    eight, sixteen = ((x[:, 0].numpy()*n).round().astype(t) for n, t in ((255, np.uint8), (65535, np.uint16)))
+    cl, ours, cv16 = cv2.createCLAHE(2., (8, 8)), CLAHE(), CLAHE16()
+    race(f'CLAHE of 8 radiographs of {size} px, {torch.get_num_threads()} threads (ms for all)', 'ours, 4,096 levels', {
+        'ours, 4,096 levels': lambda _: ours(TensorXray(x)), 'kornia, 256 levels': lambda _: kornia.enhance.equalize_clahe(x, 2.),
+        'scikit-image, float': lambda _: [skimage.exposure.equalize_adapthist(i.numpy(), kernel_size=size//8) for i in x[:, 0]],
+        'OpenCV, 16 bits': lambda _: [cl.apply(i) for i in sixteen], 'OpenCV, 16 bits, as CLAHE16': lambda _: cv16(TensorXray(x)),
+        'OpenCV, 8 bits': lambda _: [cl.apply(i) for i in eight]}, [0], rounds=7)
+
+def copies(out, n):
+    "A folder with `n` radiographs under new names, which are links to the twelve, and their labels"
+    labels = pd.read_csv(SMALL/'train-rle.csv', skipinitialspace=True).rename(columns=str.strip)
+    rles = labels.groupby('ImageId').EncodedPixels.apply(list)
+    out.mkdir(parents=True)
+    one = {f: shutil.copy(f, out.parent/f.name) for f in JPEGS}
+    rows = []
+    for i in range(n):
+        f = JPEGS[i % len(JPEGS)]
+        os.link(one[f], out/f'{i}.dcm')
+        rows += [(f'{i}', r) for r in rles[f.stem]]
+    pd.DataFrame(rows, columns=['ImageId', 'EncodedPixels']).to_csv(out/'train-rle.csv', index=False)
+    return out
+
+_frames = []
+
+def _bare(i): return cv2.imdecode(_frames[i % len(_frames)], cv2.IMREAD_UNCHANGED).shape
+
+def _whole(f): return read_xray(f).shape
+
+def prepare_against_decoder(n=1200, rounds=5):
+    "Throughput on two processes"
+    from pneumothorax.siim import siim_train
+    _frames[:] = frames()
+    times = {'libjpeg-turbo (OpenCV), frames only': [], 'read_xray': [], 'prepare, 512 px': []}
+    with TemporaryDirectory() as d:
+        table = siim_train(copies(Path(d)/'data', n))
+        files = table.path.tolist()
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('fork')) as pool:
+            for _ in range(rounds):
+                jobs = (lambda: list(pool.map(_bare, range(n), chunksize=8)), lambda: list(pool.map(_whole, files, chunksize=8)),
+                    lambda: prepare(table, Path(d)/'c', 512, progress=False))
+                for k, job in zip(times, jobs):
+                    shutil.rmtree(Path(d)/'c', ignore_errors=True)
+                    t0 = time.perf_counter()
+                    job()
+                    times[k].append((time.perf_counter()-t0)/n*1e3)
+    report(f'{n:,} radiographs, two processes', 'libjpeg-turbo (OpenCV), frames only', times)
+
+def scale(counts=(100, 1_000, 10_000), size=256):
+    "Time and memory of the command at three sizes"
+    print(f'\nptx_prepare at {size} px\n{"images":>8} {"s":>8} {"images/s":>9} {"s, nothing to do":>17} {"largest process, MB":>20}')
+    for n in counts:
+        with TemporaryDirectory() as d:
+            data, took, mb = copies(Path(d)/'data', n), [], []
+            for _ in range(2):
+                t0 = time.perf_counter()
+                command = [Path(sys.executable).parent/'ptx_prepare', data, Path(d)/'c', '--size', str(size)]
+                p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                _, status, used = os.wait4(p.pid, 0)
+                took.append(time.perf_counter()-t0)
+                mb.append(used.ru_maxrss/1024)
+                assert status == 0, p.stderr.read()
+            print(f'{n:8,} {took[0]:8.2f} {n/took[0]:9.0f} {took[1]:17.2f} {max(mb):20.0f}')
+
+PARTS = {'read': read, 'cache': cache, 'clahe': clahe, 'prepare': prepare_against_decoder, 'scale': scale}
+
+if __name__ == '__main__':
+    if not JPEGS: sys.exit(f'no real radiographs in {SMALL}: set PTX_SHARED to their folder')
+    warnings.simplefilter('ignore')
+    unknown = set(sys.argv[1:])-set(PARTS)
+    if unknown: sys.exit(f'{", ".join(unknown)}: give some of {", ".join(PARTS)}')
+    for part in sys.argv[1:] or PARTS: PARTS[part]()
+    sys.stdout.flush()
