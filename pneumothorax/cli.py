@@ -99,11 +99,12 @@ def ptx_predict(
     bs:int=8, # images per batch
     workers:int=2, # processes that read files
     device:str='cpu', # where the model runs: cpu, cuda, mps
+    variant:str=None, # one more equalisation at test time: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
 ):
     "Predict radiographs: writes maps.npy, index.csv, and failed.csv for what could not be read."
     with manners():
         from pneumothorax.predict import open_maps, predict_maps
-        index,maps,failed = open_maps(predict_maps(run, images, out, bs, workers, device))
+        index,maps,failed = open_maps(predict_maps(run, images, out, bs, workers, device, True, variant))
         print(f'{len(index)} radiographs predicted at {maps.shape[1]} px, {len(failed)} failed; maps in {out}\nnext: ptx_submit {out} --out submission.csv')
 
 # %% ../nbs/41_cli.ipynb #e8d7753c

@@ -208,10 +208,11 @@ class XrayInput:
         return LoadXray(self.size, self.fit, equalizer(self.equalize) if self.equalize_first else None)
     def batch(self,
         xb:TensorXray, # N×1×H×W in [0,1], from the loader
+        variant:Equalize=None, # one more equalisation, for a second opinion at test time
              )->torch.Tensor: # the same shape, normalised
         "What is done to a batch"
-        eq = None if self.equalize_first else equalizer(self.equalize)
-        xb = eq(TensorXray(xb)) if eq else xb
+        for eq in (None if self.equalize_first else equalizer(self.equalize), variant):
+            if eq: xb = eq(TensorXray(xb))
         return (xb.as_subclass(torch.Tensor)-self.stats[0])/self.stats[1]
 
 # %% ../nbs/11_data.ipynb #67332b70

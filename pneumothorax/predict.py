@@ -13,6 +13,7 @@ from fastprogress import progress_bar
 from .rle import PtxError
 from .siim import find_images, notice
 from .cache import inner_box
+from .equalize import equalizer
 from .data import XrayInput, xray_batches
 from .learner import FORMAT, RunError, load_run, versions
 
@@ -77,8 +78,10 @@ def predict_maps(
     workers:int=2, # processes that read files
     device:str='cpu', # where the model runs
     progress:bool=True, # show a bar?
+    variant:object=None, # one more equalisation at test time: an `Equalize`, or what `equalizer` takes
 )->Path: # the folder: maps.npy, index.csv, failed.csv, predict.json
     "Predict radiographs with the model of a run; raises `PtxError`"
+    variant = equalizer(variant)
     model,r = load_run(run, device)
     found = list_images(images)
     out = _out_folder(out)
@@ -89,7 +92,7 @@ def predict_maps(
     done,failed = [],[]
     with torch.inference_mode():
         for idx,xb,shapes,bad in (progress_bar(dl,leave=False) if progress else dl):
-            if idx: maps[idx] = to_bytes(unpad(model(how.batch(xb.to(device))).sigmoid(), shapes, how.fit)[:,0])
+            if idx: maps[idx] = to_bytes(unpad(model(how.batch(xb.to(device),variant)).sigmoid(), shapes, how.fit)[:,0])
             done += idx
             failed += bad
     maps.flush()
@@ -97,7 +100,8 @@ def predict_maps(
     pd.DataFrame(dict(ImageId=[ids[i] for i in done], path=[str(paths[i]) for i in done], row=done, max_prob=np.round(top,4))).to_csv(out/'index.csv', index=False)
     pd.DataFrame([(ids[i],str(paths[i]),e) for i,e in failed], columns=['ImageId','path','error']).to_csv(out/'failed.csv', index=False)
     if not done: raise PtxError(f'none of the {len(ids)} files could be read, see {out}/failed.csv; the first: {failed[0][1]}')
-    (out/'predict.json').write_text(json.dumps(dict(format=FORMAT, run=str(run), size=size, n=len(done), n_failed=len(failed), versions=versions()), indent=1)+'\n')
+    record = dict(format=FORMAT, run=str(run), variant=variant and variant.spec(), size=size, n=len(done), n_failed=len(failed), versions=versions())
+    (out/'predict.json').write_text(json.dumps(record,indent=1)+'\n')
     notice('files could not be read, listed in failed.csv', [f'{ids[i]} ({e})' for i,e in failed])
     return out
 
