@@ -25,7 +25,7 @@ class TensorXray(TensorImageBW):
 # %% ../nbs/10_equalize.ipynb #e1000011
 def _level(x, levels):
     "The nearest level of every pixel, from 0"
-    return (x*(levels-1)).round().clamp(0,levels-1).long()
+    return (x*(levels-1)).round_().clamp_(0,levels-1).long()
 
 def grey_counts(
     x:torch.Tensor, # N×1×H×W in [0,1]
@@ -33,7 +33,7 @@ def grey_counts(
 )->torch.Tensor: # N×levels int64
     "How often each grey value occurs in each image"
     n = len(x)
-    i = _level(x,levels).view(n,-1)+levels*torch.arange(n,device=x.device)[:,None]
+    i = _level(x,levels).view(n,-1).add_(levels*torch.arange(n,device=x.device)[:,None])
     return torch.bincount(i.flatten(), minlength=n*levels).view(n,levels)
 
 # %% ../nbs/10_equalize.ipynb #e1000014
@@ -187,10 +187,11 @@ def clip_counts(
 )->torch.Tensor: # …×levels float: no part above the limit, the excess spread evenly
     "Limit the contrast of histograms"
     levels,n = c.shape[-1],c.sum(-1,keepdim=True).float()
-    parts = c.float().view(*c.shape[:-1],coarse,levels//coarse)
+    kept = c.to(torch.float32,copy=True)
+    parts = kept.view(*c.shape[:-1],coarse,levels//coarse)
     total = parts.sum(-1,keepdim=True)
-    kept = (parts*(clip*n.unsqueeze(-1)/coarse/total.clamp(min=1)).clamp(max=1)).view(c.shape)
-    return kept+(n-kept.sum(-1,keepdim=True))/levels
+    parts *= (clip*n.unsqueeze(-1)/coarse/total.clamp(min=1)).clamp(max=1)
+    return kept.add_((n-kept.sum(-1,keepdim=True))/levels)
 
 def _tables(x, grid, levels, clip):
     "One table for each tile, N×grid×grid×levels in [0,1]"
@@ -198,7 +199,7 @@ def _tables(x, grid, levels, clip):
     th,tw = h//grid,w//grid
     tiles = x.view(n,grid,th,grid,tw).permute(0,1,3,2,4).reshape(-1,1,th,tw)
     c = clip_counts(grey_counts(tiles,levels), clip)
-    return (c.cumsum(1)/(th*tw)).clamp(max=1).view(n,grid,grid,levels)
+    return c.cumsum_(1).mul_(1/(th*tw)).clamp_(max=1).view(n,grid,grid,levels)
 
 # %% ../nbs/10_equalize.ipynb #e1000034
 def clahe(
@@ -212,21 +213,10 @@ def clahe(
     pad = (0,-w%grid,0,-h%grid)
     full = F.pad(x,pad,mode='reflect') if any(pad) else x
     H,W = full.shape[2:]
-    t = _tables(full, grid, levels, clip).view(n,-1)
-    v = full[:,0,:h,:w]*(levels-1)
-    lo = v.floor().clamp(0,levels-2)
-    part,lo = v-lo,lo.long()
-    pos = [((torch.arange(m,device=x.device)+.5)/(M/grid)-.5) for m,M in ((h,H),(w,W))]
-    (y0,wy),(x0,wx) = ((p.floor(),p-p.floor()) for p in pos)
-    out = torch.zeros_like(v)
-    for dy in (0,1):
-        for dx in (0,1):
-            weight = ((wy if dy else 1-wy)[:,None]*(wx if dx else 1-wx)[None])
-            tile = (y0+dy).clamp(0,grid-1).long()[:,None]*grid+(x0+dx).clamp(0,grid-1).long()[None]
-            i = (tile*levels+lo).view(n,-1)
-            a,b = t.gather(1,i).view(v.shape),t.gather(1,i+1).view(v.shape)
-            out += weight*(a+(b-a)*part)
-    return out[:,None].clamp(0,1)
+    y,z = (((torch.arange(m,device=x.device)+.5)/(M/grid)-.5)*2/max(grid-1,1)-1 for m,M in ((h,H),(w,W)))
+    at = torch.stack([2*x[:,0]-1, z.expand(n,h,w), y[:,None].expand(n,h,w)], -1)
+    t = _tables(full, grid, levels, clip)
+    return F.grid_sample(t[:,None], at[:,None], padding_mode='border', align_corners=True)[:,0].clamp_(0,1)
 
 # %% ../nbs/10_equalize.ipynb #e1000036
 class CLAHE(Equalize):
