@@ -19,6 +19,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
 from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
     JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
+from pydicom.valuerep import STANDARD_VR
 from .rle import PtxError
 
 # %% ../nbs/01_dicom.ipynb #cdf2f51b
@@ -124,6 +125,7 @@ def _no_deflate_bomb(f):
 # %% ../nbs/01_dicom.ipynb #quick002
 _JPEGS = {JPEGBaseline8Bit,JPEGExtended12Bit,JPEGLossless,JPEGLosslessSV1,JPEGLSLossless,JPEGLSNearLossless}
 _LONG = {b'OB',b'OD',b'OF',b'OL',b'OV',b'OW',b'SQ',b'SV',b'UC',b'UN',b'UR',b'UT',b'UV'}   # these have 4 bytes of length, after 2 that are reserved
+_VRS = {v.encode() for v in STANDARD_VR}
 _OPEN,_PIXELS,_ITEM,_END = 0xffffffff,0x7fe00010,0xfffee000,0xfffee0dd
 _IMAGE = {0x00181164:'ImagerPixelSpacing', 0x00280002:'SamplesPerPixel', 0x00280004:'PhotometricInterpretation', 0x00280008:'NumberOfFrames',
     0x00280010:'Rows', 0x00280011:'Columns', 0x00280030:'PixelSpacing', 0x00280034:'PixelAspectRatio', 0x00280100:'BitsAllocated', 0x00280101:'BitsStored',
@@ -154,13 +156,13 @@ def _frames_end(data, i):
 
 def _elements(data):
     "Tag, VR, begin and end of each top-level element in explicit little endian"
-    i,end = 132,len(data)
+    i,end,tag = 132,len(data),0
     while i<end:
         group,elem,vr,n = struct.unpack_from('<HH2sH', data, i)
-        tag,i = group<<16|elem,i+8
+        before,tag,i = tag,group<<16|elem,i+8
         if vr in _LONG: n,i = struct.unpack_from('<I',data,i)[0],i+4
         stop = _frames_end(data,i) if tag==_PIXELS and n==_OPEN else i+n
-        if stop>end or not vr.isalpha(): raise ValueError('unusual')
+        if stop>end or vr not in _VRS or tag<=before: raise ValueError('unusual')
         yield tag,vr,i,stop
         i = stop+8*(n==_OPEN)
 
@@ -168,7 +170,7 @@ def image_elements(
     data:bytes, # a DICOM file
 )->dict: # what describes the image by keyword, `file_meta` and `PixelData`; None if the file is unusual, or broken
     "The few elements that a grey image is made of, without parsing the others"
-    if data[128:132]!=b'DICM': return None
+    if data[128:134]!=b'DICM\2\0': return None
     ds,syntax = _Brief(),None
     try:
         for tag,vr,a,b in _elements(data):

@@ -51,6 +51,12 @@ def test_maps_do_not_depend_on_batches_or_workers(phantoms, tiny_run, tmp_path):
     assert a[0].ImageId.tolist() == b[0].ImageId.tolist()
     assert abs(a[1].astype(int)-b[1]).max() <= 1   # one 255th, where a sum of another order crosses a rounding edge
 
+def test_a_variant_at_test_time(phantoms, tiny_run, tmp_path):
+    ok('ptx_predict', tiny_run, phantoms/'dicom-images-test', '--out', tmp_path/'a', '--workers', 0, '--variant', 'hist')
+    assert json.loads((tmp_path/'a'/'predict.json').read_text())['variant']['name'] == 'HistEqualize'
+    p = ptx('ptx_predict', tiny_run, phantoms/'dicom-images-test', '--out', tmp_path/'b', '--variant', 'sharpen')
+    assert p.returncode == 1 and 'no such equalisation' in p.stderr and not (tmp_path/'b').exists()
+
 SCORES = {'stage1-fastai-solution': .8342, 'stage1-keras-v9': .8165, 'stage1-keras-v3': .7971, 'stage1-keras-v2': .4607}
 
 @pytest.mark.parametrize('name', SCORES)
