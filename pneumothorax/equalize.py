@@ -199,7 +199,8 @@ def _tables(x, grid, levels, clip):
     th,tw = h//grid,w//grid
     tiles = x.view(n,grid,th,grid,tw).permute(0,1,3,2,4).reshape(-1,1,th,tw)
     c = clip_counts(grey_counts(tiles,levels), clip)
-    return c.cumsum_(1).mul_(1/(th*tw)).clamp_(max=1).view(n,grid,grid,levels)
+    whole = c.mul_(2**30/(th*tw)).round_().int().cumsum(1,dtype=torch.int32)
+    return whole.float().mul_(2**-30).clamp_(max=1).view(n,grid,grid,levels)
 
 # %% ../nbs/10_equalize.ipynb #e1000034
 def clahe(
