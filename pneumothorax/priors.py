@@ -32,6 +32,8 @@ def _prior(prior):
 def _place(v, shape, dim=None):
     "Values of a prior with the axes of logits of `shape`"
     n,k = len(shape),v.ndim
+    if dim is not None and (type(dim) is not int or not -n<=dim<n):
+        raise LossError(f'dim={dim!r}: logits of shape {tuple(shape)} have no such axis; give that of the classes, or None for one sigmoid channel')
     if v.numel()==1 and dim is None: return v.reshape((1,)*n)
     axis = 0 if dim is None else dim
     if k==1 and n and len(v)==shape[axis]: return v.reshape([-1 if i==axis%n else 1 for i in range(n)])
@@ -43,8 +45,6 @@ def _place(v, shape, dim=None):
 # %% ../nbs/25_priors.ipynb #d2500014
 def _log_prior(prior, shape, dim):
     "Logit of a prior, or logarithms of K class priors, with the axes of logits of `shape`"
-    if dim is not None and (type(dim) is not int or not -len(shape)<=dim<len(shape)):
-        raise LossError(f'dim={dim!r}: logits of shape {tuple(shape)} have no such axis; give that of the classes, or None for one sigmoid channel')
     p = _place(_prior(prior), shape, dim)
     if dim is None: return p.log()-torch.log1p(-p)
     off = (p.sum(dim)-1).abs().max().item()
@@ -174,9 +174,13 @@ class LogitAdjustedLoss(nn.Module):
 # %% ../nbs/25_priors.ipynb #d2500063
 def _coverage(masks, size):
     "How many of the masks cover each cell of a size×size frame (a mean over its pixels), and the number of pixels in each mask"
-    if isinstance(masks, pd.DataFrame): masks = masks.rles
-    if isinstance(masks, (np.ndarray,torch.Tensor)) and masks.ndim==3:
-        m = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else masks
+    if isinstance(masks, pd.DataFrame):
+        if 'rles' not in masks: raise LossError(f'a table with the columns {", ".join(map(str,masks))}: give one with `rles`, as `read_labels` makes it')
+        masks = masks.rles
+    m = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else masks
+    if isinstance(m, str) or (isinstance(m, np.ndarray) and m.dtype!=object and m.ndim!=3):
+        raise LossError(f'masks of type {type(masks).__name__}{getattr(m,"shape","")}: give a list with the run-lengths of each image, or masks N×H×W')
+    if isinstance(m, np.ndarray) and m.dtype!=object:
         if m.dtype.kind not in 'bui': raise LossError(f'masks of type {m.dtype}: apply a threshold first, for example `probs>.5`')
         n,total = (m!=0).sum((1,2)),(m!=0).sum(0)
     else:

@@ -78,6 +78,7 @@ def test_loss_refuses_what_does_not_fit():
     with pytest.raises(LossError, match='3 classes'): LogitAdjustedLoss([.5, .5], dim=1)(torch.zeros(2, 3, 4, 5), masks)
     for bad, why in ((masks+3, '0 to 2'), (masks-1, '0 to 2'), (masks.float(), 'whole numbers'), (masks[:1], 'one for each')):
         with pytest.raises(LossError, match=why): LogitAdjustedLoss([.5, .3, .2], dim=1)(torch.zeros(2, 3, 4, 5), bad)
+    with pytest.raises(LossError, match='no such axis'): LogitAdjustedLoss([.5, .5], dim=5)(torch.zeros(2, 2, 4, 5), masks)
     with pytest.raises(LossError, match='no class vectors'): ClassLoss()(torch.zeros(3), masks)
     with pytest.raises(LossError, match='reduction'): ClassLoss(reduction='sum')(torch.zeros(2, 3, 4, 5), masks)
 
@@ -133,7 +134,7 @@ def test_position_prior_is_the_mean_of_masks(size):
         p = position_prior(rles, size, 2., empty)
         assert p.shape == (size, size) and p.dtype == np.float32 and 0 < p.min() <= p.max() < 1
         assert p.mean() == pytest.approx(masks.sum()/n/2**20, rel=1e-5)   # smoothing and resizing keep the mean
-        for same in (masks, torch.tensor(masks), masks*255, pd.Series(rles), pd.DataFrame({'rles': rles})): assert np.array_equal(position_prior(same, size, 2., empty), p)
+        for same in (masks, torch.tensor(masks), masks*255, pd.Series(rles), pd.Series(rles).values, pd.DataFrame({'rles': rles})): assert np.array_equal(position_prior(same, size, 2., empty), p)
 
 def test_position_prior_of_a_label_file(phantoms):
     labels = read_labels(phantoms/'train-rle.csv')
@@ -141,7 +142,7 @@ def test_position_prior_of_a_label_file(phantoms):
     assert position_prior(labels, 32, empty=True).mean() == pytest.approx(labels.area.mean()/2**20, rel=1e-5)
 
 @pytest.mark.parametrize('masks,kw,why', [([], {}, 'no positive pixel'), ([[], []], {}, 'no positive pixel'), (np.zeros((2, 8, 8), bool), {}, 'no positive pixel'),
-    (np.ones((2, 8, 8), bool), {}, 'no doubt'), (np.full((2, 8, 8), .5), {}, 'threshold'), ([['0 5']], {'size': 0}, 'size'), ([['0 5']], {'size': 2.}, 'size'),
+    (np.ones((2, 8, 8), bool), {}, 'no doubt'), (np.full((2, 8, 8), .5), {}, 'threshold'), (np.ones((8, 8), int), {}, 'N×H×W'), ('0 5', {}, 'each image'), (pd.DataFrame({'a': [1]}), {}, 'read_labels'), ([['0 5']], {'size': 0}, 'size'), ([['0 5']], {'size': 2.}, 'size'),
     ([['0 5']], {'size': True}, 'size'), ([['0 5']], {'smooth': 0}, 'smooth'), ([['0 5']], {'smooth': -1}, 'smooth'), ([['0 5']], {'smooth': math.nan}, 'smooth'),
     ([['0 5']], {'smooth': None}, 'smooth'), ([['0 5']], {'smooth': 1e-60}, 'no doubt')], ids=str)
 def test_bad_masks(masks, kw, why):
