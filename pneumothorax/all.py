@@ -10,6 +10,7 @@ from pneumothorax.losses import *
 from pneumothorax.metrics import *
 from pneumothorax.models import *
 from pneumothorax.learner import *
+from pneumothorax.priors import *
 from pneumothorax.predict import *
 from pneumothorax.decide import *
 from pneumothorax.submission import *
