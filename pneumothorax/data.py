@@ -109,7 +109,8 @@ def split_by_patient(
     if who.nunique()<n: raise PtxError(f'{who.nunique()} patients cannot be split {n} ways; give more radiographs, or a larger valid=')
     o,fold = np.argsort(df.ImageId.to_numpy(str), kind='stable'),np.zeros(len(df),int)   # the order of rows must not matter
     fold[o] = spread(fold_strata(df.iloc[o],n), who.iloc[o], n, seed)
-    return np.sort(min((np.flatnonzero(fold==k) for k in range(n)), key=lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))))
+    off = lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))
+    return min((np.flatnonzero(fold==k) for k in range(n)), key=off)
 
 # %% ../nbs/11_data.ipynb #cbb86bfd
 class XrayFiles(Dataset):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'REACH', 'STEP', 'SHIFT', 'FoldError', 'patient_groups', 'fold_strata', 'spread', 'known_patients',
-           'make_folds', 'check_folds', 'read_folds', 'save_folds', 'fold_balance', 'leakage', 'fold_report',
-           'thumbnail', 'local_contrast', 'nearest_pairs', 'chest_match', 'near_duplicates', 'duplicate_groups']
+           'make_folds', 'check_folds', 'read_folds', 'free_name', 'save_folds', 'fold_balance', 'leakage',
+           'fold_report', 'thumbnail', 'local_contrast', 'nearest_pairs', 'chest_match', 'near_duplicates',
+           'duplicate_groups']
 
 # %% ../nbs/04_folds.ipynb #f0100003
 from pathlib import Path
@@ -69,6 +70,10 @@ def fold_strata(
     return out
 
 # %% ../nbs/04_folds.ipynb #f0100016
+def _check_n(n):
+    "Refuse what is no number of folds"
+    if isinstance(n,bool) or not isinstance(n,(int,np.integer)) or n<2: raise FoldError(f'n={n!r}: give a whole number of folds, at least 2')
+
 def spread(
     strata:np.ndarray, # whole number per image
     groups:list=None, # what must stay together; every image for itself if None
@@ -76,7 +81,7 @@ def spread(
     seed:int=0, # which of the possible folds
 )->np.ndarray: # fold of each image, from 0
     "Spread strata evenly over folds, groups kept whole; raises `FoldError` if that is impossible"
-    if isinstance(n,bool) or not isinstance(n,(int,np.integer)) or n<2: raise FoldError(f'n={n!r}: give a whole number of folds, at least 2')
+    _check_n(n)
     g = None if groups is None else pd.factorize(np.asarray(groups,object))[0]
     have,what = (len(strata),'images') if g is None else (len(np.unique(g)),'patients')
     if have<n: raise FoldError(f'{have} {what} cannot be split {n} ways; give more radiographs, or fewer folds')
@@ -112,6 +117,7 @@ def make_folds(
     seed:int=0, # which of the possible folds
 )->pd.DataFrame: # ImageId, fold (from 0), sorted by ImageId
     "Folds by patient, stratified by presence, size and number of masks; raises `FoldError`"
+    _check_n(n)
     t = _labels(labels)
     pos = int(t.has_ptx.sum())
     if pos in (0,len(t)): raise FoldError(f'{"all" if pos else "none"} of the {len(t):,} images have a pneumothorax; folds need both kinds, check the label file')
@@ -153,14 +159,20 @@ def read_folds(
     return check_folds(t, ids, str(path))
 
 # %% ../nbs/04_folds.ipynb #f0100026
+def free_name(
+    path:str, # file to write
+)->Path: # the same
+    "A file that can be written; raises `FoldError` if it is there already, or its folder is not"
+    if Path(path).exists(): raise FoldError(f'{path}: is there already, and runs may depend on it; remove it, or give another name')
+    if not Path(path).parent.is_dir(): raise FoldError(f'{path}: its folder does not exist; make it first')
+    return Path(path)
+
 def save_folds(
     folds:pd.DataFrame, # ImageId, fold
     path:str, # CSV to write
 ): # writes it
     "Write a table of folds; raises `FoldError` if the file is there"
-    if Path(path).exists(): raise FoldError(f'{path}: is there already, and runs may depend on it; remove it, or give another name')
-    if not Path(path).parent.is_dir(): raise FoldError(f'{path}: its folder does not exist; make it first')
-    folds.to_csv(path, index=False)
+    folds.to_csv(free_name(path), index=False)
 
 # %% ../nbs/04_folds.ipynb #f0100029
 def _joined(folds, labels):
@@ -203,9 +215,11 @@ def fold_report(
 )->str: # balance and leakage, a few lines
     "Balance and leakage in words"
     t = _labels(labels)
-    who,b = known_patients(t,groups),fold_balance(folds,t,groups)
+    try: who,why = known_patients(t,groups),'no patient ids; give them, or look for repeats with near_duplicates'
+    except FoldError as e: who,why = None,str(e)
+    b = fold_balance(folds, t.drop(columns='patient_id',errors='ignore'), who)
     lines = [b.to_string(formatters=dict(share='{:.1%}'.format,median_area='{:,.0f}'.format,masks='{:.2f}'.format))]
-    if who is None: return '\n'.join([*lines,'leakage: unknown, no patient ids; give them, or look for repeats with near_duplicates'])
+    if who is None: return '\n'.join([*lines,f'leakage: unknown, {why}'])
     n = folds.fold.nunique()
     say = lambda f: '{images:.1%} of the validation images, {positives:.1%} of the positive ones'.format(**leakage(f,who,t).loc['all'])
     alone = t[['ImageId']].assign(fold=spread(fold_strata(t,n),None,n))
