@@ -262,13 +262,13 @@ def nearest_pairs(
     "Pairs of pictures with nearly the same perceptual hash"
     signs,out,n = np.stack([local_contrast(t,8)>0 for t in thumbs]),[],len(thumbs)
     k,shifts = min(nearest,n-1),np.arange(-REACH,REACH+1,SHIFT)
-    base,codes = _codes(signs,0,0),[_codes(signs,dy,dx) for dy in shifts for dx in shifts]
+    base,shifts = _codes(signs,0,0),[(dy,dx) for dy in shifts for dx in shifts]
     blocks = range(0,n,1024)
     for i in (progress_bar(blocks,leave=False) if progress else blocks):
         rows = np.arange(i,min(i+1024,n))
-        hi = lo = base[rows]@codes[0].T
-        for c in codes[1:]:
-            s = base[rows]@c.T
+        hi = lo = base[rows]@base.T
+        for dy,dx in shifts:   # hashes of all shifts at once would need gigabytes
+            s = base[rows]@_codes(signs,dy,dx).T
             hi,lo = np.maximum(hi,s),np.minimum(lo,s)
         near = np.maximum(hi,-lo)
         near[rows-i,rows] = -np.inf
@@ -336,7 +336,7 @@ def near_duplicates(
     if len(ids)<2: return pd.DataFrame(columns=['a','b','distance','corr','negative'])
     ts = np.stack([thumbs[i][0] for i in ids])
     p = nearest_pairs(ts, nearest, progress)
-    p['corr'] = many(_match, list(zip(ts[p.a],ts[p.b],p.negative)))
+    p['corr'] = many(_match, [(ts[a],ts[b],n) for a,b,n in zip(p.a,p.b,p.negative)])
     p = p[p['corr']>=min_corr].sort_values('corr', ascending=False, ignore_index=True)
     return p.assign(a=ids[p.a],b=ids[p.b])[['a','b','distance','corr','negative']]
 
