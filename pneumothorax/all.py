@@ -3,6 +3,7 @@ from pneumothorax.rle import *
 from pneumothorax.dicom import *
 from pneumothorax.siim import *
 from pneumothorax.phantom import *
+from pneumothorax.folds import *
 from pneumothorax.cache import *
 from pneumothorax.equalize import *
 from pneumothorax.data import *

@@ -8,12 +8,11 @@ __all__ = ['TensorXrayMask', 'LoadXray', 'LoadMask', 'XrayBlock', 'RLEMaskBlock'
            'show_batch', 'show_results']
 
 # %% ../nbs/11_data.ipynb #0ac94a09
-import random, warnings
+import random
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from plum import dispatch
-from sklearn.model_selection import StratifiedGroupKFold
 from fastprogress import progress_bar
 from torch.utils.data import Dataset, DataLoader
 from fastai.vision.all import (Transform, TensorMask, TransformBlock, DataBlock, DataLoaders, ColReader,
@@ -21,6 +20,7 @@ from fastai.vision.all import (Transform, TensorMask, TransformBlock, DataBlock,
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, show_xray
 from .siim import siim_train, notice
+from .folds import fold_strata, spread
 from .cache import XrayCache, shrink, shrink_mask
 from .equalize import Equalize, TensorXray, equalizer, grey_counts
 
@@ -107,10 +107,10 @@ def split_by_patient(
     who[none] = ['?'+i for i in df.ImageId[none]]
     n = max(2,round(1/valid))
     if who.nunique()<n: raise PtxError(f'{who.nunique()} patients cannot be split {n} ways; give more radiographs, or a larger valid=')
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'The least populated class')   # fewer positives than folds: the best fold is taken anyway
-        folds = [v for _,v in StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(df, df.has_ptx, who)]
-    return np.sort(min(folds, key=lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))))
+    o,fold = np.argsort(df.ImageId.to_numpy(str), kind='stable'),np.zeros(len(df),int)   # the order of rows must not matter
+    fold[o] = spread(fold_strata(df.iloc[o],n), who.iloc[o], n, seed)
+    off = lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))
+    return min((np.flatnonzero(fold==k) for k in range(n)), key=off)
 
 # %% ../nbs/11_data.ipynb #cbb86bfd
 class XrayFiles(Dataset):

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'PtxNotice', 'few', 'notice', 'read_table', 'read_labels', 'find_images', 'find_labels', 'SiimFiles',
-           'siim_root', 'find_siim', 'find_patients', 'unmatched', 'siim_train']
+           'siim_root', 'find_siim', 'find_patients', 'unmatched', 'siim_train', 'body_mask', 'audit_labels',
+           'audit_figure']
 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
-import csv, gzip, os, warnings
+import csv, gzip, os, re, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-import pandas as pd
-
-from .rle import PtxError, LabelError, rles_runs
-from .dicom import XRAY_EXTS, xray_metadata
+import cv2, numpy as np, pandas as pd
+from fastprogress import progress_bar
+from .rle import PtxError, LabelError, rles_runs, rles_to_mask, runs_overlap
+from .dicom import XRAY_EXTS, XrayError, read_xray, show_xray, xray_metadata
 
 # %% ../nbs/02_siim.ipynb #912857eb
 class PtxNotice(UserWarning): "Something was left out, or looks odd, and work goes on"
@@ -227,3 +228,130 @@ def siim_train(
     notice('labels without a radiograph, left out', lost)
     df.insert(1, 'path', [files.images[i] for i in df.ImageId])
     return df.join(find_patients(files, df.ImageId.tolist()), on='ImageId') if patients else df
+
+# %% ../nbs/02_siim.ipynb #aud00001
+def body_mask(
+    x:np.ndarray, # H×W in [0,1]
+    size:int=256, # pixels along one side of the result
+)->np.ndarray: # size×size uint8 in {0,1}
+    "Where the patient is: the largest bright piece, holes filled"
+    x = cv2.GaussianBlur(cv2.resize(x,(size,size),interpolation=cv2.INTER_AREA), (0,0), size/170)
+    lo,hi = np.quantile(x,[.005,.9])
+    m = cv2.morphologyEx((x>lo+.15*(hi-lo)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((size//51,)*2,np.uint8))
+    edges = cv2.findContours(m, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    return cv2.drawContours(np.zeros_like(m), [max(edges,key=cv2.contourArea)], -1, 1, -1) if edges else m
+
+def _pieces(mask):
+    "Connected pieces of a mask"
+    x,y,w,h = cv2.boundingRect(mask)
+    return cv2.connectedComponents(mask[y:y+h,x:x+w])[0]-1 if w else 0
+
+# %% ../nbs/02_siim.ipynb #aud00004
+def _from_runs(df, min_area, overlap, pieces):
+    "Findings for which run-lengths are enough"
+    for r in df[df.has_ptx].itertuples():
+        runs = [rles_runs([o]) for o in r.rles]
+        areas = [int(o[1].sum()) for o in runs]
+        if min(areas)<min_area: yield r.ImageId,'tiny mask',min(areas),f'{min(areas)} px'
+        both = [(runs_overlap(a,b)/max(1,min(a[1].sum(),b[1].sum())),i,j) for j,b in enumerate(runs) for i,a in enumerate(runs[:j])]
+        if both and max(both)[0]>=overlap:
+            share,i,j = max(both)
+            yield r.ImageId,'overlapping masks',share,f'masks {i+1} and {j+1} share {share:.0%}'
+        n = _pieces(rles_to_mask(r.rles))
+        if n>=len(runs)+pieces: yield r.ImageId,'many pieces',n,f'{n} pieces in {len(runs)} mask{"s"*(len(runs)>1)}'
+
+def _from_pixels(df, images, outside, progress):
+    "Masks that leave the body; radiographs that cannot be read are noticed"
+    todo,bad = df[df.has_ptx&df.ImageId.isin(images)],[]
+    for i,rles in (progress_bar(list(zip(todo.ImageId,todo.rles)),leave=False) if progress else zip(todo.ImageId,todo.rles)):
+        try: body = body_mask(read_xray(images[i]))
+        except XrayError as e:
+            bad.append(f'{i} ({e})')
+            continue
+        m = cv2.resize(rles_to_mask(rles)*255, body.shape, interpolation=cv2.INTER_AREA)/255.
+        share = float((m*(1-body)).sum()/max(m.sum(),1e-9))
+        if share>outside: yield i,'outside the body',share,f'{share:.0%} of the mask'
+    notice('radiographs cannot be read, not compared with their masks', bad)
+
+def _positive(findings, column):
+    "ImageId → is a pneumothorax reported?"
+    t = findings
+    if isinstance(t,(str,Path)):
+        try: t = pd.read_csv(t, dtype=str, encoding='utf-8-sig', skipinitialspace=True).rename(columns=str.strip)
+        except Exception as e: raise LabelError(f'{findings}: not a readable CSV ({type(e).__name__}: {str(e).strip()}); give a table with ImageId and a column of findings') from None
+    if 'ImageId' not in t: raise LabelError(f'findings: columns {few(t.columns)}; a table of findings has ImageId and a column of findings')
+    told = [c for c in t if c!='ImageId' and t[c].astype(str).str.contains('pneumothorax',case=False).any()]
+    column = column or next(iter(told), None)
+    if column not in t: raise LabelError(f'findings: columns {few(t.columns)}; name the one that says whether there is a pneumothorax')
+    v = t[column].astype(str).str.strip().str.lower()
+    s = pd.Series((v.str.contains('pneumothorax') if column in told else v.isin(['1','1.0','true','yes'])).to_numpy(), t.ImageId.astype(str))
+    return s.groupby(level=0).any()
+
+# %% ../nbs/02_siim.ipynb #aud00007
+_KINDS = {'radiograph without label':False, 'label without radiograph':False, 'tiny mask':True, 'overlapping masks':False, 'many pieces':False,
+    'outside the body':False, 'finding without mask':False, 'mask without finding':False}   # do small values come first?
+
+def _files_of(images):
+    "Dict identifier → path, and the identifiers that need no label"
+    if images is None: return {},set()
+    if isinstance(images,dict): return images,set()
+    files = images if isinstance(images,SiimFiles) else find_siim(images)
+    return files.images,files.test
+
+def audit_labels(
+    labels:object, # table of `read_labels` or `siim_train`, or the path of a label file
+    images:object=None, # dict ImageId → path, a folder or its `SiimFiles`; without it pixels and missing radiographs are not looked at
+    findings:object=None, # table with ImageId and a column of findings, or its path
+    column:str=None, # the column of `findings`; the first one that speaks of pneumothorax if None
+    min_area:int=300, # a mask below this is tiny, pixels of the 1024² frame
+    overlap:float=.5, # share of the smaller of two masks of an image
+    pieces:int=5, # so many connected pieces more than masks
+    outside:float=.05, # share of a mask outside the body
+    progress:bool=False, # show a bar while radiographs are read?
+)->pd.DataFrame: # ImageId, what, value, detail
+    "What deserves a second look in a set of labels"
+    df = read_labels(labels) if isinstance(labels,(str,Path)) else labels
+    found,exempt = _files_of(images)
+    known = set(df.ImageId)
+    rows = [(i,'radiograph without label',np.nan,str(found[i])) for i in sorted(set(found)-known-exempt)]
+    if found: rows += [(i,'label without radiograph',np.nan,f'{n} masks') for i,n in zip(df.ImageId,df.n_masks) if i not in found]
+    rows += [*_from_runs(df,min_area,overlap,pieces), *_from_pixels(df,found,outside,progress)]
+    if findings is not None:
+        told = _positive(findings,column).reindex(df.ImageId)
+        notice('labelled images are not in the table of findings', df.ImageId[told.isna().to_numpy()].tolist())
+        rows += [(i,'finding without mask',np.nan,'') for i in df.ImageId[(~df.has_ptx&(told==True).to_numpy())]]  # noqa: E712
+        rows += [(i,'mask without finding',a,f'{a:,} px') for i,a in zip(df.ImageId,df.area*(told==False).to_numpy()) if a]  # noqa: E712
+    out = pd.DataFrame(rows, columns=['ImageId','what','value','detail'])
+    key = out.what.map({k:i for i,k in enumerate(_KINDS)}),out.value.where(out.what.map(_KINDS).astype(bool),-out.value)
+    return out.iloc[np.lexsort((out.ImageId,key[1],key[0]))].reset_index(drop=True)
+
+# %% ../nbs/02_siim.ipynb #aud00012
+def _shown(t, masks):
+    "The one or two masks to outline for a finding"
+    if t.what=='overlapping masks': return [masks[int(k)-1] for k in re.findall(r'\d+', t.detail)[:2]]
+    both = [np.maximum.reduce(masks)] if masks else []
+    if t.what=='tiny mask': both.append(cv2.dilate(min(masks,key=np.sum), np.ones((60,60),np.uint8)))
+    return both
+
+def audit_figure(
+    audit:pd.DataFrame, # from `audit_labels`
+    labels:object, # the labels that were audited
+    images:object, # radiographs, as in `audit_labels`
+    n:int=4, # pictures of each kind
+    size:int=256, # pixels of each picture
+)->object: # a matplotlib `Figure`, or None if nothing can be shown
+    "A sheet of the worst of each kind"
+    from matplotlib.figure import Figure
+    df = read_labels(labels) if isinstance(labels,(str,Path)) else labels
+    rles,found = df.set_index('ImageId').rles.to_dict(),_files_of(images)[0]
+    rows = [t.head(n) for _,t in audit[audit.ImageId.isin(found)].groupby('what',sort=False)]
+    if not rows: return None
+    fig = Figure(figsize=(1.7*n,2.1*len(rows)), dpi=100)
+    for ax in (axs := fig.subplots(len(rows),n,squeeze=False)).flat: ax.axis('off')
+    for ax,t in ((ax,r) for line,t in zip(axs,rows) for ax,r in zip(line,t.itertuples())):
+        shown = _shown(t, [rles_to_mask([r]) for r in rles.get(t.ImageId,[])])
+        title = f'{t.what}\n…{t.ImageId[-14:]}'+(f'\n{t.detail}' if t.value==t.value else '')
+        try: show_xray(cv2.resize(read_xray(found[t.ImageId]),(size,size),interpolation=cv2.INTER_AREA), *shown, ax=ax, title=title)
+        except XrayError as e: ax.set_title(f'{t.what}\n{t.ImageId[-14:]}\n{str(e)[-30:]}', fontsize=7)
+    fig.tight_layout(pad=.4)
+    return fig
