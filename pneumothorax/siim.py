@@ -319,8 +319,8 @@ def audit_labels(
     if findings is not None:
         told = _positive(findings,column).reindex(df.ImageId)
         notice('labelled images are not in the table of findings', df.ImageId[told.isna().to_numpy()].tolist())
-        rows += [(i,'finding without mask',np.nan,'') for i in df.ImageId[(~df.has_ptx&(told==True).to_numpy())]]  # noqa: E712
-        rows += [(i,'mask without finding',a,f'{a:,} px') for i,a in zip(df.ImageId,df.area*(told==False).to_numpy()) if a]  # noqa: E712
+        rows += [(i,'finding without mask',np.nan,'') for i in df.ImageId[(~df.has_ptx&told.eq(True).to_numpy())]]
+        rows += [(i,'mask without finding',a,f'{a:,} px') for i,a in zip(df.ImageId,df.area*told.eq(False).to_numpy()) if a]
     out = pd.DataFrame(rows, columns=['ImageId','what','value','detail'])
     key = out.what.map({k:i for i,k in enumerate(_KINDS)}),out.value.where(out.what.map(_KINDS).astype(bool),-out.value)
     return out.iloc[np.lexsort((out.ImageId,key[1],key[0]))].reset_index(drop=True)

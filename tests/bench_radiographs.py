@@ -1,7 +1,7 @@
 """Reading, caching and equalising radiographs against the named alternatives: `python tests/bench_radiographs.py [read cache clahe prepare scale]`
 
-Contestants take turns, round by round, in one process; a ratio is that of one round, and its median and its 10th and 90th percentile
-over the rounds are printed, so that what disturbs the machine for a while disturbs all alike. Needs the real radiographs (`$PTX_SHARED`)."""
+Contestants take turns at every item, in one process and in an order that is drawn anew each time, so that what disturbs the machine disturbs
+all alike. A ratio is that of one round over all items; its median and its 10th and 90th percentile over the rounds are printed. Needs the real radiographs (`$PTX_SHARED`)."""
 import io
 import multiprocessing
 import os
@@ -34,22 +34,23 @@ JPEGS = sorted((SMALL/'dicom-images-train').rglob('*.dcm'))
 
 def frames(): return [np.frombuffer(get_frame(pydicom.dcmread(f).PixelData, 0, number_of_frames=1), np.uint8) for f in JPEGS]
 
-def race(title, base, contestants, items, rounds=25):
-    "Time each contestant over all items, in turns; print milliseconds an item and the ratio to `base`"
+def race(title, base, contestants, items, rounds=25, seed=0):
+    "Time each contestant over all items; print milliseconds an item and the ratio to `base`"
+    rng, times = np.random.default_rng(seed), {k: np.zeros(rounds) for k in contestants}
     for f in contestants.values(): out = [f(i) for i in items]   # warm up
-    times = {k: [] for k in contestants}
-    for _ in range(rounds):
-        for k, f in contestants.items():
-            t0 = time.perf_counter()
-            for i in items: out = f(i)  # noqa: F841 the result is kept until the next one is there, as in any use
-            times[k].append((time.perf_counter()-t0)/len(items)*1e3)
+    for r in range(rounds):
+        for i in items:
+            for k in rng.permutation(list(contestants)):
+                t0 = time.perf_counter()
+                out = contestants[k](i)  # noqa: F841 the result is kept until the next one is there, as in any use
+                times[k][r] += (time.perf_counter()-t0)/len(items)*1e3
     report(title, base, times)
 
 def report(title, base, times):
     "A table of milliseconds and ratios"
     print(f'\n{title}\n{"":34} {"ms":>8}   ratio to {base}')
     for k, t in times.items():
-        r = np.array(t)/np.array(times[base])
+        r = np.asarray(t)/np.asarray(times[base])
         print(f'{k:34} {np.median(t):8.3f}   {np.median(r):6.3f}  ({np.percentile(r, 10):.3f} to {np.percentile(r, 90):.3f})')
 
 def read():
