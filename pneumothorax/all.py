@@ -4,6 +4,7 @@ from pneumothorax.dicom import *
 from pneumothorax.siim import *
 from pneumothorax.phantom import *
 from pneumothorax.cache import *
+from pneumothorax.bootstrap import *
 from pneumothorax.equalize import *
 from pneumothorax.data import *
 from pneumothorax.losses import *
