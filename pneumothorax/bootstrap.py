@@ -39,7 +39,7 @@ def score_areas(
 class Interval(NamedTuple):
     "A number with its bootstrap interval"
     value:float # on the data
-    lo:float # lower end; NaN if there is only one group
+    lo:float # lower end; NaN if there are too few groups
     hi:float # upper end
     level:float # of the interval, such as 0.95
     n:int # images
@@ -49,7 +49,7 @@ class Interval(NamedTuple):
 
     def __str__(self):
         of = f'{self.n:,} images' + (f' in {self.n_groups:,} groups' if self.n_groups<self.n else '')
-        if np.isnan(self.lo): return f'{self.value:.4f} (no interval: {self.n:,} images in one group)'
+        if np.isnan(self.lo): return f'{self.value:.4f} (no interval: {self.n_groups} group{"s"*(self.n_groups>1)} of images are too few)'
         p = '' if self.p is None else f'p = {self.p:.2g}; '
         return f'{self.value:.4f} ({self.level*100:.3g} % interval {self.lo:.4f} to {self.hi:.4f}; {p}{of})'
 
@@ -74,10 +74,11 @@ def _t_quantile(p, df):
         lo,hi = (mid,hi) if _t_tail(mid,df)>p else (lo,mid)
     return (lo+hi)/2
 
-def _tail(level, n_groups):
-    "Share of resamples beyond each end of the expanded percentile interval"
-    t = _t_quantile(1-level, n_groups-1)
-    return NormalDist().cdf(-t*np.sqrt(n_groups/(n_groups-1)))
+def _tail(level, n_groups, n=10_000):
+    "Share of resamples beyond each end of the expanded percentile interval; NaN where `n` resamples have no such share"
+    if n_groups<2: return _NO
+    share = NormalDist().cdf(-_t_quantile(1-level,n_groups-1)*np.sqrt(n_groups/(n_groups-1)))
+    return share if share*(n+1)>=1 else _NO
 
 # %% ../nbs/06_bootstrap.ipynb #b007000f
 def _codes(groups, n):
@@ -129,8 +130,8 @@ def bootstrap_ci(
     _check(n, level)
     v = _values(values)
     codes,k = _codes(groups, len(v))
-    if k==1: return Interval(v.mean(), _NO, _NO, level, len(v), 1)
-    a = _tail(level, k)
+    a = _tail(level, k, n)
+    if np.isnan(a): return Interval(float(v.mean()), _NO, _NO, level, len(v), k)
     lo,hi = np.quantile(_means(v,codes,k,n,seed), [a,1-a])
     return Interval(float(v.mean()), float(lo), float(hi), level, len(v), k)
 
@@ -149,8 +150,9 @@ def paired_bootstrap(
     if len(a)!=len(b): raise PtxError(f'{len(a):,} values of the first model and {len(b):,} of the second: give both for the same images')
     d = a-b
     codes,k = _codes(groups, len(d))
-    if k==1: return Interval(float(d.mean()), _NO, _NO, level, len(d), 1, _NO)
-    m,t = _means(d,codes,k,n,seed),_tail(level,k)
+    t = _tail(level, k, n)
+    if np.isnan(t): return Interval(float(d.mean()), _NO, _NO, level, len(d), k, _NO)
+    m = _means(d,codes,k,n,seed)
     lo,hi = np.quantile(m, [t,1-t])
     beyond = min((m<=0).sum()+1, (m>=0).sum()+1, (n+1)/2)/(n+1)
     p = _t_tail(-NormalDist().inv_cdf(beyond)*np.sqrt((k-1)/k), k-1)
@@ -172,7 +174,8 @@ def bootstrap_stat(
     codes,k = _codes(groups, len(arrays[0]))
     whole = float(fn(*arrays))
     if np.isnan(whole): raise PtxError('the statistic is undefined on the whole data: there is nothing to give an interval for')
-    if k==1: return Interval(whole, _NO, _NO, level, len(codes), 1)
+    a = _tail(level, k, n)
+    if np.isnan(a): return Interval(whole, _NO, _NO, level, len(codes), k)
     order,size = np.argsort(codes, kind='stable'),np.bincount(codes)
     first,rng,out = np.cumsum(size)-size,np.random.default_rng(seed),np.full(n, _NO)
     for i in range(n):
@@ -183,6 +186,5 @@ def bootstrap_stat(
         except PtxError: pass   # stays NaN, and is counted
     bad = int(np.isnan(out).sum())
     if bad>n/20: raise PtxError(f'the statistic is undefined on {bad:,} of {n:,} resamples: too few images of one kind for an interval')
-    a = _tail(level, k)
     lo,hi = np.quantile(out[~np.isnan(out)], [a,1-a])
     return Interval(whole, float(lo), float(hi), level, len(codes), k, None, bad)
