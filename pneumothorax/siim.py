@@ -105,7 +105,7 @@ def label_faults(
     "What has to be corrected in a table of run-lengths; raises `LabelError` if it is none"
     t,odd = _table(path)
     if ids is None: return t,_faults(t, odd)
-    some = t[t.ImageId.isin(ids)]
+    some = t[t.ImageId.isin({*ids,''})]   # a row without identifier may be any image's
     return t,_faults(some, {n:why for n,why in odd.items() if n-2 in some.index})
 
 # %% ../nbs/02_siim.ipynb #c2000002
