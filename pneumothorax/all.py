@@ -5,6 +5,7 @@ from pneumothorax.siim import *
 from pneumothorax.phantom import *
 from pneumothorax.folds import *
 from pneumothorax.cache import *
+from pneumothorax.bootstrap import *
 from pneumothorax.equalize import *
 from pneumothorax.data import *
 from pneumothorax.losses import *

@@ -10,9 +10,9 @@ __all__ = ['DEMO', 'manners', 'ptx_sample', 'ptx_prepare', 'ptx_train', 'ptx_fol
 import json as _json, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
-from fastcore.script import call_parse
+from fastcore.script import call_parse, Param
 from .rle import PtxError
-from .siim import PtxNotice
+from .siim import FaultyLines, PtxNotice
 
 # %% ../nbs/41_cli.ipynb #faaa41e3
 @contextmanager
@@ -25,7 +25,8 @@ def manners(): # wraps the body of a command
         try: yield
         except PtxError as e:
             if sys.stdout.isatty(): print()   # an unfinished bar may stand on this line
-            print('error: '+' '.join(str(e).split()), file=sys.stderr)
+            head,lines = (e.head,e.lines) if isinstance(e,FaultyLines) else (str(e),[])
+            print('error: '+' '.join(head.split()), *(' '.join(l.split()) for l in lines), sep='\n  ', file=sys.stderr)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
@@ -180,22 +181,23 @@ def ptx_submit(
         print(f'{len(df)} images, {(df.EncodedPixels!="-1").sum()} with a mask; written to {out}\nnext: ptx_score {out} LABELS')
 
 # %% ../nbs/41_cli.ipynb #c8767189
+_FILES = 'submissions (CSV with ImageId and EncodedPixels), one or more, and last the label file, maybe compressed'
+
 @call_parse
 def ptx_score(
-    submission:str, # CSV with ImageId and EncodedPixels
-    labels:str, # label file with ImageId and EncodedPixels, maybe gzipped
-    json:bool=False, # print one line of JSON: dice, dice_pos, dice_neg, n, n_pos
+    files:Param(_FILES, nargs='+'), # submissions (CSV with ImageId and EncodedPixels), one or more, and last the label file, maybe compressed
+    patients:str=None, # table with ImageId and patient_id: intervals by patient; a column patient_id of the labels does too
+    worst:int=5, # how many of the worst images to name
+    strict:bool=False, # identifiers that only one of the two files has are errors, as in the competition
+    json:bool=False, # print one line of JSON: dice, dice_pos, dice_neg, n, n_pos, intervals, confusion, worst images; of several, submissions and differences
 ):
-    "Score a submission exactly as the competition did: mean Dice per image, 1 where both masks are empty."
+    "Score submissions exactly as the competition did, with intervals: mean Dice per image, 1 where both masks are empty."
     with manners():
-        from pneumothorax.submission import score_submission
-        s = score_submission(submission, labels)
-        if json:
-            print(_json.dumps(s))
-            return
-        show = lambda v: 'no such image' if v is None else f'{v:.4f}'
-        print(f'Dice            {show(s["dice"])}   mean over {s["n"]} images\n'
-            f'  on positives  {show(s["dice_pos"])}   {s["n_pos"]} images\n  on negatives  {show(s["dice_neg"])}   {s["n"]-s["n_pos"]} images')
+        *subs,labels = files
+        if not subs: raise PtxError(f'{labels}: give at least one submission, and last the label file')
+        from pneumothorax.submission import report_text, score_report
+        r = score_report(subs, labels, patients, worst, strict)
+        print(_json.dumps(r) if json else report_text(r))
 
 # %% ../nbs/41_cli.ipynb #02853466
 DEMO = dict(n=240, positive=.5, n_test=40, epochs=12, lr=2e-3)
