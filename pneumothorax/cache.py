@@ -254,7 +254,9 @@ class XrayCache:
         row:int, # number in the array: the table's column `row`
              )->np.ndarray: # size×size float32 in [0,1]
         "One radiograph"
-        return np.multiply(self.rows[row]['image'], np.float32(1/65535), dtype=np.float32)
+        x = self.rows[row]['image'].astype(np.float32)
+        x *= np.float32(1/65535)
+        return x
     def mask(self,
         row:int, # number in the array: the table's column `row`
             )->np.ndarray: # size×size uint8 in {0,1}

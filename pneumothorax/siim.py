@@ -62,6 +62,7 @@ def _lines(p):
                 at = r.line_num+1
     finally: csv.field_size_limit(limit)
 
+# %% ../nbs/02_siim.ipynb #20be84fe
 def _table(path):
     "ImageId and EncodedPixels by line-2, and line → complaint for lines with more or fewer values than the header"
     p = Path(path)
