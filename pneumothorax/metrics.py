@@ -71,8 +71,7 @@ def mean_score(
 
 # %% ../nbs/21_metrics.ipynb #aeb9bca4
 class ImageMetric(Metric):
-    "Base of fastai metrics of one-channel logits: one row of numbers per image, exact over batches and processes"
-    _name = None
+    "Base of fastai metrics of one-channel logits, exact over batches and processes; a subclass has `_name`, `_rows` (a row of numbers per image) and `_value` (of all rows)"
 
     def reset(self):
         "Forget all images"
@@ -87,9 +86,6 @@ class ImageMetric(Metric):
         if logits[:,0].shape!=true.shape: raise MetricError(f'logits of shape {tuple(logits.shape)} and true masks of shape {tuple(true.shape)}: expected N×1×H×W and N×H×W')
         if logits.isnan().any(): raise MetricError('NaN among the logits: the model has diverged; lower the learning rate, or train without mixed precision')
         self.rows.append(learn.to_detach(self._rows(logits[:,0].float(), true)).cpu().numpy())
-
-    def _rows(self, logits, true): raise NotImplementedError
-    def _value(self, rows): raise NotImplementedError
 
     @property
     def value(self):
