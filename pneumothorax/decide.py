@@ -16,9 +16,10 @@ def upsample(
     p:np.ndarray, # h×w probabilities in [0,1], or bytes 0…255
     size:int=FRAME, # pixels along one side of the frame
 )->np.ndarray: # size×size float32 in [0,1]
-    "A probability map at the size of the frame"
-    if p.ndim!=2: raise PtxError(f'probability map of shape {p.shape}: give one H×W map')
+    "A probability map at the size of the frame; raises `PtxError` for what is no probability"
+    if p.ndim!=2 or not p.size: raise PtxError(f'probability map of shape {p.shape}: give one H×W map')
     x = p.astype(np.float32)/255 if p.dtype==np.uint8 else p.astype(np.float32)
+    if not (x.min()>=-1e-6 and x.max()<=1+1e-6): raise PtxError(f'probabilities from {x.min():.3g} to {x.max():.3g}: give 0 to 1, or bytes; NaN comes from a model that has diverged, and logits need a sigmoid first')
     return x if x.shape==(size,size) else cv2.resize(x, (size,size), interpolation=cv2.INTER_LINEAR)
 
 # %% ../nbs/32_decide.ipynb #2a557462

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastprogress import progress_bar
 from .rle import PtxError
-from .siim import find_images, notice
+from .siim import few, find_images, notice
 from .cache import inner_box
 from .equalize import equalizer
 from .data import XrayInput, xray_batches
@@ -21,7 +21,8 @@ from .learner import FORMAT, RunError, load_run, versions
 def to_bytes(
     p:torch.Tensor, # probabilities in [0,1], any shape
 )->np.ndarray: # uint8, the same shape
-    "Probabilities as bytes"
+    "Probabilities as bytes; raises `PtxError` for what is no probability"
+    if p.numel() and not (p.min()>=0 and p.max()<=1): raise PtxError(f'probabilities from {p.min():.3g} to {p.max():.3g}: give 0 to 1; NaN comes from a model that has diverged')
     return (p.float()*255).round().clamp(0,255).to(torch.uint8).cpu().numpy()
 
 def from_bytes(
@@ -92,7 +93,11 @@ def predict_maps(
     done,failed = [],[]
     with torch.inference_mode():
         for idx,xb,shapes,bad in (progress_bar(dl,leave=False) if progress else dl):
-            if idx: maps[idx] = to_bytes(unpad(model(how.batch(xb.to(device),variant)).sigmoid(), shapes, how.fit)[:,0])
+            if idx:
+                p = unpad(model(how.batch(xb.to(device),variant)).sigmoid(), shapes, how.fit)[:,0]
+                lost = [ids[i] for i,nan in zip(idx,p.isnan().flatten(1).any(1).tolist()) if nan]
+                if lost: raise PtxError(f'{run}: the model gives NaN for {few(lost)}; it has diverged, train again with a lower learning rate')
+                maps[idx] = to_bytes(p)
             done += idx
             failed += bad
     maps.flush()
