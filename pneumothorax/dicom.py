@@ -16,7 +16,7 @@ import cv2, numpy as np, pandas as pd, pydicom
 from PIL import Image
 from fastcore.parallel import parallel
 from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, convert_color_space, get_decoder, pixel_array
 from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
     JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
 from pydicom.valuerep import STANDARD_VR
@@ -63,9 +63,9 @@ def stored_values(
     return a if spare<=0 else (a<<spare)>>spare
 
 # %% ../nbs/01_dicom.ipynb #chk00001
-def _overlays_inside(ds):
-    "Does a data set keep overlays in unused bits of its pixels?"
-    return any((g,0x0102) in ds and (g,0x3000) not in ds for g in range(0x6000,0x6020,2))
+def _overlay_bits(ds):
+    "The unused bits of pixels in which overlays are kept"
+    return sum({1<<int(ds[g,0x0102].value) for g in range(0x6000,0x6020,2) if (g,0x0102) in ds and (g,0x3000) not in ds})
 
 def checked_values(
     a:np.ndarray, # integer pixels as they were decoded
@@ -73,11 +73,17 @@ def checked_values(
 )->np.ndarray: # stored values, the same shape and type
     "Pixels without the unused bits; raises `XrayError` where these bits were used"
     bits = int(ds.BitsStored)
-    out = stored_values(a, bits)
-    if out is a or _overlays_inside(ds) or np.array_equal(out,a) or ((out==a)|(out&((1<<bits)-1)==a)).all(): return out
+    out,low = stored_values(a, bits),(1<<bits)-1
+    if out is a or np.array_equal(out,a) or ((out==a)|(out&low==a)).all(): return out
+    known = np.array((low|_overlay_bits(ds))&((1<<8*a.itemsize)-1), f'u{a.itemsize}')
+    if not (a.view(known.dtype)&~known).any(): return out
     raise XrayError(f'pixels use bits above BitsStored {bits} (values {a.min()} to {a.max()}), and no overlay is declared there')
 
 # %% ../nbs/01_dicom.ipynb #4967578f
+def _check_rescale(slope, intercept):
+    "Raise `XrayError` for a rescale that makes every pixel alike"
+    if not np.isfinite([slope,intercept]).all() or slope==0: raise XrayError(f'rescale slope {slope}, intercept {intercept}: no image is left')
+
 def to_unit(
     a:np.ndarray, # H×W stored values, integers within `lo` … `hi`
     lo:int, # lowest value that can be stored
@@ -87,7 +93,7 @@ def to_unit(
     invert:bool=False, # MONOCHROME1?
 )->np.ndarray: # H×W float32 in [0,1]
     "Scale stored values by what can be stored; raises `XrayError` for a rescale that leaves no image"
-    if not np.isfinite([slope,intercept]).all() or slope==0: raise XrayError(f'rescale slope {slope}, intercept {intercept}: no image is left')
+    _check_rescale(slope, intercept)
     x = np.empty(a.shape, np.float64 if a.itemsize>2 else np.float32)
     for i in range(0,len(a),128):
         b = x[i:i+128]
@@ -112,12 +118,13 @@ def _open(path):
     _refuse(p, what, remedy)
 
 def _no_deflate_bomb(f):
-    "Raise `XrayError` if a deflated file unpacks to more than the largest frame"
+    "Raise `XrayError` if a file is deflated and unpacks to more than the largest frame"
     import zlib
     unpack,n = zlib.decompressobj(-zlib.MAX_WBITS),0
     f.seek(0)
     pydicom.filereader.read_preamble(f, False)
-    pydicom.filereader._read_file_meta_info(f)
+    with collected(): syntax = pydicom.filereader._read_file_meta_info(f).get('TransferSyntaxUID')
+    if syntax!=DeflatedExplicitVRLittleEndian: return
     while (chunk := unpack.unconsumed_tail or f.read(1<<20)):
         n += len(unpack.decompress(chunk, 1<<24))
         if n>4*MAX_PIXELS: raise XrayError(f'unpacks to more than {4*MAX_PIXELS:,} bytes; this is no radiograph')
@@ -140,10 +147,11 @@ class _Brief(dict):
 def _convert(vr, v):
     "One value of an image's element; raises `ValueError` for what is unusual"
     if vr in (b'US',b'SS'): return struct.unpack('<H' if vr==b'US' else '<h', v)[0]
-    if vr==b'CS': return v.decode('ascii').strip()
+    if vr==b'CS': return v.decode('ascii').rstrip(' \0')
     if vr not in (b'DS',b'IS'): raise ValueError('unusual')
-    s = [float(o) if vr==b'DS' else int(o) for o in v.decode('ascii').strip(' \0').split('\\') if o]
-    return s if len(s)>1 else s[0] if s else None
+    text = v.decode('ascii').strip(' \0')
+    s = [float(o) if vr==b'DS' else int(o) for o in text.split('\\')] if text else [None]
+    return s if len(s)>1 else s[0]
 
 # %% ../nbs/01_dicom.ipynb #quick004
 def _frames_end(data, i):
@@ -176,9 +184,10 @@ def image_elements(
         for tag,vr,a,b in _elements(data):
             if tag==0x00020010: syntax = data[a:b].rstrip(b'\0 ').decode()
             if tag>0x00080000 and syntax not in _JPEGS: return None
-            if tag>>24==0x60 or vr==b'SQ' and tag>>16==0x0028: return None
+            if tag>>24==0x60 or vr in (b'SQ',b'UN') and tag>>16==0x0028 or tag==_PIXELS and vr not in (b'OB',b'OW'): return None
             if tag in _IMAGE: ds[_IMAGE[tag]] = data[a:b] if tag==_PIXELS else _convert(vr, data[a:b])
     except (ValueError,struct.error): return None
+    if any(isinstance(v,list) and not k.endswith(('Spacing','Ratio')) for k,v in ds.items()): return None
     if any(ds.get(k) is None for k in _NEEDED) or not ds.get('PixelData') or ds.PhotometricInterpretation not in ('MONOCHROME1','MONOCHROME2'): return None
     ds['file_meta'] = dict(TransferSyntaxUID=pydicom.uid.UID(syntax))
     return ds
@@ -193,7 +202,7 @@ def _dataset(f, pixels, brief=False):
     if head[:2]==b'PK': raise XrayError('a zip archive; extract it')
     old = head[128:132]!=b'DICM'
     if old and head[:2] not in (b'\x08\0',b'\0\x08',b'\x02\0'): raise XrayError('not a DICOM file (no DICM mark after the preamble); export the radiograph again')
-    if DeflatedExplicitVRLittleEndian.encode() in head: _no_deflate_bomb(f)
+    if not old: _no_deflate_bomb(f)
     f.seek(0)
     with collected() as said: ds = pydicom.dcmread(io.BytesIO(data) if pixels else f, stop_before_pixels=not pixels, force=old)
     ds.ptx_warnings = said
@@ -230,10 +239,11 @@ def _jpeg(ds, frame, unpack):
     "One frame of any JPEG by the function `unpack`, its size and its end checked"
     s,shape = get_frame(ds.PixelData, frame, number_of_frames=int(ds.get('NumberOfFrames') or 1)),(int(ds.Rows),int(ds.Columns))
     if _stream_size(s)!=shape: raise XrayError(f'its JPEG is {"×".join(map(str,_stream_size(s)))}, its header says {shape[0]}×{shape[1]}')
-    if b'\xff\xd9' not in s[-16:]: raise XrayError('its JPEG has no end, the file was cut off')
+    if b'\xff\xd9' not in s.rstrip(b'\0')[-16:]: raise XrayError('its JPEG has no end, the file was cut off')
     try: a = unpack(np.frombuffer(s,np.uint8))
     except Exception as e: raise XrayError(f'its JPEG cannot be decoded ({_brief(e)})') from None
-    if a is None or a.shape[:2]!=shape or a.ndim!=(2 if ds.SamplesPerPixel==1 else 3) or 8*a.itemsize!=ds.BitsAllocated: raise XrayError('its JPEG is not what its header says')
+    if a is None or a.shape[:2]!=shape or a.ndim!=(2 if ds.SamplesPerPixel==1 else 3) or not ds.BitsStored<=8*a.itemsize<=ds.BitsAllocated: raise XrayError('its JPEG is not what its header says')
+    a = a.astype(f'u{ds.BitsAllocated//8}', copy=False)   # 8 bits may be coded as such and declared with 16
     return a.view(f'i{a.itemsize}') if ds.PixelRepresentation else a
 
 # %% ../nbs/01_dicom.ipynb #dec00002
@@ -249,6 +259,12 @@ def _with_pydicom(ds, frame, syntax):
     raise XrayError(f'{syntax.name} cannot be decoded ({"; ".join(why) or "no decoder is installed"})'+("; pip install 'pneumothorax[codecs]'" if syntax in CODECS else ''))
 
 # %% ../nbs/01_dicom.ipynb #dec00007
+def _as_rgb(a, ds, syntax):
+    "What a codec gave, as RGB if it has colours; libjpeg converts those of JPEG Extended itself"
+    if a.ndim==2 or syntax==JPEGExtended12Bit or ds.PhotometricInterpretation=='RGB': return a
+    if ds.PhotometricInterpretation!='YBR_FULL' or a.dtype!=np.uint8: raise XrayError(f'{ds.PhotometricInterpretation} of {8*a.itemsize} bits in {syntax.name}')
+    return convert_color_space(a, 'YBR_FULL', 'RGB')
+
 def decode(
     ds:pydicom.Dataset, # with its pixel data
     frame:int=0, # which one, from 0
@@ -260,7 +276,7 @@ def decode(
     if syntax in CODECS:
         try: import imagecodecs
         except ImportError: pass   # another decoder may be installed; if none is, the error below names the extra
-        else: return _jpeg(ds, frame, getattr(imagecodecs,CODECS[syntax]))
+        else: return _as_rgb(_jpeg(ds,frame,getattr(imagecodecs,CODECS[syntax])), ds, syntax)
     return _with_pydicom(ds, frame, syntax)
 
 # %% ../nbs/01_dicom.ipynb #grey0001
@@ -285,13 +301,19 @@ def _number(ds, key, default):
     return default if v is None or v=='' else float(v)
 
 # %% ../nbs/01_dicom.ipynb #grey0006
+def _rescale(ds):
+    "Slope and intercept of a header; raises `XrayError` where they leave no image"
+    slope,icpt = _number(ds,'RescaleSlope',1.),_number(ds,'RescaleIntercept',0.)
+    _check_rescale(slope, icpt)
+    return slope,icpt
+
 def modality_values(
     a:np.ndarray, # H×W stored values
     ds:pydicom.Dataset, # their header
 )->tuple: # H×W float32 modality values, the lowest and the highest that can occur
     "Stored values through the Modality LUT or the rescale"
     if ds.get('ModalityLUTSequence'): return apply_modality_lut(a, ds).astype(np.float32),0.,2.**ds.ModalityLUTSequence[0].LUTDescriptor[2]-1
-    slope,icpt = _number(ds,'RescaleSlope',1.),_number(ds,'RescaleIntercept',0.)
+    slope,icpt = _rescale(ds)
     ends = sorted(slope*v+icpt for v in stored_range(int(ds.BitsStored),bool(ds.PixelRepresentation)))
     return a.astype(np.float32)*np.float32(slope)+np.float32(icpt),*ends
 
@@ -304,7 +326,7 @@ def apply_window(
 )->np.ndarray: # float32 in [0,1], the same shape
     "Show a window of the grey values (DICOM C.11.2.1); raises `XrayError` for a width that shows nothing"
     if not np.isfinite([centre,width]).all() or width<(1 if function=='LINEAR' else 1e-9): raise XrayError(f'window centre {centre}, width {width} ({function})')
-    if function=='SIGMOID': return (1/(1+np.exp(-4*(x-centre)/width))).astype(np.float32)
+    if function=='SIGMOID': return (1/(1+np.exp(np.minimum(-4*(x-centre)/width,80)))).astype(np.float32)
     if function=='LINEAR': centre,width = centre-.5,max(width-1,1e-9)
     return np.clip((x-centre)/width+.5,0,1).astype(np.float32)
 
@@ -312,6 +334,7 @@ def _windowed(a, ds, window):
     "Stored values through a window or the VOI LUT, in [0,1]"
     if window=='lut':
         if not ds.get('VOILUTSequence'): raise XrayError("no VOI LUT; use window=None or (centre,width)")
+        if not ds.get('ModalityLUTSequence'): _rescale(ds)
         m = apply_modality_lut(a, ds)
         return (apply_voi(m.astype(np.int64) if m.dtype.kind=='f' else m, ds)/(2.**ds.VOILUTSequence[0].LUTDescriptor[2]-1)).astype(np.float32)
     if window=='stored':
@@ -332,6 +355,7 @@ def _complete(ds):
 def _frame(ds, frame):
     "The number of the frame to read"
     n = int(_number(ds,'NumberOfFrames',1) or 1)
+    if frame is not None and (isinstance(frame,bool) or not isinstance(frame,(int,np.integer))): raise XrayError(f'frame={frame!r}: give a whole number, from 0')
     if frame is None and n>1: raise XrayError(f'{n} frames; choose one with frame=0 … {n-1}')
     if frame is not None and not 0<=frame<n: raise XrayError(f'frame={frame} of {n}; count from 0')
     return frame or 0
@@ -339,8 +363,12 @@ def _frame(ds, frame):
 def _padding(a, ds):
     "Where pixels are declared to be padding, or None"
     if ds.get('PixelPaddingValue') is None: return None
-    lo,hi = (int(stored_values(np.array([int(ds.get(k,ds.PixelPaddingValue))]).astype(a.dtype),int(ds.BitsStored))[0]) for k in ('PixelPaddingValue','PixelPaddingRangeLimit'))
-    return (a>=min(lo,hi))&(a<=max(lo,hi)) if lo!=hi else a==lo
+    bits,signed = int(ds.BitsStored),bool(ds.PixelRepresentation)
+    lowest,highest = stored_range(bits,signed)
+    other = (-(1<<bits),-(1<<8*a.itemsize)) if signed else (1<<8*a.itemsize,)   # the same bits, read with or without a sign
+    both = [next((v+o for o in (0,*other) if lowest<=v+o<=highest),None) for v in (int(ds.PixelPaddingValue),int(ds.get('PixelPaddingRangeLimit',ds.PixelPaddingValue)))]
+    if None in both: return None   # no pixel can have such a value
+    return (a>=min(both))&(a<=max(both)) if both[0]!=both[1] else a==both[0]
 
 # %% ../nbs/01_dicom.ipynb #418b19a1
 def _grey_dicom(ds, frame, window):
@@ -350,15 +378,17 @@ def _grey_dicom(ds, frame, window):
     if not 0<rows*cols<=MAX_PIXELS: raise XrayError(f'{rows:,}×{cols:,} pixels')
     if not 0<int(ds.BitsStored)<=int(ds.BitsAllocated): raise XrayError(f'BitsStored {ds.BitsStored} of BitsAllocated {ds.BitsAllocated}')
     photo,frame = ds.PhotometricInterpretation,_frame(ds,frame)
+    if window is not None and not photo.startswith('MONOCHROME'): raise XrayError(f'window={window!r} for colours ({photo})')
     if photo=='PALETTE COLOR': return luminance(apply_color_lut(decode(ds,frame),ds))
     if photo=='RGB' or photo.startswith('YBR'): return luminance(decode(ds,frame), 2.**int(ds.BitsStored)-1)
     if photo not in ('MONOCHROME1','MONOCHROME2'): raise XrayError(f'photometric interpretation {photo!r}')
+    if ds.SamplesPerPixel!=1: raise XrayError(f'{photo} with {ds.SamplesPerPixel} samples per pixel')
     a,invert = checked_values(decode(ds,frame),ds),photo=='MONOCHROME1'
     if window is not None: x = _windowed(a,ds,window)
     elif ds.get('ModalityLUTSequence'):
         x,lo,hi = modality_values(a,ds)
         x = (x-lo)/np.float32(hi-lo)
-    else: x = to_unit(a, *stored_range(int(ds.BitsStored),bool(ds.PixelRepresentation)), _number(ds,'RescaleSlope',1.), _number(ds,'RescaleIntercept',0.), invert)
+    else: x = to_unit(a, *stored_range(int(ds.BitsStored),bool(ds.PixelRepresentation)), *_rescale(ds), invert)
     if invert and (window is not None or ds.get('ModalityLUTSequence')): x = 1-x
     pad = _padding(a,ds)
     if pad is not None: x[pad] = 0
@@ -413,7 +443,7 @@ def read_image(
     _open(p).close()
     deep = _png_depth(p)==16
     try:
-        with Image.open(p) as im:
+        with collected(), Image.open(p) as im:   # Pillow warns of large radiographs, and refuses larger ones
             im.load()   # reads to the end, so that a truncated file raises
             if not deep: a = np.asarray(im.convert({'P':'RGB','PA':'RGBA','1':'L','CMYK':'RGB','YCbCr':'RGB'}.get(im.mode,im.mode)))
         if deep: a = cv2.imread(str(p), cv2.IMREAD_UNCHANGED)
