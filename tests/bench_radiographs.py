@@ -89,6 +89,7 @@ def clahe_at(size):
     cl, ours, cv16 = cv2.createCLAHE(2., (8, 8)), CLAHE(), CLAHE16()
     alone = cv2.getNumThreads()   # one, since `dicom` leaves the cores to the workers
     cv2.setNumThreads(torch.get_num_threads())
+    assert cv2.getNumThreads() == torch.get_num_threads(), 'OpenCV was given other threads than torch: no fair race'
     threads = f'threads: {torch.get_num_threads()} of torch, {cv2.getNumThreads()} of OpenCV, 1 of scikit-image'
     race(f'CLAHE of 8 radiographs of {size} px (ms for all; {threads})', 'ours, 4,096 levels', {
         'ours, 4,096 levels': lambda _: ours(TensorXray(x)), 'kornia, 256 levels': lambda _: kornia.enhance.equalize_clahe(x, 2.),
