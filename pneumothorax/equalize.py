@@ -7,6 +7,7 @@ __all__ = ['EQUALIZERS', 'TensorXray', 'grey_counts', 'level_at', 'Equalize', 'P
            'HistEqualize', 'freq_breaks', 'FreqHist', 'clip_counts', 'clahe', 'CLAHE', 'CLAHE16', 'equalizer']
 
 # %% ../nbs/10_equalize.ipynb #e1000004
+from numbers import Integral,Real
 import cv2, numpy as np, torch, torch.nn.functional as F
 from fastai.vision.all import Transform, TensorImageBW, to_cpu
 from .rle import PtxError
@@ -33,7 +34,7 @@ def grey_counts(
 )->torch.Tensor: # N×levels int64
     "How often each grey value occurs in each image"
     n = len(x)
-    i = _level(x,levels).view(n,-1).add_(levels*torch.arange(n,device=x.device)[:,None])
+    i = _level(x,levels).reshape(n,-1).add_(levels*torch.arange(n,device=x.device)[:,None])
     return torch.bincount(i.flatten(), minlength=n*levels).view(n,levels)
 
 # %% ../nbs/10_equalize.ipynb #e1000014
@@ -48,17 +49,23 @@ def level_at(
     return ((lo+(hi-lo)*(rank-rank.floor())[:,0])/top).float()
 
 # %% ../nbs/10_equalize.ipynb #e1000017
+def _number(name, v, fits, give, whole=False):
+    "A parameter as an int or a float; raises `PtxError`"
+    if isinstance(v,Integral if whole else Real) and not isinstance(v,bool) and fits(v): return int(v) if whole else float(v)
+    raise PtxError(f'{name}={v!r}: give {give}')
+
 class Equalize(Transform):
     "Base of the intensity transforms; acts on a share `p` of the training images, or on all images where `p` is 1"
     order = 12   # after the move to the device, before augmentation
     def __init__(self,
         p:float=1., # share of the images; below 1 in training only
+        drawn:bool=False, # does `apply` draw something for each image? Then in training only
         **params): # what the transform is made of
-        if not 0<p<=1: raise PtxError(f'p={p!r}: give a share above 0 and up to 1')
         super().__init__()
-        self.p,self.params = p,params
+        self.p,self.params = _number('p',p,lambda v: 0<v<=1,'a share above 0 and up to 1'),params
+        self.random = drawn or self.p<1
         for k,v in params.items(): setattr(self,k,v)
-        if p<1: self.split_idx = 0
+        if self.random: self.split_idx = 0
     def spec(self)->dict: # name and parameters
         "What this transform does, in plain values"
         return dict(name=type(self).__name__, **self.params, **({} if self.p==1 else dict(p=self.p)))
@@ -70,20 +77,28 @@ class Equalize(Transform):
         "Transform a batch; every subclass has its own"
         return x
     def encodes(self,
-        x:TensorXray, # 1×H×W or N×1×H×W in [0,1]
+        x:TensorXray, # 1×H×W or N×1×H×W; what is outside [0,1] is clamped
                )->TensorXray: # the same shape, in [0,1]
-        "Transform what the draw says"
+        "Transform what the draw says; raises `PtxError` for what is no radiograph"
+        if x.dim() not in (3,4) or x.shape[-3]!=1 or not x.is_floating_point():
+            raise PtxError(f'{self}: got {x.dtype} of shape {tuple(x.shape)}; give radiographs as floats in [0,1], 1×H×W or N×1×H×W')
+        if not x.numel(): return x
         xb = x.as_subclass(torch.Tensor).float()
         xb = xb[None] if x.dim()==3 else xb
+        lo,hi = torch.stack(xb.aminmax()).tolist()   # one pass, and one wait for the device
+        if np.isnan(lo):
+            raise PtxError(f'{self}: NaN in radiographs {xb.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of {len(xb)}, counted from 0; look at the transforms before this one')
+        if lo<0 or hi>1: xb = xb.clamp(0,1)
         y = self.apply(xb)
         if self.p<1: y = torch.where((torch.rand(len(xb))<self.p).to(xb.device).view(-1,1,1,1), y, xb)
         return TensorXray(y[0] if x.dim()==3 else y)
     def __call__(self,
-        x:object, # TensorXray, an array H×W, or whatever fastai passes by
+        x:object, # TensorXray, an array H×W of floats, or whatever fastai passes by
         **kwargs): # the same kind
         "Transform; other types pass untouched"
         if not isinstance(x,np.ndarray): return super().__call__(x, **kwargs)
-        return self.encodes(TensorXray(torch.from_numpy(np.ascontiguousarray(x,dtype=np.float32))[None]))[0].numpy()
+        x = np.ascontiguousarray(x, dtype=np.float32 if x.dtype.kind=='f' else None)
+        return super().__call__(TensorXray(torch.from_numpy(x)[None]), **kwargs)[0].numpy()
 
 # %% ../nbs/10_equalize.ipynb #e1000020
 class PercentileStretch(Equalize):
@@ -92,7 +107,8 @@ class PercentileStretch(Equalize):
         lo:float=2., # percentile that becomes 0
         hi:float=98., # percentile that becomes 1
         p:float=1.): # share of the images
-        if not 0<=lo<hi<=100: raise PtxError(f'percentiles {lo} and {hi}: give 0 ≤ lo < hi ≤ 100')
+        lo,hi = (_number(n,v,lambda v: 0<=v<=100,'a percentile, 0 to 100') for n,v in (('lo',lo),('hi',hi)))
+        if lo>=hi: raise PtxError(f'percentiles {lo} and {hi}: give lo < hi')
         super().__init__(p, lo=lo, hi=hi)
     def apply(self,
         x:torch.Tensor, # N×1×H×W in [0,1]
@@ -108,9 +124,10 @@ class Gamma(Equalize):
     def __init__(self,
         gamma:object=.7, # exponent above 0, or (lowest, highest) to draw one for each image
         p:float=1.): # share of the images
-        ends = [gamma,gamma] if isinstance(gamma,(int,float)) else list(gamma)
-        if len(ends)!=2 or not 0<ends[0]<=ends[1]: raise PtxError(f'gamma={gamma!r}: give a number above 0, or (lowest, highest)')
-        super().__init__(p, gamma=gamma)
+        give = 'a number above 0, or (lowest, highest)'
+        ends = [_number('gamma',g,lambda v: 0<v<float('inf'),give) for g in (gamma if isinstance(gamma,(list,tuple)) else [gamma,gamma])]
+        if len(ends)!=2 or ends[0]>ends[1]: raise PtxError(f'gamma={gamma!r}: give {give}')
+        super().__init__(p, drawn=ends[0]<ends[1], gamma=ends[0] if ends[0]==ends[1] else ends)
         self.ends = ends
     def apply(self,
         x:torch.Tensor, # N×1×H×W in [0,1]
@@ -125,8 +142,7 @@ class Quantize(Equalize):
     def __init__(self,
         bits:int=8, # 1 to 16
         p:float=1.): # share of the images
-        if not 1<=bits<=16: raise PtxError(f'bits={bits!r}: give 1 to 16')
-        super().__init__(p, bits=bits)
+        super().__init__(p, bits=_number('bits',bits,lambda v: 1<=v<=16,'a whole number, 1 to 16',whole=True))
     def apply(self,
         x:torch.Tensor, # N×1×H×W in [0,1]
              )->torch.Tensor: # at most 2^bits grey values
@@ -137,9 +153,9 @@ class Quantize(Equalize):
 class HistEqualize(Equalize):
     "Spread the grey values so that each is about as common as any other"
     def __init__(self,
-        levels:int=65536, # grey values told apart
+        levels:int=65536, # grey values told apart, 2 to 65,536
         p:float=1.): # share of the images
-        super().__init__(p, levels=levels)
+        super().__init__(p, levels=_number('levels',levels,lambda v: 2<=v<=65536,'a whole number, 2 to 65,536',whole=True))
     def apply(self,
         x:torch.Tensor, # N×1×H×W in [0,1]
              )->torch.Tensor: # equalised
@@ -148,7 +164,7 @@ class HistEqualize(Equalize):
         cum,n = c.cumsum(1).double(),x[0].numel()
         first = cum.masked_fill(c==0,n).min(1,keepdim=True)[0]
         table = ((cum-first)/(n-first).clamp(min=1)).clamp(0,1).float()
-        y = table.gather(1,_level(x,self.levels).view(len(x),-1)).view(x.shape)
+        y = table.gather(1,_level(x,self.levels).reshape(len(x),-1)).view(x.shape)
         return torch.where((first==n).view(-1,1,1,1), x, y)
 
 # %% ../nbs/10_equalize.ipynb #e1000028
@@ -168,8 +184,10 @@ class FreqHist(Equalize):
     def __init__(self,
         breaks:list=None, # increasing values in [0,1], from `freq_breaks`
         p:float=1.): # share of the images
-        if breaks is None or len(breaks)<2 or not (np.diff(breaks)>0).all(): raise PtxError('FreqHist needs two or more increasing breaks; fit them with freq_breaks(xray_stats(…).counts)')
-        super().__init__(p, breaks=[round(float(b),7) for b in breaks])
+        try: b = [round(float(b),7) for b in breaks]
+        except (TypeError,ValueError): b = []
+        if len(b)<2 or not (np.diff(b)>0).all() or not 0<=b[0]<b[-1]<=1: raise PtxError('FreqHist needs two or more increasing breaks in [0,1]; fit them with freq_breaks(xray_stats(…).counts)')
+        super().__init__(p, breaks=b)
     def __repr__(self): return f'FreqHist({len(self.breaks)} breaks)'
     def apply(self,
         x:torch.Tensor, # N×1×H×W in [0,1]
@@ -193,30 +211,33 @@ def clip_counts(
     parts *= (clip*n.unsqueeze(-1)/coarse/total.clamp(min=1)).clamp(max=1)
     return kept.add_((n-kept.sum(-1,keepdim=True))/levels)
 
-def _tables(x, grid, levels, clip):
-    "One table for each tile, N×grid×grid×levels in [0,1]"
+def _tables(x, gy, gx, levels, clip):
+    "One table for each tile, N×gy×gx×levels in [0,1]"
     n,_,h,w = x.shape
-    th,tw = h//grid,w//grid
-    tiles = x.view(n,grid,th,grid,tw).permute(0,1,3,2,4).reshape(-1,1,th,tw)
+    th,tw = h//gy,w//gx
+    tiles = x.view(n,gy,th,gx,tw).permute(0,1,3,2,4).reshape(-1,1,th,tw)
     c = clip_counts(grey_counts(tiles,levels), clip)
     whole = c.mul_(2**30/(th*tw)).round_().int().cumsum(1,dtype=torch.int32)
-    return whole.float().mul_(2**-30).clamp_(max=1).view(n,grid,grid,levels)
+    return whole.float().mul_(2**-30).clamp_(max=1).view(n,gy,gx,levels)
 
 # %% ../nbs/10_equalize.ipynb #e1000034
 def clahe(
     x:torch.Tensor, # N×1×H×W in [0,1]
     clip:float=2., # limit of contrast, in multiples of an even histogram
-    grid:int=8, # tiles along one side
+    grid:int=8, # tiles along one side, at most one for each pixel
     levels:int=4096, # grey values told apart in the tables; a multiple of 256
 )->torch.Tensor: # the same shape, in [0,1]
     "Contrast-limited adaptive histogram equalisation of a batch"
     n,_,h,w = x.shape
-    pad = (0,-w%grid,0,-h%grid)
+    gy,gx = min(grid,h),min(grid,w)
+    part = max(1, 2**24//(gy*gx*levels))
+    if n>part: return torch.cat([clahe(i,clip,grid,levels) for i in x.split(part)])
+    pad = (0,-w%gx,0,-h%gy)
     full = F.pad(x,pad,mode='reflect') if any(pad) else x
     H,W = full.shape[2:]
-    y,z = (((torch.arange(m,device=x.device)+.5)/(M/grid)-.5)*2/max(grid-1,1)-1 for m,M in ((h,H),(w,W)))
+    y,z = (((torch.arange(m,device=x.device)+.5)/(M/g)-.5)*2/max(g-1,1)-1 for m,M,g in ((h,H,gy),(w,W,gx)))
     at = torch.stack([2*x[:,0]-1, z.expand(n,h,w), y[:,None].expand(n,h,w)], -1)
-    t = _tables(full, grid, levels, clip)
+    t = _tables(full, gy, gx, levels, clip)
     return F.grid_sample(t[:,None], at[:,None], padding_mode='border', align_corners=True)[:,0].clamp_(0,1)
 
 # %% ../nbs/10_equalize.ipynb #e1000036
@@ -224,10 +245,10 @@ class CLAHE(Equalize):
     "Contrast-limited adaptive histogram equalisation"
     def __init__(self,
         clip:float=2., # limit of contrast, in multiples of an even histogram
-        grid:int=8, # tiles along one side
+        grid:int=8, # tiles along one side, 1 to 64
         p:float=1.): # share of the images
-        if not (clip>0 and 1<=grid<=64): raise PtxError(f'clip={clip!r}, grid={grid!r}: give a limit above 0 and 1 to 64 tiles')
-        super().__init__(p, clip=clip, grid=grid)
+        super().__init__(p, clip=_number('clip',clip,lambda v: 0<v<float('inf'),'a limit above 0'),
+            grid=_number('grid',grid,lambda v: 1<=v<=64,'a whole number of tiles, 1 to 64',whole=True))
     def apply(self,
         x:torch.Tensor, # N×1×H×W in [0,1]
              )->torch.Tensor: # equalised
@@ -247,15 +268,20 @@ class CLAHE16(CLAHE):
 # %% ../nbs/10_equalize.ipynb #e1000039
 EQUALIZERS = dict(stretch=PercentileStretch, gamma=Gamma, quantize=Quantize, hist=HistEqualize, freq=FreqHist, clahe=CLAHE, clahe16=CLAHE16)
 
+def _parse(v):
+    "Text as a number, whole if it is written so"
+    try: return int(v)
+    except ValueError: return float(v)
+
 def equalizer(
     what:object, # None or 'none', a name, 'name:key=value,…', a `spec`, or an `Equalize`
 )->Equalize: # None where nothing is to be done
     "An intensity transform by name; raises `PtxError`"
     if what is None or isinstance(what,Equalize): return what
-    if isinstance(what,dict): name,kw = what['name'],{k:v for k,v in what.items() if k!='name'}
+    if isinstance(what,dict): name,kw = str(what.get('name','')),{k:v for k,v in what.items() if k!='name'}
     else:
         name,_,rest = str(what).partition(':')
-        try: kw = {k:float(v) if '.' in v else int(v) for k,_,v in (o.partition('=') for o in rest.split(',') if o)}
+        try: kw = {k:_parse(v) for k,_,v in (o.partition('=') for o in rest.split(',') if o)}
         except ValueError: raise PtxError(f'{what!r}: write parameters as key=number, such as clahe:clip=3,grid=4') from None
     if name.lower()=='none': return None
     kind = EQUALIZERS.get(name.lower()) or next((c for c in EQUALIZERS.values() if c.__name__==name),None)

@@ -83,6 +83,7 @@ def predict_maps(
 )->Path: # the folder: maps.npy, index.csv, failed.csv, predict.json
     "Predict radiographs with the model of a run; raises `PtxError`"
     variant = equalizer(variant)
+    if variant and variant.random: raise PtxError(f'variant={variant}: acts by chance, and in training only; give it without p, and with one gamma')
     model,r = load_run(run, device)
     found = list_images(images)
     out = _out_folder(out)

@@ -1,17 +1,21 @@
 "Each kind of bad input ends in one clear error, or is listed and counted where a batch goes on"
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import torch
 from conftest import TINY, ptx
 from PIL import Image
 
 from pneumothorax import dicom
 from pneumothorax.dicom import XrayError, read_xray, xray_meta
+from pneumothorax.equalize import EQUALIZERS, FreqHist, Gamma, TensorXray, clahe, equalizer
 from pneumothorax.learner import RunError, load_run
 from pneumothorax.models import HyperUnet, ModelError
 from pneumothorax.predict import open_maps, predict_maps
@@ -180,6 +184,79 @@ def test_a_wrong_table_on_the_command_line(tmp_path):
     (tmp_path/'bad.csv').write_text('id,mask\na,1 2\n')
     fails('ptx_score', tmp_path/'bad.csv', tmp_path/'bad.csv', why=['bad.csv', 'columns id, mask', 'ImageId and EncodedPixels'])
     fails('ptx_score', tmp_path/'none.csv', tmp_path/'bad.csv', why=['none.csv', 'no such file'])
+
+# --- equalisation
+
+def each(name): return FreqHist([0, .3, .6, 1]) if name == 'freq' else EQUALIZERS[name]()
+
+def some_pixels(*shape): return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+@pytest.mark.parametrize('name', EQUALIZERS)
+def test_equalising_what_is_no_radiograph(name):
+    eq, x = each(name), some_pixels(3, 1, 32, 40)
+    sick = x.clone()
+    sick[1, 0, 5, 5] = float('nan')
+    for bad, why in ((sick, r'NaN in radiographs \[1\] of 3'), (sick[1], r'NaN in radiographs \[0\] of 1'), (x[0, 0], r'shape \(32, 40\)'),
+            (x.expand(3, 3, 32, 40), r'shape \(3, 3, 32, 40\)'), ((x*255).byte(), 'uint8')):
+        with pytest.raises(PtxError, match=why): eq(TensorXray(bad))
+    with pytest.raises(PtxError, match='NaN'): eq(sick[1, 0].numpy())
+    assert eq(TensorXray(x[:0])).shape == (0, 1, 32, 40)
+
+@pytest.mark.parametrize('name', EQUALIZERS)
+def test_equalising_takes_any_order_size_and_range(name):
+    eq, x = each(name), some_pixels(2, 1, 32, 40)
+    for odd in (x.mT, x[:, :, ::2, 3:], x.to(memory_format=torch.channels_last), x[:1].expand(2, 1, 32, 40)):
+        assert torch.equal(eq(TensorXray(odd)), eq(TensorXray(odd.contiguous())))
+    wide = x*3-1
+    wide[0, 0, 0, :2] = torch.tensor([float('inf'), -float('inf')])
+    assert torch.equal(eq(TensorXray(wide)), eq(TensorXray(wide.clamp(0, 1))))
+    for shape in ((1, 1), (1, 9), (3, 3), (5, 64), (15, 15)):
+        y = eq(TensorXray(some_pixels(2, 1, *shape)))
+        assert y.shape == (2, 1, *shape) and 0 <= y.min() and y.max() <= 1
+    assert torch.equal(eq(TensorXray(torch.full((1, 1, 9, 9), 2.))), eq(TensorXray(torch.ones(1, 1, 9, 9))))
+
+def test_clahe_limits_its_grid_to_the_image():
+    x = some_pixels(2, 1, 32, 20)
+    assert torch.equal(clahe(x, grid=64), torch.cat([clahe(i[None], grid=64) for i in x]))
+    assert torch.equal(clahe(x[..., :20, :], grid=64), clahe(x[..., :20, :], grid=20))
+
+def test_clahe_keeps_its_memory_bounded():
+    code = """import resource, torch
+from pneumothorax.equalize import clahe
+def mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+x = torch.rand(8, 1, 512, 512)
+clahe(x[:1], grid=8)
+before = mb()
+clahe(x, grid=64)
+print(mb()-before)"""
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
+    assert 60 < float(p.stdout) < 800   # MB; the tables of all eight at once and what they are made of would be over 2,000
+
+PARAMETERS = {'clahe:grid=4.0': 'grid=4.0: give a whole number', 'clahe:grid=0': 'grid=0', 'clahe:clip=nan': 'clip=nan', 'clahe:clip=inf': 'clip=inf', 'clahe16:clip=-1': 'clip=-1',
+    'hist:levels=0': 'levels=0', 'hist:levels=-5': 'levels=-5', 'hist:levels=256.0': 'levels=256.0', 'quantize:bits=7.5': 'bits=7.5', 'quantize:bits=17': 'bits=17',
+    'stretch:lo=98,hi=2': 'give lo < hi', 'stretch:lo=nan': 'lo=nan', 'gamma:gamma=-1': 'gamma=-1', 'clahe:p=2': 'p=2', 'freq:breaks=3': 'breaks'}
+
+@pytest.mark.parametrize('text', PARAMETERS)
+def test_parameters_of_an_equalisation(text):
+    with pytest.raises(PtxError) as e: equalizer(text)
+    assert PARAMETERS[text] in str(e.value)
+
+@pytest.mark.parametrize('spec', [{}, {'clip': 2}, {'name': 'CLAHE', 'clip': '3'}, {'name': 'CLAHE', 'grid': None}, {'name': 'Gamma', 'gamma': [2, 1]}, {'name': 'Quantize', 'bits': True}])
+def test_a_record_of_an_equalisation_that_was_changed(spec):
+    with pytest.raises(PtxError): equalizer(spec)
+
+def test_an_equalisation_on_the_command_line(phantoms, tiny_run, tmp_path):
+    assert equalizer('clahe:clip=1e3').clip == 1000
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--equalize', 'clahe:grid=4.0', *TINY, why=['grid=4.0', 'whole number'])
+    fails('ptx_predict', tiny_run, phantoms, '--out', tmp_path/'pred', '--variant', 'clahe:p=0.5', why=['CLAHE', 'p=0.5', 'by chance'])
+    assert not (tmp_path/'run'/'run.json').exists() and not (tmp_path/'pred').exists()
+
+def test_chance_acts_in_training_only():
+    x = TensorXray(some_pixels(8, 1, 16, 16))
+    for eq in (Gamma((.5, 2.)), equalizer('clahe:p=0.5')):
+        assert eq.random and not torch.equal(eq(x, split_idx=0), x)
+        for split in (None, 1): assert torch.equal(eq(x, split_idx=split), x)
+        for _ in range(10): assert (eq(x[0, 0].numpy()) == x[0, 0].numpy()).all()
 
 # --- folders, architectures, runs
 
