@@ -180,16 +180,25 @@ def _start(array, at, settings, before, alone):
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)   # its threads did not survive the fork either
     threading.Thread(target=_watch, daemon=True).start()
 
-def _some(items):
-    "Prepare some rows; gives their numbers and the errors, if any"
-    return [_one(*o) for o in items]
-
 def _one(i, path, rles, stamp):
     "Prepare one row; gives its number and the error, if any"
     try: row = prepare_row(path, rles, _work['settings']['size'], _work['settings']['fit'], _work['before'], stamp)
     except XrayError as e: return i,str(e)
     write_row(_work['fd'], _work['at']+i*row.dtype.itemsize, row)
     return i,''
+
+# %% ../nbs/05_cache.ipynb #c5000057
+def _some(items):
+    "Prepare some rows; gives their numbers and the errors, if any"
+    return [_one(*o) for o in items]
+
+def _ahead(pool, todo, n, at_once=8):
+    "Results in order of `todo`, while up to `n` parcels are under way"
+    waiting = deque()
+    for k in range(0,len(todo),at_once):
+        waiting.append(pool.submit(_some, todo[k:k+at_once]))
+        if len(waiting)>n: yield from waiting.popleft().result()
+    while waiting: yield from waiting.popleft().result()
 
 # %% ../nbs/05_cache.ipynb #c5000047
 def _flushed(results, array, every=.5):
@@ -202,14 +211,6 @@ def _flushed(results, array, every=.5):
                 os.fsync(f.fileno())
                 last = time.monotonic()
         os.fsync(f.fileno())
-
-def _ahead(pool, todo, n, at_once=8):
-    "Results in order of `todo`, while up to `n` parcels are under way"
-    waiting = deque()
-    for k in range(0,len(todo),at_once):
-        waiting.append(pool.submit(_some, todo[k:k+at_once]))
-        if len(waiting)>n: yield from waiting.popleft().result()
-    while waiting: yield from waiting.popleft().result()
 
 def _run(array, at, todo, settings, before, workers, progress):
     "Prepare the rows of `todo`; gives the errors by row number"

@@ -141,6 +141,24 @@ def xray_batches(
     "Radiographs without labels, in batches in [0,1]; draws nothing from the global generator"
     return DataLoader(XrayFiles(files,load), bs, num_workers=workers, collate_fn=collate, generator=torch.Generator())
 
+# %% ../nbs/11_data.ipynb #0f145857
+def _cache(path):
+    "The cache, if it is one or its folder"
+    if isinstance(path,XrayCache): return path
+    if isinstance(path,(str,Path)) and (Path(path)/'cache.json').exists(): return XrayCache(path)
+
+def _resized(cache):
+    "Raise `PtxError`: it is too late"
+    raise PtxError(f'{cache.path}: a cache is resized already; equalise before the resize with ptx_prepare --equalize')
+
+def _table(source):
+    "The cache, or None; and a table with the column `path`, or `row` for a cache"
+    if cache := _cache(source): return cache,cache.table
+    if isinstance(source,pd.DataFrame): return None,source.reset_index(drop=True)
+    if isinstance(source,(list,tuple)): return None,pd.DataFrame(dict(path=list(source)))
+    files = find_siim(source)
+    return None,siim_train(files) if files.labels else pd.DataFrame(dict(path=list(files.images.values())))
+
 # %% ../nbs/11_data.ipynb #0f145856
 @dataclass
 class XrayStats:
@@ -181,23 +199,6 @@ def xray_stats(
             counts += grey_counts(xb).sum(0)
         for i,e in bad: out.loc[i,'error'] = e
     return XrayStats(out, counts)
-
-def _cache(path):
-    "The cache, if it is one or its folder"
-    if isinstance(path,XrayCache): return path
-    if isinstance(path,(str,Path)) and (Path(path)/'cache.json').exists(): return XrayCache(path)
-
-def _resized(cache):
-    "Raise `PtxError`: it is too late"
-    raise PtxError(f'{cache.path}: a cache is resized already; equalise before the resize with ptx_prepare --equalize')
-
-def _table(source):
-    "The cache, or None; and a table with the column `path`, or `row` for a cache"
-    if cache := _cache(source): return cache,cache.table
-    if isinstance(source,pd.DataFrame): return None,source.reset_index(drop=True)
-    if isinstance(source,(list,tuple)): return None,pd.DataFrame(dict(path=list(source)))
-    files = find_siim(source)
-    return None,siim_train(files) if files.labels else pd.DataFrame(dict(path=list(files.images.values())))
 
 # %% ../nbs/11_data.ipynb #input000
 @dataclass
