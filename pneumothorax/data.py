@@ -19,9 +19,9 @@ from fastai.vision.all import (Transform, TensorMask, TransformBlock, DataBlock,
     Normalize, IndexSplitter, aug_transforms, to_cpu, get_grid)
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, show_xray
-from .siim import siim_train, notice
+from .siim import find_siim, siim_train, notice
 from .folds import fold_strata, spread
-from .cache import XrayCache, shrink, shrink_mask
+from .cache import XrayCache, refuse_random, shrink, shrink_mask
 from .equalize import Equalize, TensorXray, equalizer, grey_counts
 
 # %% ../nbs/11_data.ipynb #2fc13376
@@ -35,9 +35,9 @@ class LoadXray(Transform):
     def __init__(self,
         size:int=256, # pixels along one side
         fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
-        before:Equalize=None, # applied at full size, before the resize
+        before:Equalize=None, # applied at full size, before the resize; the same for every image
         cache:XrayCache=None): # where the rows are, if items are rows
-        self.size,self.fit,self.before,self.cache = size,fit,before,cache
+        self.size,self.fit,self.before,self.cache = size,fit,refuse_random(before),cache
     def read(self,
         f:object, # path of a radiograph, or row of the cache
             )->tuple: # 1×size×size `TensorXray` in [0,1]; height and width before the resize
@@ -141,6 +141,24 @@ def xray_batches(
     "Radiographs without labels, in batches in [0,1]; draws nothing from the global generator"
     return DataLoader(XrayFiles(files,load), bs, num_workers=workers, collate_fn=collate, generator=torch.Generator())
 
+# %% ../nbs/11_data.ipynb #0f145857
+def _cache(path):
+    "The cache, if it is one or its folder"
+    if isinstance(path,XrayCache): return path
+    if isinstance(path,(str,Path)) and (Path(path)/'cache.json').exists(): return XrayCache(path)
+
+def _resized(cache):
+    "Raise `PtxError`: it is too late"
+    raise PtxError(f'{cache.path}: a cache is resized already; equalise before the resize with ptx_prepare --equalize')
+
+def _table(source):
+    "The cache, or None; and a table with the column `path`, or `row` for a cache"
+    if cache := _cache(source): return cache,cache.table
+    if isinstance(source,pd.DataFrame): return None,source.reset_index(drop=True)
+    if isinstance(source,(list,tuple)): return None,pd.DataFrame(dict(path=list(source)))
+    files = find_siim(source)
+    return None,siim_train(files) if files.labels else pd.DataFrame(dict(path=list(files.images.values())))
+
 # %% ../nbs/11_data.ipynb #0f145856
 @dataclass
 class XrayStats:
@@ -159,7 +177,7 @@ class XrayStats:
         return f'{ok.sum():,} radiographs ({(~ok).sum()} broken): mean {self.norm()[0]:.4f}, deviation {self.norm()[1]:.4f}, mask coverage {self.images.coverage.mean():.4f}'
 
 def xray_stats(
-    source:object, # a folder, a table from `siim_train`, a list of files, or an `XrayCache`
+    source:object, # a folder, a table from `siim_train`, a list of files, an `XrayCache` or its folder
     tfms:object=None, # equalisation to look through: an `Equalize`, or what `equalizer` takes
     size:int=256, # pixels along one side
     before:bool=False, # equalise before the resize?
@@ -167,8 +185,9 @@ def xray_stats(
     progress:bool=False, # show a bar?
 )->XrayStats: # moments and errors of each image, counts of all
     "Read every radiograph once, in bounded memory"
-    t,cache = _table(source),source if isinstance(source,XrayCache) else None
+    cache,t = _table(source)
     eq = equalizer(tfms)
+    if cache and before: _resized(cache)
     load = LoadXray(size, before=eq if before else None, cache=cache)
     out = pd.DataFrame(dict(mean=np.nan,square=np.nan,coverage=[np.nan]*len(t) if 'area' not in t else t.area/2**20,error=''), index=range(len(t)))
     counts = torch.zeros(65536, dtype=torch.long)
@@ -180,13 +199,6 @@ def xray_stats(
             counts += grey_counts(xb).sum(0)
         for i,e in bad: out.loc[i,'error'] = e
     return XrayStats(out, counts)
-
-def _table(source):
-    "A table with the column `path`, and `row` for a cache"
-    if isinstance(source,XrayCache): return source.table
-    if isinstance(source,pd.DataFrame): return source.reset_index(drop=True)
-    if isinstance(source,(list,tuple)): return pd.DataFrame(dict(path=list(source)))
-    return siim_train(source)
 
 # %% ../nbs/11_data.ipynb #input000
 @dataclass
@@ -252,15 +264,15 @@ def _sound(df, looks):
 # %% ../nbs/11_data.ipynb #f63b8f2b
 def _source(path, labels):
     "The cache, if it is one, and the table"
-    if isinstance(path,(str,Path)) and (Path(path)/'cache.json').exists(): path = XrayCache(path)
-    if isinstance(path,XrayCache): return path,path.table
+    if cache := _cache(path): return cache,cache.table
     return None,(path if isinstance(path,pd.DataFrame) else siim_train(path, labels)).reset_index(drop=True)
 
 def _input(cache, size, equalize, first):
     "The `XrayInput` that was asked for, statistics apart"
     eq,made = equalizer(equalize),cache and cache.settings['before']
     if eq and made: raise PtxError(f'{cache.path} was equalised already ({made}); leave equalize= out')
-    if cache and first: raise PtxError(f'{cache.path}: a cache is resized already; equalise before the resize with ptx_prepare --equalize')
+    if cache and first: _resized(cache)
+    if first: refuse_random(eq)
     size = size or (cache.size if cache else 256)
     if size<32: raise PtxError(f'size={size}: give at least 32 pixels')
     if cache and size>cache.size: raise PtxError(f'size={size}: {cache.path} has {cache.size} px; give at most that, or prepare anew')
@@ -279,7 +291,7 @@ def xray_dls(
     workers:int=2, # processes that read files
     progress:bool=False, # show a bar while every file is read?
     equalize:object=None, # on every image: an `Equalize`, or what `equalizer` takes
-    equalize_first:bool=False, # before the resize?
+    equalize_first:bool=False, # before the resize? only what is the same for every image
 )->DataLoaders: # of `TensorXray` and `TensorXrayMask`; what it is made of is in `.xray`
     "From a folder to batches; raises `PtxError`"
     cache,df = _source(path, labels)

@@ -136,14 +136,20 @@ def read_labels(
 def _loops(d, name):
     "Is this a link to a folder above itself?"
     p = Path(d)/name
-    return p.is_symlink() and p.resolve() in (r := Path(d).resolve(), *r.parents)
+    return p.resolve() in (r := Path(d).resolve(), *r.parents)
 
 def _files(root, exts):
-    "Files below a folder whose names end so, hidden folders left out, links followed unless they would never end"
-    out,shut,ends = [],[],tuple(e.lower() for e in exts)
-    for d,folders,names in os.walk(root, onerror=lambda e: shut.append(e.filename), followlinks=True):
-        folders[:] = [f for f in folders if f[0]!='.' and not _loops(d,f)]
-        out += [Path(d)/n for n in names if n.lower().endswith(ends)]
+    "Files below a folder whose names end so; hidden folders left out, links followed, each folder walked once"
+    out,shut,seen,tops,ends = [],[],set(),[str(root)],tuple(e.lower() for e in exts)
+    for top in tops:   # links are added on the way
+        for d,folders,names in os.walk(top, onerror=lambda e: shut.append(e.filename)):
+            s = os.stat(d)
+            new = (s.st_dev,s.st_ino) not in seen
+            seen.add((s.st_dev,s.st_ino))
+            folders[:] = [f for f in folders if new and f[0]!='.']
+            links = [f for f in folders if os.path.islink(os.path.join(d,f))]
+            tops += [os.path.join(d,f) for f in sorted(links) if not _loops(d,f)]
+            out += [Path(d)/n for n in names if new and n.lower().endswith(ends)]
     notice('folders cannot be opened, left out', shut)
     return sorted(out)
 

@@ -138,29 +138,31 @@ def prepare_against_decoder(n=1200, rounds=5):
     report(f'{n:,} radiographs, two processes', 'libjpeg-turbo (OpenCV), frames only', times)
 
 def memory(pid):
-    "MB of memory of their own that a process and its children have used at most, so far; pages of mapped files apart"
+    """MB of memory of its own that a process and its children have now, and the same where pages that they share since the fork count
+    once for each of them; pages of mapped files apart"""
     def of(p):
-        try: status = Path(f'/proc/{p}/status').read_text()
-        except OSError: return 0   # it has ended
-        return int(status.split('RssAnon:')[1].split()[0])/1024 if 'RssAnon:' in status else 0
+        try: shared, own = Path(f'/proc/{p}/smaps_rollup').read_text(), Path(f'/proc/{p}/status').read_text()
+        except OSError: return np.zeros(2)   # it has ended
+        if 'Pss_Anon:' not in shared or 'RssAnon:' not in own: return np.zeros(2)
+        return np.array([int(text.split(key)[1].split()[0])/1024 for text, key in ((shared, 'Pss_Anon:'), (own, 'RssAnon:'))])
     kids = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, text=True, check=False).stdout.split()
     return sum(of(p) for p in [pid, *kids])
 
 def scale(counts=(100, 1_000, 10_000), size=256):
     "Time and memory of the command at three sizes"
-    print(f'\nptx_prepare at {size} px\n{"images":>8} {"s":>8} {"ms an image":>12} {"s, nothing to do":>17} {"MB, all processes":>18}')
+    print(f'\nptx_prepare at {size} px\n{"images":>8} {"s":>8} {"ms an image":>12} {"s, nothing to do":>17} {"MB, all processes":>18} {"shared pages for each":>22}')
     for n in counts:
         with TemporaryDirectory() as d:
-            data, took, mb = copies(Path(d)/'data', n), [], 0
+            data, took, mb = copies(Path(d)/'data', n), [], np.zeros(2)
             for _ in range(2):
                 t0 = time.perf_counter()
                 p = subprocess.Popen([Path(sys.executable).parent/'ptx_prepare', data, Path(d)/'c', '--size', str(size)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 while p.poll() is None:
-                    mb = max(mb, memory(p.pid))
+                    mb = np.maximum(mb, memory(p.pid))
                     time.sleep(.05)
                 took.append(time.perf_counter()-t0)
                 assert p.returncode == 0
-            print(f'{n:8,} {took[0]:8.2f} {took[0]/n*1e3:12.2f} {took[1]:17.2f} {mb:18.0f}', flush=True)
+            print(f'{n:8,} {took[0]:8.2f} {took[0]/n*1e3:12.2f} {took[1]:17.2f} {mb[0]:18.0f} {mb[1]:22.0f}', flush=True)
 
 PARTS = {'read': read, 'cache': cache, 'clahe': clahe, 'prepare': prepare_against_decoder, 'scale': scale}
 

@@ -14,6 +14,7 @@ from conftest import TINY, ptx
 from PIL import Image
 
 from pneumothorax import dicom
+from pneumothorax.data import LoadXray
 from pneumothorax.dicom import XrayError, read_xray, xray_meta
 from pneumothorax.equalize import EQUALIZERS, FreqHist, Gamma, TensorXray, clahe, equalizer
 from pneumothorax.learner import RunError, load_run
@@ -259,6 +260,21 @@ def test_chance_acts_in_training_only():
         for _ in range(10): assert (eq(x[0, 0].numpy()) == x[0, 0].numpy()).all()
 
 # --- folders, architectures, runs
+
+def test_links_that_lead_in_a_circle(phantoms, tmp_path):
+    "Two folders that lead to each other, twice: the ways round double at every step"
+    for a, b in ('ab', 'ba'):
+        (tmp_path/a).mkdir()
+        for n in 'xy': (tmp_path/a/n).symlink_to(f'../{b}')
+    files = dicoms(phantoms)
+    for f, a in zip(files, 'ab'): shutil.copy(f, tmp_path/a)
+    find = f"from pneumothorax.siim import find_images; found, spare = find_images({str(tmp_path)!r}); print(*sorted(found), *spare)"
+    p = subprocess.run([sys.executable, '-c', find], capture_output=True, text=True, check=True, timeout=60)
+    assert p.stdout.split() == sorted(f.stem for f in files[:2])
+
+def test_an_equalisation_that_draws_is_refused_before_the_resize(phantoms, tmp_path):
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--equalize', 'clahe:p=0.5', '--equalize_first', *TINY, why=['random', 'p=1'])
+    with pytest.raises(PtxError, match='random'): LoadXray(64, before=equalizer('hist:p=0.5'))
 
 def test_an_empty_folder(tmp_path, tiny_run):
     with pytest.raises(PtxError, match='no radiographs'): find_siim(tmp_path)
