@@ -95,7 +95,7 @@ def _tail(level, k, n=10_000):
     least = int(np.ceil(1+np.log2(1/(1-level))-1e-9))
     if k<least: return _NO,f'{_count(k,"group")} of images {"is" if k==1 else "are"} too few, a {level*100:.3g} % interval needs {least}'
     share = NormalDist().cdf(-_t_quantile(1-level,k-1)*np.sqrt(k/(k-1)))
-    if share*(n+1)<1: return _NO,f'{n:,} resamples are too few for {_count(k,"group")}, give n={int(np.ceil(1/share-1e-9)):,} or more'
+    if share*(n+1)<1: return _NO,f'{n:,} resamples are too few for {_count(k,"group")}, give n={int(np.ceil(1/share-1)):,} or more'
     return share,''
 
 # %% ../nbs/06_bootstrap.ipynb #b007000f

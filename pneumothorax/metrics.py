@@ -174,6 +174,7 @@ def image_prob(
     _check_top(top, p)
     return p.flatten(1).float().topk(top, 1).values.mean(1).cpu().numpy()
 
+# %% ../nbs/21_metrics.ipynb #c1000022
 def _ranking(score, true):
     "Ranks of the scores, equal ones sharing one, and labels as a bool vector"
     s,t = (np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o) for o in (score,true))
@@ -184,7 +185,6 @@ def _ranking(score, true):
     if len(np.unique(t))<2: raise MetricError(f'all {len(t):,} images are of one class: nothing to rank, the value is undefined')
     return np.unique(s, return_inverse=True)[1],t.astype(bool)
 
-# %% ../nbs/21_metrics.ipynb #c1000022
 def auroc(
     score:np.ndarray, # one number per image, higher for a pneumothorax
     true:np.ndarray, # one label per image in {0,1}

@@ -51,9 +51,9 @@ def _hint(t, faults):
     if len(lines)<2 or not all(fits(t.EncodedPixels[n-2]) for n in lines): return ''
     return f'{len(lines)} of them fit as absolute run-lengths, which count from 1: this file needs relative offsets, as `rle_encode` writes them.'
 
-def _masks(t):
+def _masks(t, most=None):
     "The rows that are not empty, and their runs"
-    t = t[~t.EncodedPixels.str.lower().isin(('','-1','-1.0','nan'))]
+    t = t[~t.EncodedPixels.str.lower().isin(('','-1','-1.0','nan'))][:most]
     return t,[rle_runs(r) for r in t.EncodedPixels]
 
 def _side(runs):
@@ -66,16 +66,16 @@ def _side(runs):
     return side if share(side)>max(share(1024),length.sum()/2) else 1024
 
 # %% ../nbs/34_submission.ipynb #c3000022
-def _wrong_frame(runs):
-    "What is wrong if masks are made for another frame"
-    side = _side(runs)
+def _wrong_frame(t):
+    "What is wrong if masks are made for another frame; three hundred show it"
+    side = _side(_masks(t,300)[1])
     return '' if side==1024 else f'its masks repeat every {side:,} pixels and not every 1,024: they seem to be made for a frame {side:,} pixels high; bring them to 1024×1024 before they are encoded'
 
 def _load(path, ids=None):
     "The rows of a table without faults; raises `FaultyLines`"
     t,faults = label_faults(path, ids)
     if faults: raise FaultyLines(path, [f'line {n}: {why}' for n,why in faults.items()], _hint(t, faults))
-    why = _wrong_frame(_masks(t if ids is None else t[t.ImageId.isin(ids)])[1])
+    why = _wrong_frame(t if ids is None else t[t.ImageId.isin(ids)])
     if why: raise LabelError(f'{path}: {why}')
     return t
 
@@ -91,15 +91,16 @@ def _oddities(t):
         twice = sum(int(n.sum()) for _,n in g)-int(rles_runs(t.EncodedPixels[g.index].tolist())[1].sum())
         if twice: yield lines[0],i,_TWICE,f'its masks overlap by {twice:,} pixels (lines {few(lines)})'
     end = max((int(s[-1]+n[-1]) for s,n in runs), default=0)
-    if len(t)>=10 and end<=768**2 and _side(runs)==1024:
+    if len(t)>=10 and end<=768**2 and not _wrong_frame(t):
         yield 0,'','',f'no mask goes beyond pixel {end:,} of {2**20:,}: were they made for a frame smaller than 1024×1024?'
 
+# %% ../nbs/34_submission.ipynb #c3000002
 def _strangers(t, ids, sub, labels):
     "Line, identifier and remark on images that only one of the two files has"
-    for n,i in t.ImageId[~t.ImageId.isin(ids)].drop_duplicates().items(): yield n+2,i,f'not in {Path(labels).name}'
-    for i in sorted(ids-set(t.ImageId)): yield 0,i,f'missing from {Path(sub).name}'
+    sub,labels = Path(sub).name,Path(labels).name
+    for n,i in t.ImageId[~t.ImageId.isin(ids)].drop_duplicates().items(): yield n+2,i,f'not in {labels}'
+    for i in sorted(ids-set(t.ImageId)): yield 0,i,f'missing from {sub}'
 
-# %% ../nbs/34_submission.ipynb #c3000002
 def check_submission(
     sub:str, # submission, CSV
     labels:str=None, # label file, to compare the identifiers with
@@ -113,7 +114,7 @@ def check_submission(
     rows = [(n,t.ImageId[n-2],'error',why) for n,why in faults.items()]
     if faults and _hint(t, faults): rows.append((0,'','notice',_hint(t, faults)))
     sound = t.drop([n-2 for n in faults])
-    rows += [(0,'','error',why) for why in [_wrong_frame(_masks(sound)[1])] if why]
+    rows += [(0,'','error',why) for why in [_wrong_frame(sound)] if why]
     rows += [(n,i,'notice',o) for n,i,_,o in _oddities(sound)]
     if labels: rows += [(*o[:2],'error' if strict else 'notice',o[2]) for o in _strangers(t, set(label_faults(labels,())[0].ImageId), sub, labels)]
     return pd.DataFrame(rows, columns=['line','ImageId','level','problem'])
@@ -137,13 +138,13 @@ def _tell(said):
         if items: notice(f'{what} ({few(names)})', items)
         else: warnings.warn(f'{few(names)}: {what}', PtxNotice, stacklevel=2)
 
+# %% ../nbs/34_submission.ipynb #c3000032
 def _unlike(odd, sub, labels):
     "The error of `strict`"
     lines,lost = [f'line {n}: {i} is {why}' for n,i,why in odd if n],[i for n,i,_ in odd if not n]
     hint = (f'{len(lost):,} labelled images are missing: {few(lost)}. ' if lost else '')+f'Identifiers must be those of {labels} (--strict).'
     return FaultyLines(sub, lines, hint) if lines else LabelError(f'{sub}: {hint}')
 
-# %% ../nbs/34_submission.ipynb #c3000032
 def _images(s, t, sub, labels, strict, said, name):
     "`score_images` from the rows of a submission and of the labels; remarks are added to `said`"
     p,known,note = unite_rows(s),set(t.ImageId),lambda what,items=(): said.setdefault((what,tuple(items)),[]).append(name)
@@ -162,8 +163,9 @@ def _images(s, t, sub, labels, strict, said, name):
     df = p[['ImageId','rles','area']].merge(unite_rows(t[t.ImageId.isin(have)])[['ImageId','rles','area']], on='ImageId', suffixes=('_pred','_true'))
     both = [runs_overlap(rles_runs(a),rles_runs(b)) if a and b else 0 for a,b in zip(df.rles_pred,df.rles_true)]
     out = df[['ImageId','area_true','area_pred']].assign(overlap=both)
-    drawn = int(((out.area_true>0)&(out.area_pred>0)).sum())
-    if drawn>=10 and not any(both): note(f'{drawn:,} images have an outline in both files, and not one touches the true one: are rows and columns exchanged, or the frame another?')
+    drawn = out[(out.area_true>0)&(out.area_pred>0)]
+    if len(drawn)>=10 and drawn.overlap.sum()<.01*drawn.area_true.sum():
+        note(f'{len(drawn):,} images have an outline in both files, and these share less than 1 % of their pixels: are rows and columns exchanged?')
     return out.assign(dice=score_areas(out.overlap, out.area_pred, out.area_true))
 
 def score_images(
@@ -253,7 +255,8 @@ def _difference(a, b, what, groups, kw):
     if not keep.any(): return None
     r = paired_bootstrap(va[keep], vb[keep], None if groups is None else groups.loc[m.ImageId].to_numpy()[keep], **kw)
     lo,hi = _interval(r) or (None,None)
-    return dict(score=what, difference=r.value, lo=lo, hi=hi, no_interval=r.why or None, p=None if np.isnan(r.p) else r.p, p_is_bound=r.p_is_bound, n=r.n, n_groups=r.n_groups)
+    p = None if np.isnan(r.p) else r.p
+    return dict(score=what, difference=r.value, lo=lo, hi=hi, no_interval=r.why or None, p=p, p_is_bound=r.p_is_bound, n=r.n, n_groups=r.n_groups)
 
 # %% ../nbs/34_submission.ipynb #c3000012
 def score_report(
@@ -288,11 +291,6 @@ def _number(v, ci=None, why=''):
     "A score and its interval"
     return 'no such image' if v is None else f'{v:.4f}'+(f'  {ci[0]:.4f} to {ci[1]:.4f}' if ci else '  no interval'+(why and f': {why}'))
 
-def _basis(r):
-    "What was resampled, in a sentence"
-    if r['resampled']=='patients': return f'{r["level"]*100:g} % intervals: patients resampled'
-    return f'{r["level"]*100:g} % intervals: images resampled, which is too narrow where patients have several; give their table with --patients'
-
 def _of(r, k, n):
     "How many images and patients a score rests on"
     return f'{n:,} image{"s"*(n!=1)}'+(f' of {(g := r["interval_groups"][k]):,} patient{"s"*(g!=1)}' if r['resampled']=='patients' else '')
@@ -310,6 +308,11 @@ def _one(r):
         for w in r['worst']: yield f'  {w["dice"]:.4f} {w["area_true"]:>8,} {w["area_pred"]:>8,}  {w["ImageId"]}'
 
 # %% ../nbs/34_submission.ipynb #c3000018
+def _basis(r):
+    "What was resampled, in a sentence"
+    if r['resampled']=='patients': return f'{r["level"]*100:g} % intervals: patients resampled'
+    return f'{r["level"]*100:g} % intervals: images resampled, which is too narrow where patients have several; give their table with --patients'
+
 def report_text(
     r:dict, # of `score_report`
 )->str: # lines for the terminal
