@@ -26,6 +26,7 @@ def manners(): # wraps the body of a command
         except PtxError as e:
             if sys.stdout.isatty(): print()   # an unfinished bar may stand on this line
             head,lines = (e.head,e.lines) if isinstance(e,FaultyLines) else (str(e),[])
+            if len(lines)>100: lines = [*lines[:100],f'and {len(lines)-100:,} more']
             print('error: '+' '.join(head.split()), *(' '.join(l.split()) for l in lines), sep='\n  ', file=sys.stderr)
             raise SystemExit(1) from None
         except KeyboardInterrupt:

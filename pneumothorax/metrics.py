@@ -9,7 +9,8 @@ __all__ = ['MetricError', 'kaggle_dice', 'image_scores', 'mean_score', 'ImageMet
            'lesion_counts', 'lesion_f1', 'LesionF1']
 
 # %% ../nbs/21_metrics.ipynb #90387899
-import cv2, numpy as np, pandas as pd, torch
+from numbers import Integral
+import cv2, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.learner import Metric
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -67,7 +68,7 @@ def mean_score(
     keep = ~np.isnan(v)
     if not keep.any(): raise MetricError(f'{what}: none of {len(v):,} images counts for it, so it has no mean')
     if groups is not None and len(groups)!=len(v): raise MetricError(f'{len(v):,} images and {len(groups):,} groups: give one label per image')
-    return bootstrap_ci(v[keep], None if groups is None else np.asarray(groups)[keep], **kwargs)
+    return bootstrap_ci(v[keep], None if groups is None else np.asarray(groups,dtype=object)[keep], **kwargs)
 
 # %% ../nbs/21_metrics.ipynb #aeb9bca4
 class ImageMetric(Metric):
@@ -117,7 +118,7 @@ class KaggleDice(ImageMetric):
     def _rows(self, logits, true):
         "Pixels in both masks, in the predicted and in the true one; predicted masks that are too small emptied"
         rows = torch.stack(_areas(logits.sigmoid()>self.thresh, true), 1)
-        small = rows[:,1].double().cpu()*self.size/true[0].numel()<self.min_area
+        small = rows[:,1].double().cpu()*self.size/true.shape[1:].numel()<self.min_area
         rows[small.to(rows.device),:2] = 0
         return rows
 
@@ -158,6 +159,11 @@ def _probs(x, what='probabilities'):
     if len(t) and not (t.min()>=0 and t.max()<=1): raise MetricError(f'{what} from {t.min():.3g} to {t.max():.3g}: expected 0 to 1; logits need `sigmoid()` first')
     return t
 
+def _check_top(top, maps):
+    "Refuse a count of pixels that the maps do not have"
+    most = maps.shape[1:].numel()
+    if not isinstance(top,Integral) or not 1<=top<=most: raise MetricError(f'top={top!r}: a count of pixels, from 1 to {most:,}')
+
 def image_prob(
     probs:np.ndarray, # probability maps N×H×W in [0,1]; array or tensor
     top:int=1, # how many of the highest pixels to average
@@ -165,19 +171,20 @@ def image_prob(
     "One number per image: the mean of its `top` highest probabilities"
     p = _probs(probs)
     if p.ndim!=3: raise MetricError(f'probabilities of shape {tuple(p.shape)}: expected N×H×W')
-    if not 1<=top<=p[0].numel(): raise MetricError(f'top={top!r}: a count of pixels, from 1 to {p[0].numel():,}')
+    _check_top(top, p)
     return p.flatten(1).float().topk(top, 1).values.mean(1).cpu().numpy()
 
+# %% ../nbs/21_metrics.ipynb #c1000022
 def _ranking(score, true):
-    "Scores and labels as float64 and bool vectors"
+    "Ranks of the scores, equal ones sharing one, and labels as a bool vector"
     s,t = (np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o) for o in (score,true))
     if s.ndim!=1 or s.shape!=t.shape: raise MetricError(f'scores of shape {s.shape} and labels of shape {t.shape}: give one of each per image')
     if not np.isin(t, (0,1)).all(): raise MetricError('labels other than 0 and 1')
-    if np.isnan(s.astype(float)).any(): raise MetricError('NaN among the scores')
+    if s.dtype.kind not in 'buif': raise MetricError(f'scores of type {s.dtype}: give one number per image')
+    if np.isnan(s).any(): raise MetricError('NaN among the scores')
     if len(np.unique(t))<2: raise MetricError(f'all {len(t):,} images are of one class: nothing to rank, the value is undefined')
-    return s.astype(np.float64),t.astype(bool)
+    return np.unique(s, return_inverse=True)[1],t.astype(bool)
 
-# %% ../nbs/21_metrics.ipynb #c1000022
 def auroc(
     score:np.ndarray, # one number per image, higher for a pneumothorax
     true:np.ndarray, # one label per image in {0,1}
@@ -195,8 +202,15 @@ def average_precision(
     return float(average_precision_score(t, s))
 
 # %% ../nbs/21_metrics.ipynb #c1000055
+def _log_odds(logits, top):
+    "The log-odds of `image_prob`, float64, from logits N×H×W"
+    _check_top(top, logits)
+    x = logits.flatten(1).topk(top, 1).values
+    x = (x.cpu() if x.device.type=='mps' else x).double()   # mps has no float64
+    return x[:,0] if top==1 else F.logsigmoid(x).logsumexp(1)-F.logsigmoid(-x).logsumexp(1)
+
 class AUROC(ImageMetric):
-    "Area under the ROC curve of images ranked by `image_prob`; nan with one class only"
+    "Area under the ROC curve of images in the order of `image_prob`; nan with one class only"
     _name,_fn = 'auroc',staticmethod(auroc)
     def __init__(self,
         top:int=1, # how many of the highest pixels make an image's number
@@ -205,13 +219,13 @@ class AUROC(ImageMetric):
         self.reset()
 
     def _rows(self, logits, true):
-        score = torch.as_tensor(image_prob(logits.sigmoid(), self.top), device=logits.device)
-        return torch.stack([score,true.flatten(1).any(1).float()], 1)
+        score = _log_odds(logits, self.top)
+        return torch.stack([score,true.flatten(1).any(1).to(score)], 1)
 
     def _value(self, rows): return self._fn(*rows.T) if len(np.unique(rows[:,1]))==2 else float('nan')
 
 class AveragePrecision(AUROC):
-    "Average precision of images ranked by `image_prob`; nan with one class only"
+    "Average precision of images in the order of `image_prob`; nan with one class only"
     _name,_fn = 'ap',staticmethod(average_precision)
 
 # %% ../nbs/21_metrics.ipynb #c1000029
@@ -239,7 +253,7 @@ def _pairs(prob, true, bins):
     "Probabilities and labels of the same shape as 1×M tensors"
     p,y = _probs(prob),_binary(true, 'the truth')
     if p.shape!=y.shape: raise MetricError(f'probabilities of shape {tuple(p.shape)} and truth of shape {tuple(y.shape)}: they must agree')
-    if bins<1: raise MetricError(f'bins={bins!r}: at least 1')
+    if not isinstance(bins,Integral) or bins<1: raise MetricError(f'bins={bins!r}: a whole number, at least 1')
     return p.reshape(1,-1),y.reshape(1,-1).to(p.device)
 
 def reliability(

@@ -7,12 +7,14 @@ __all__ = ['write_submission', 'check_submission', 'score_images', 'score_submis
            'report_text', 'submission_figure', 'shrink_to']
 
 # %% ../nbs/34_submission.ipynb #dbf8417e
+import os, warnings
 from itertools import combinations
+from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd
 from .rle import PtxError, LabelError, rle_encode, rle_runs, rles_runs, rles_to_mask, runs_overlap
-from .siim import FaultyLines, few, label_faults, notice, read_labels, unite_rows
-from .bootstrap import bootstrap_ci, paired_bootstrap, score_areas
+from .siim import FaultyLines, PtxNotice, few, label_faults, notice, read_labels, unite_rows
+from .bootstrap import bootstrap_ci, p_text, paired_bootstrap, score_areas
 
 # %% ../nbs/34_submission.ipynb #2505280b
 def write_submission(
@@ -49,32 +51,56 @@ def _hint(t, faults):
     if len(lines)<2 or not all(fits(t.EncodedPixels[n-2]) for n in lines): return ''
     return f'{len(lines)} of them fit as absolute run-lengths, which count from 1: this file needs relative offsets, as `rle_encode` writes them.'
 
+def _masks(t, most=None):
+    "The rows that are not empty, and their runs"
+    t = t[~t.EncodedPixels.str.lower().isin(('','-1','-1.0','nan'))][:most]
+    return t,[rle_runs(r) for r in t.EncodedPixels]
+
+def _side(runs):
+    "Height of the frame that masks seem to be made for; 1024 if nothing speaks against it"
+    step,length = (np.concatenate([np.empty(0),*o]) for o in ([np.diff(s) for s,_ in runs],[n for _,n in runs]))
+    if len(step)<20: return 1024
+    side = int(np.median(step))
+    if abs(side-1024)<=8 or side<np.quantile(length,.99): return 1024
+    share = lambda lag: sum(runs_overlap((s+lag,n),(s,n)) for s,n in runs)
+    return side if share(side)>max(share(1024),length.sum()/2) else 1024
+
+# %% ../nbs/34_submission.ipynb #c3000022
+def _wrong_frame(t):
+    "What is wrong if masks are made for another frame; three hundred show it"
+    side = _side(_masks(t,300)[1])
+    return '' if side==1024 else f'its masks repeat every {side:,} pixels and not every 1,024: they seem to be made for a frame {side:,} pixels high; bring them to 1024×1024 before they are encoded'
+
 def _load(path, ids=None):
     "The rows of a table without faults; raises `FaultyLines`"
     t,faults = label_faults(path, ids)
     if faults: raise FaultyLines(path, [f'line {n}: {why}' for n,why in faults.items()], _hint(t, faults))
+    why = _wrong_frame(t if ids is None else t[t.ImageId.isin(ids)])
+    if why: raise LabelError(f'{path}: {why}')
     return t
 
-# %% ../nbs/34_submission.ipynb #c3000022
-def _oddities(t):
-    "Line, identifier and remark on rows that are legal"
-    t = t[~t.EncodedPixels.str.lower().isin(('','-1','-1.0','nan'))]
-    several = t.ImageId.duplicated(keep=False)
-    for i,g in t[several].groupby('ImageId', sort=False):
-        lines,runs = [n+2 for n in g.index],[rle_runs(r) for r in g.EncodedPixels]
-        yield lines[0],i,f'{len(lines)} masks of one image, united (lines {few(lines)})'
-        twice = sum(int(r[1].sum()) for r in runs)-int(rles_runs(g.EncodedPixels.tolist())[1].sum())
-        if twice: yield lines[0],i,f'its masks overlap by {twice:,} pixels (lines {few(lines)})'
-    end = max((int(s[-1]+n[-1]) for s,n in map(rle_runs,t.EncodedPixels)), default=0)
-    side = 2**int(np.ceil(np.log2(max(end,1))/2))
-    if len(t)>=10 and side<1024: yield 0,'',f'no mask goes beyond pixel {end:,} of {2**20:,}: were they made for a frame smaller than 1024×1024, such as {side}×{side}?'
+_SEVERAL,_TWICE = 'images have several masks, which are united','images have masks that overlap'
 
-def _strangers(t, ids, sub, labels):
-    "Line, identifier and remark on images that only one of the two files has"
-    for n,i in t.ImageId[~t.ImageId.isin(ids)].drop_duplicates().items(): yield n+2,i,f'not in {Path(labels).name}'
-    for i in sorted(ids-set(t.ImageId)): yield 0,i,f'missing from {Path(sub).name}'
+def _oddities(t):
+    "Line, identifier, kind and remark on rows that are legal; a remark on the whole has no kind"
+    t,runs = _masks(t)
+    several = t.ImageId.duplicated(keep=False)
+    for i,g in pd.Series(runs,t.index)[several].groupby(t.ImageId[several], sort=False):
+        lines = [n+2 for n in g.index]
+        yield lines[0],i,_SEVERAL,f'{len(lines)} masks of one image, united (lines {few(lines)})'
+        twice = sum(int(n.sum()) for _,n in g)-int(rles_runs(t.EncodedPixels[g.index].tolist())[1].sum())
+        if twice: yield lines[0],i,_TWICE,f'its masks overlap by {twice:,} pixels (lines {few(lines)})'
+    end = max((int(s[-1]+n[-1]) for s,n in runs), default=0)
+    if len(t)>=10 and end<=768**2 and not _wrong_frame(t):
+        yield 0,'','',f'no mask goes beyond pixel {end:,} of {2**20:,}: were they made for a frame smaller than 1024×1024?'
 
 # %% ../nbs/34_submission.ipynb #c3000002
+def _strangers(t, ids, sub, labels):
+    "Line, identifier and remark on images that only one of the two files has"
+    sub,labels = Path(sub).name,Path(labels).name
+    for n,i in t.ImageId[~t.ImageId.isin(ids)].drop_duplicates().items(): yield n+2,i,f'not in {labels}'
+    for i in sorted(ids-set(t.ImageId)): yield 0,i,f'missing from {sub}'
+
 def check_submission(
     sub:str, # submission, CSV
     labels:str=None, # label file, to compare the identifiers with
@@ -87,28 +113,59 @@ def check_submission(
         return pd.DataFrame([(1,'','error',str(e))], columns=['line','ImageId','level','problem'])
     rows = [(n,t.ImageId[n-2],'error',why) for n,why in faults.items()]
     if faults and _hint(t, faults): rows.append((0,'','notice',_hint(t, faults)))
-    rows += [(*o[:2],'notice',o[2]) for o in _oddities(t.drop([n-2 for n in faults]))]
+    sound = t.drop([n-2 for n in faults])
+    rows += [(0,'','error',why) for why in [_wrong_frame(sound)] if why]
+    rows += [(n,i,'notice',o) for n,i,_,o in _oddities(sound)]
     if labels: rows += [(*o[:2],'error' if strict else 'notice',o[2]) for o in _strangers(t, set(label_faults(labels,())[0].ImageId), sub, labels)]
     return pd.DataFrame(rows, columns=['line','ImageId','level','problem'])
 
 # %% ../nbs/34_submission.ipynb #9d9cfd6e
-def _read(sub):
-    "A submission, one row per image; raises `FaultyLines`"
-    return unite_rows(_load(sub))
+def _names(paths):
+    "The shortest ends of paths that tell them apart, without .csv"
+    whole = [Path(os.path.abspath(p)) for p in paths]
+    for cut in (lambda n: n.removesuffix('.gz').removesuffix('.csv'),str):
+        for k in range(1, max(len(p.parts) for p in whole)+1):
+            out = ['/'.join([*p.parts[-k:-1],cut(p.name)]) for p in whole]
+            if len(set(out))==len(set(whole)): return out
 
-def _images(p, t, sub, labels, strict=False):
-    "`score_images` from a submission of `_read` and the rows of the labels"
-    known,have = set(t.ImageId),set(p.ImageId)
-    alone,lost = sorted(have-known),sorted(known-have)
+def _short(i):
+    "A long identifier's end"
+    return i if len(i)<=24 else '…'+i[-20:]
+
+def _tell(said):
+    "Notices from a dict of (what, items) → names of submissions; without items `what` says it all"
+    for (what,items),names in said.items():
+        if items: notice(f'{what} ({few(names)})', items)
+        else: warnings.warn(f'{few(names)}: {what}', PtxNotice, stacklevel=2)
+
+# %% ../nbs/34_submission.ipynb #c3000032
+def _unlike(odd, sub, labels):
+    "The error of `strict`"
+    lines,lost = [f'line {n}: {i} is {why}' for n,i,why in odd if n],[i for n,i,_ in odd if not n]
+    hint = (f'{len(lost):,} labelled images are missing: {few(lost)}. ' if lost else '')+f'Identifiers must be those of {labels} (--strict).'
+    return FaultyLines(sub, lines, hint) if lines else LabelError(f'{sub}: {hint}')
+
+def _images(s, t, sub, labels, strict, said, name):
+    "`score_images` from the rows of a submission and of the labels; remarks are added to `said`"
+    p,known,note = unite_rows(s),set(t.ImageId),lambda what,items=(): said.setdefault((what,tuple(items)),[]).append(name)
+    have = set(p.ImageId)
     if not have&known: raise LabelError(f'{sub}: none of its {len(p):,} images is in {labels}; are they of the same set?')
-    if strict and (alone or lost):
-        lines = [f'unknown identifier: {i}' for i in alone]+([f'{len(lost):,} labelled images are missing: {few(lost)}'] if lost else [])
-        raise FaultyLines(sub, lines, f'Identifiers must be those of {labels} (--strict).')
-    notice(f'images of the submission have no label and are not scored ({Path(sub).name})', alone)
-    notice(f'labelled images are not in the submission and are not scored ({Path(sub).name})', lost)
+    odd = list(_strangers(s, known, sub, labels))
+    if strict and odd: raise _unlike(odd, sub, labels)
+    alone,lost = [f'line {n} ({_short(i)})' for n,i,_ in odd if n],[_short(i) for n,i,_ in odd if not n]
+    if alone: note('images of the submission have no label and are not scored'+('; is the label file the last one?' if len(alone)>2*len(have&known) else ''), alone)
+    if lost: note('labelled images are not in the submission and are not scored', lost)
+    kinds = {}
+    for n,i,kind,what in _oddities(s):
+        if kind: kinds.setdefault(kind,[]).append(f'line {n} ({_short(i)})')
+        else: note(what)
+    for k,items in kinds.items(): note(k, items)
     df = p[['ImageId','rles','area']].merge(unite_rows(t[t.ImageId.isin(have)])[['ImageId','rles','area']], on='ImageId', suffixes=('_pred','_true'))
     both = [runs_overlap(rles_runs(a),rles_runs(b)) if a and b else 0 for a,b in zip(df.rles_pred,df.rles_true)]
     out = df[['ImageId','area_true','area_pred']].assign(overlap=both)
+    drawn = out[(out.area_true>0)&(out.area_pred>0)]
+    if len(drawn)>=10 and drawn.overlap.sum()<.01*drawn.area_true.sum():
+        note(f'{len(drawn):,} images have an outline in both files, and these share less than 1 % of their pixels: are rows and columns exchanged?')
     return out.assign(dice=score_areas(out.overlap, out.area_pred, out.area_true))
 
 def score_images(
@@ -117,11 +174,13 @@ def score_images(
     strict:bool=False, # are images that only one of the two files has an error?
 )->pd.DataFrame: # ImageId, area_true, area_pred, overlap (pixels of the 1024² frame), dice; one row per scored image
     "The Dice of each image; raises `LabelError`"
-    p = _read(sub)
-    return _images(p, _load(labels, set(p.ImageId)), sub, labels, strict)
+    s,said = _load(sub),{}
+    out = _images(s, _load(labels, set(s.ImageId)), sub, labels, strict, said, *_names([sub]))
+    _tell(said)
+    return out
 
 # %% ../nbs/34_submission.ipynb #52ea2d8f
-_SCORES = ('dice','dice_pos','dice_neg','sensitivity')
+_SCORES = ('dice','dice_pos','dice_neg','sensitivity','specificity')
 
 def _values(s, what):
     "One score of the images that count for it, and which these are"
@@ -181,7 +240,8 @@ def _report(name, s, groups, worst, kw):
     count = lambda m: int(m.sum())
     tp,fp,fn,tn = count(pred&true),count(pred&~true),count(~pred&true),count(~pred&~true)
     out['intervals'] = {k:c and _interval(c) for k,c in cis.items()}
-    out['n_groups'] = cis['dice'].n_groups
+    out['no_interval'] = {k:c.why if c else 'no such image' for k,c in cis.items() if not out['intervals'][k]}
+    out['n_groups'],out['interval_groups'] = cis['dice'].n_groups,{k:c.n_groups if c else 0 for k,c in cis.items()}
     out['confusion'] = dict(tp=tp, fp=fp, fn=fn, tn=tn, sensitivity=tp/(tp+fn) if tp+fn else None, specificity=tn/(tn+fp) if tn+fp else None)
     bad = s.assign(wrong=s.area_true+s.area_pred-2*s.overlap).sort_values(['dice','wrong','ImageId'], ascending=[True,False,True])
     out['worst'] = bad[bad.dice<1].head(worst)[['ImageId','dice','area_true','area_pred']].to_dict('records')
@@ -195,7 +255,8 @@ def _difference(a, b, what, groups, kw):
     if not keep.any(): return None
     r = paired_bootstrap(va[keep], vb[keep], None if groups is None else groups.loc[m.ImageId].to_numpy()[keep], **kw)
     lo,hi = _interval(r) or (None,None)
-    return dict(score=what, difference=r.value, lo=lo, hi=hi, p=None if np.isnan(r.p) else r.p, n=r.n, n_groups=r.n_groups)
+    p = None if np.isnan(r.p) else r.p
+    return dict(score=what, difference=r.value, lo=lo, hi=hi, no_interval=r.why or None, p=p, p_is_bound=r.p_is_bound, n=r.n, n_groups=r.n_groups)
 
 # %% ../nbs/34_submission.ipynb #c3000012
 def score_report(
@@ -211,9 +272,12 @@ def score_report(
     "Scores with intervals, confusion and the worst images; several submissions compared in pairs; raises `LabelError`"
     subs = [subs] if isinstance(subs,(str,Path)) else list(subs)
     if not subs: raise LabelError('no submission: give at least one')
-    ps = [_read(f) for f in subs]
-    t = _load(labels, set().union(*(p.ImageId for p in ps)))
-    ss,kw = [_images(p, t, f, labels, strict) for p,f in zip(ps,subs)],dict(n=n, seed=seed, level=level)
+    if not isinstance(worst,Integral) or worst<0: raise PtxError(f'worst={worst!r}: give a whole number, at least 0')
+    names,rows,said = _names(subs),[_load(f) for f in subs],{}
+    notice('submissions are given more than once', [n for n in dict.fromkeys(names) if names.count(n)>1])
+    t = _load(labels, set().union(*(s.ImageId for s in rows)))
+    ss,kw = [_images(s, t, f, labels, strict, said, n) for s,f,n in zip(rows,subs,names)],dict(n=n, seed=seed, level=level)
+    _tell(said)
     patients = patients or (labels if _has_patients(labels) else None)
     groups = _groups(pd.unique(pd.concat([s.ImageId for s in ss])), patients) if patients else None
     common = dict(labels=str(labels), level=level, resampled='patients' if patients else 'images', patients=str(patients) if patients else None)
@@ -223,45 +287,51 @@ def score_report(
     return dict(submissions=reports, differences=[dict(a=str(subs[i]),b=str(subs[j]),**r) for i,j,r in pairs if r])|common
 
 # %% ../nbs/34_submission.ipynb #c3000017
-def _number(v, ci=None):
+def _number(v, ci=None, why=''):
     "A score and its interval"
-    return 'no such image' if v is None else f'{v:.4f}'+(f'  {ci[0]:.4f} to {ci[1]:.4f}' if ci else '  no interval')
+    return 'no such image' if v is None else f'{v:.4f}'+(f'  {ci[0]:.4f} to {ci[1]:.4f}' if ci else '  no interval'+(why and f': {why}'))
 
-def _basis(r):
-    "What was resampled, in a sentence"
-    if r['resampled']=='patients': return f'{r["level"]*100:g} % intervals: patients resampled'
-    return f'{r["level"]*100:g} % intervals: images resampled, which is too narrow where patients have several; give their table with --patients'
+def _of(r, k, n):
+    "How many images and patients a score rests on"
+    return f'{n:,} image{"s"*(n!=1)}'+(f' of {(g := r["interval_groups"][k]):,} patient{"s"*(g!=1)}' if r['resampled']=='patients' else '')
 
 def _one(r):
     "Lines about one submission"
-    c,iv = r['confusion'],r['intervals']
-    of = f'{r["n"]} images' + (f' of {r["n_groups"]} patients' if r['resampled']=='patients' else '')
-    yield f'Dice            {_number(r["dice"],iv["dice"])}   {of}'
-    yield f'  on positives  {_number(r["dice_pos"],iv["dice_pos"])}   {r["n_pos"]} images'
-    yield f'  on negatives  {_number(r["dice_neg"],iv["dice_neg"])}   {r["n"]-r["n_pos"]} images; this is also the specificity'
-    yield f'sensitivity     {_number(c["sensitivity"],iv["sensitivity"])}   of images'
+    c,number = r['confusion'],lambda v,k: _number(v, r['intervals'][k], r['no_interval'].get(k,''))
+    yield f'Dice            {number(r["dice"],"dice")}   {_of(r,"dice",r["n"])}'
+    yield f'  on positives  {number(r["dice_pos"],"dice_pos")}   {_of(r,"dice_pos",r["n_pos"])}'
+    yield f'  on negatives  {number(r["dice_neg"],"dice_neg")}   {_of(r,"dice_neg",r["n"]-r["n_pos"])}; this is also the specificity'
+    yield f'sensitivity     {number(c["sensitivity"],"sensitivity")}   of images'
     yield f'\nimages                 true mask   none\n  mask predicted   {c["tp"]:>13} {c["fp"]:>6}\n  none             {c["fn"]:>13} {c["tn"]:>6}'
     if r['worst']:
         yield '\nworst images: Dice, pixels true and predicted'
         for w in r['worst']: yield f'  {w["dice"]:.4f} {w["area_true"]:>8,} {w["area_pred"]:>8,}  {w["ImageId"]}'
 
 # %% ../nbs/34_submission.ipynb #c3000018
+def _basis(r):
+    "What was resampled, in a sentence"
+    if r['resampled']=='patients': return f'{r["level"]*100:g} % intervals: patients resampled'
+    return f'{r["level"]*100:g} % intervals: images resampled, which is too narrow where patients have several; give their table with --patients'
+
 def report_text(
     r:dict, # of `score_report`
 )->str: # lines for the terminal
     "A report as text"
     if 'submissions' not in r: return '\n'.join([*_one(r), '', _basis(r)])
-    name = lambda f: Path(f).stem
-    wide = max(len(name(s['submission'])) for s in r['submissions'])
+    files = [s['submission'] for s in r['submissions']]
+    name = dict(zip(files,_names(files))).get
+    wide = max(len(name(f)) for f in files)
     out = [f'{"":{wide}}  {"Dice":26}  {"on positives":26}  {"on negatives":26}  images']
     out += [f'{name(s["submission"]):{wide}}  '+'  '.join(f'{_number(s[k],s["intervals"][k]):26}' for k in _SCORES[:3])+f'  {s["n"]}' for s in r['submissions']]
     for k,title in (('dice','Dice'),('dice_pos','Dice on positives'),('dice_neg','Dice on negatives')):
         rows = [o for o in r['differences'] if o['score']==k]
         if rows: out += ['', f'difference in {title}, same images; p of each pair alone']
         for o in rows:
-            ci = 'no interval' if o['lo'] is None else f'{o["lo"]:+.4f} to {o["hi"]:+.4f}   p {o["p"]:.2g}'
-            out.append(f'  {name(o["a"]):{wide}} − {name(o["b"]):{wide}}  {o["difference"]:+.4f}  {ci}   {o["n"]} images')
-    return '\n'.join([*out, '', _basis(r)])
+            ci = 'no interval' if o['lo'] is None else f'{o["lo"]:+.4f} to {o["hi"]:+.4f}'
+            p = '' if o['p'] is None else '   '+p_text(o['p'],o['p_is_bound'])
+            out.append(f'  {name(o["a"]):{wide}} − {name(o["b"]):{wide}}  {o["difference"]:+.4f}  {ci}{p}   {o["n"]:,} image{"s"*(o["n"]!=1)}')
+    why = dict.fromkeys([w for s in r['submissions'] for w in s['no_interval'].values()]+[o['no_interval'] for o in r['differences'] if o['no_interval']])
+    return '\n'.join([*out, *(['','no interval: '+'; '.join(why)] if why else []), '', _basis(r)])
 
 # %% ../nbs/34_submission.ipynb #04dc3f8c
 def _pick(df, n):

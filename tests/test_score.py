@@ -1,5 +1,6 @@
 "ptx_score: the published figures, several submissions, patients, faulty files with their line numbers"
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,9 @@ from conftest import ok, ptx
 
 from pneumothorax import cli
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
-from pneumothorax.rle import LabelError
-from pneumothorax.submission import check_submission, score_images, score_report, score_submission
+from pneumothorax.rle import LabelError, rle_encode
+from pneumothorax.siim import FaultyLines
+from pneumothorax.submission import check_submission, report_text, score_images, score_report, score_submission
 
 FILES = {
     'labels': 'ImageId,EncodedPixels\na,0 100\nb,0 100\nc,-1\nd,-1\ne,0 10\ne,5 20\nf,-1\ng,9 9\n',
@@ -33,6 +35,13 @@ def refused(capsys, *files, **kwargs):
     assert e.value.code == 1 and out == '' and err.count('error: ') == 1
     return err
 
+def told(*files, **kwargs):
+    "Notices of a command, called in this process"
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        cli.ptx_score(list(files), **kwargs)
+    return '\n'.join(str(o.message) for o in w)
+
 # --- what is right
 
 def test_one_submission(files):
@@ -42,7 +51,8 @@ def test_one_submission(files):
     assert r['dice'] == dice.mean() and r['dice_pos'] == 2.5/4 and r['dice_neg'] == 2/3 and (r['n'], r['n_pos'], r['n_groups']) == (7, 4, 6)
     ci = bootstrap_ci(dice, [1, 1, 2, 3, 4, 5, 6])
     assert r['intervals']['dice'] == [ci.lo, ci.hi] and r['resampled'] == 'patients'
-    assert r['intervals']['dice_neg'] is None   # from three patients
+    assert r['intervals']['dice_neg'] is None and '3 groups of images are too few' in r['no_interval']['dice_neg']
+    assert r['interval_groups'] == {'dice': 6, 'dice_pos': 3, 'dice_neg': 3, 'sensitivity': 3, 'specificity': 3} and set(r['intervals']) == set(r['interval_groups'])
     assert r['confusion'] == {'tp': 3, 'fp': 1, 'fn': 1, 'tn': 2, 'sensitivity': .75, 'specificity': 2/3}
     assert r['worst'] == [{'ImageId': 'g', 'dice': 0, 'area_true': 9, 'area_pred': 0}, {'ImageId': 'd', 'dice': 0, 'area_true': 0, 'area_pred': 1}]
 
@@ -53,11 +63,14 @@ def test_several_submissions_are_compared_in_pairs(files):
     assert [(x['a'][-7:], x['b'][-7:]) for x in d] == [('one.csv', 'two.csv'), ('one.csv', 'one.csv'), ('two.csv', 'one.csv')]
     want = paired_bootstrap([1, .5, 1, 0, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1], [1, 1, 2, 3, 4, 5, 6])
     assert [d[0][k] for k in ('difference', 'lo', 'hi', 'p')] == [want.value, want.lo, want.hi, want.p]
-    assert d[1]['difference'] == 0 and d[1]['p'] == 1
+    assert d[1]['difference'] == 0 and d[1]['p'] == 1 and d[1]['lo'] is None and 'same in every resample' in d[1]['no_interval']
+    assert not any(x['p_is_bound'] for x in d)
 
 def test_text_for_people(files):
     text = ok('ptx_score', files/'one.csv', files/'labels.csv').stdout
     assert '0.6429' in text and 'too narrow' in text and 'worst images' in text
+    text = ok('ptx_score', files/'one.csv', files/'labels.csv', '--patients', files/'who.csv').stdout
+    assert '4 images of 3 patients' in text and 'no interval: 3 groups of images are too few, a 95 % interval needs 6' in text
     text = ok('ptx_score', files/'one.csv', files/'two.csv', files/'labels.csv', '--patients', files/'who.csv').stdout
     assert 'one − two' in text and 'too narrow' not in text and 'patients resampled' in text
 
@@ -71,7 +84,7 @@ def test_submissions_of_other_images_are_compared_on_the_common_ones(files, tmp_
     p = ok('ptx_score', files/'one.csv', tmp_path/'part.csv', files/'labels.csv', '--json')
     r = json.loads(p.stdout)
     assert [s['n'] for s in r['submissions']] == [7, 2] and r['differences'][0]['n'] == 2
-    assert 'notice: 5 labelled images are not in the submission' in p.stderr and 'part.csv' in p.stderr
+    assert 'notice: 5 labelled images are not in the submission and are not scored (part): ' in p.stderr
 
 def test_rows_of_images_that_are_not_scored_are_not_judged(files, tmp_path):
     (tmp_path/'l.csv').write_text(FILES['labels']+'other,not a mask\n')
@@ -95,6 +108,8 @@ def test_published_submissions(shared):
         c = s['confusion']
         assert c['tp']+c['fn'] == 290 and c['fp']+c['tn'] == 1082 and c['specificity'] == s['dice_neg']
     first = next(d for d in r['differences'] if d['score'] == 'dice')
+    last = next(d for d in r['differences'] if 'v2' in d['b'] and d['score'] == 'dice')
+    assert last['p_is_bound'] and last['p'] < .0003 and 'p < 0.0003' in report_text(r) and not first['p_is_bound']
     assert first['difference'] == pytest.approx(r['submissions'][0]['dice']-r['submissions'][1]['dice']) and first['p'] < .05
     assert p.stderr.count('5 images of the submission have no label') == 1   # one of the four has five more
 
@@ -132,8 +147,10 @@ def test_a_faulty_line_is_named(files, tmp_path, capsys, name):
 
 def test_every_faulty_line_is_listed(files, tmp_path):
     (tmp_path/'bad.csv').write_text(H+''.join(f'i{k},1 2 3\n' for k in range(300)))
-    p = ptx('ptx_score', tmp_path/'bad.csv', files/'labels.csv', '--json')
-    assert p.returncode == 1 and p.stdout == '' and 'Traceback' not in p.stderr and p.stderr.count('\n  line ') == 300
+    with pytest.raises(FaultyLines) as e: score_submission(tmp_path/'bad.csv', files/'labels.csv')
+    assert len(e.value.lines) == 300 == len(check_submission(tmp_path/'bad.csv'))
+    p = ptx('ptx_score', tmp_path/'bad.csv', files/'labels.csv', '--json')   # the terminal gets the first hundred
+    assert p.returncode == 1 and p.stdout == '' and 'Traceback' not in p.stderr and p.stderr.count('\n  line ') == 100 and p.stderr.endswith('and 200 more\n')
 
 HEADERS = {'id,rle\na,-1\n': 'columns id, rle', 'ImageId;EncodedPixels\na;-1\n': 'columns ImageId;EncodedPixels', 'ImageId,EncodedPixels,ImageId\na,-1,a\n': 'once each', '': 'it is empty', 'a,-1\n': 'columns a, -1'}
 
@@ -150,15 +167,72 @@ def test_unknown_and_missing_identifiers(files, tmp_path, capsys):
     assert set(c.level) == {'notice'} and c.line.tolist() == [3, 5, 0, 0, 0, 0, 0] and c.ImageId.tolist() == list('xycdefg')
     assert set(check_submission(tmp_path/'s.csv', files/'labels.csv', strict=True).level) == {'error'}
     p = ok('ptx_score', tmp_path/'s.csv', files/'labels.csv')
-    assert 'notice: 2 images of the submission have no label' in p.stderr and 'notice: 5 labelled images' in p.stderr
+    assert 'notice: 2 images of the submission have no label and are not scored (s): line 3 (x), line 5 (y)' in p.stderr and 'notice: 5 labelled images' in p.stderr
+    head, *rest = refused(capsys, tmp_path/'s.csv', files/'labels.csv', strict=True).splitlines()
+    assert '2 faulty lines' in head and '5 labelled images are missing: c, d, e, f, g' in head
+    assert rest == ['  line 3: x is not in labels.csv', '  line 5: y is not in labels.csv']
+    (tmp_path/'s.csv').write_text(H+'a,-1\nb,-1\n')
     err = refused(capsys, tmp_path/'s.csv', files/'labels.csv', strict=True)
-    assert 'unknown identifier: x' in err and '5 labelled images are missing: c, d, e, f, g' in err
+    assert 'faulty line' not in err and '5 labelled images are missing' in err
     assert ptx('ptx_score', files/'one.csv', files/'labels.csv', '--strict').returncode == 0
 
 def test_several_masks_of_an_image_are_legal_and_told(files):
     c = check_submission(files/'labels.csv')
     assert c.level.tolist() == ['notice']*2 and c.line.tolist() == [6, 6] and 'overlap by 5 pixels' in c.problem[1]
     assert score_images(files/'labels.csv', files/'labels.csv').dice.eq(1).all()
+
+def test_the_command_tells_several_and_overlapping_masks(files, tmp_path):
+    (tmp_path/'s.csv').write_text(H+'a,0 100\nb,-1\na,50 100\nc,0 5\nc,5 5\n')
+    p = ok('ptx_score', tmp_path/'s.csv', files/'labels.csv', '--json')
+    assert '2 images have several masks, which are united (s): line 2 (a), line 5 (c)' in p.stderr
+    assert '1 images have masks that overlap (s): line 2 (a)' in p.stderr
+
+def test_equal_notices_of_several_submissions_are_one(files, tmp_path, capsys):
+    for n in ('r1', 'r2'):
+        (tmp_path/n).mkdir()
+        (tmp_path/n/'submission.csv').write_text(H+f'{"long"*12}x,-1\na,{len(n)} 5\nb,-1\nb2,-1\n'.replace('b2', n))
+    err = told(tmp_path/'r1'/'submission.csv', tmp_path/'r2'/'submission.csv', files/'labels.csv')
+    out = capsys.readouterr().out
+    assert err.count('5 labelled images are not in the submission and are not scored (r1/submission, r2/submission): c, d, e, f, g') == 1
+    assert len(err.splitlines()) == 3 and '…' in err and 'long'*12 not in err
+    assert '\nr1/submission  ' in out and '\nr2/submission  ' in out and 'r1/submission − r2/submission' in out
+
+def test_the_same_file_twice_is_told(files):
+    assert '1 submissions are given more than once: one' in told(files/'one.csv', files/'two.csv', files/'one.csv', files/'labels.csv', json=True)
+
+def test_labels_in_place_of_the_submission(files, tmp_path):
+    (tmp_path/'few.csv').write_text(H+'a,-1\nb,-1\n')
+    assert 'is the label file the last one?' in told(files/'labels.csv', tmp_path/'few.csv')
+    assert 'the last one' not in told(tmp_path/'few.csv', files/'labels.csv')
+
+def boxes(side, n=6, tall=1/8):
+    "Masks of a square frame, far enough to the left for 1024×1024 pixels to hold them"
+    rng, far = np.random.default_rng(side), min(.85, .6*(1024/side)**2)
+    for _ in range(n):
+        m, x, y = np.zeros((side, side), np.uint8), rng.integers(side*far), rng.integers(side//4)
+        m[y:y+int(side*tall), x:x+side//12] = 1
+        yield m
+
+def table(path, masks):
+    path.write_text(H+''.join(f'i{k},{rle_encode(m)}\n' for k, m in enumerate(masks)))
+    return path
+
+@pytest.mark.parametrize('side', [256, 512, 768, 1000, 1536, 2048])
+@pytest.mark.parametrize('tall', [1/8, 1/2])
+def test_masks_of_another_frame_are_refused(tmp_path, capsys, side, tall):
+    good, other = table(tmp_path/'good.csv', boxes(1024, tall=tall)), table(tmp_path/'other.csv', boxes(side, tall=tall))
+    for f in ([other, good], [good, other]):
+        err = refused(capsys, *f)
+        assert f'other.csv: its masks repeat every {side:,} pixels' in err and f'a frame {side:,} pixels high' in err
+    c = check_submission(other)
+    assert c.level.tolist() == ['error'] and c.line.tolist() == [0]
+    assert not len(check_submission(good)) and score_submission(good, good)['dice'] == 1
+
+def test_transposed_masks_are_pointed_out(tmp_path):
+    masks = np.zeros((12, 1024, 1024), np.uint8)
+    for k, m in enumerate(masks): m[100+9*k:220, 180+40*k:800] = 1
+    assert 's: 12 images have an outline in both files, and these share less than 1 %' in told(table(tmp_path/'s.csv', masks.transpose(0, 2, 1)), table(tmp_path/'l.csv', masks))
+    assert told(tmp_path/'l.csv', tmp_path/'l.csv') == ''
 
 def test_another_frame_and_the_absolute_form(tmp_path):
     (tmp_path/'small.csv').write_text(H+''.join(f'i{k},{1000+k} 500\n' for k in range(20)))
@@ -179,3 +253,4 @@ def test_patients_that_do_not_fit(files, tmp_path, text):
 def test_usage(files, capsys):
     assert 'at least one submission, and last the label file' in refused(capsys, files/'one.csv')
     assert 'none.csv: no such file' in refused(capsys, files/'one.csv', files/'none.csv')
+    assert 'worst=-1' in refused(capsys, files/'one.csv', files/'labels.csv', worst=-1)
