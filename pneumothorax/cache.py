@@ -377,7 +377,7 @@ def _prepare(df, out, want, before, workers, progress):
     at = _allocate(array, len(t), kind)
     have = read_stamps(array)
     do = np.flatnonzero(((have!=t.stamp.to_numpy(np.uint64))|(have==0))&~t.absent.to_numpy(bool))
-    notice('radiographs have changed since they were prepared, and are prepared again', t.ImageId[do][have[do]!=0].tolist())
+    notice('radiographs have changed since preparation, and are prepared again', t.ImageId[do][have[do]!=0].tolist())
     _room(out, (have[do]==0).sum(), kind)
     todo = list(zip(*(t[c].iloc[do] for c in ('row','path','rles','stamp'))))
     bad = _run(array, at, todo, want, before, workers, progress)

@@ -114,41 +114,46 @@ def ptx_folds(
     "Make folds by patient, stratified by presence, size and number of masks; print how alike they are and what leaks."
     with manners():
         import pneumothorax.folds as f
+        from pneumothorax.siim import counted
         f.free_name(out)
         t,groups = _table(data,labels),patients
         if near_duplicates:
             if 'path' not in t: raise PtxError(f'{data}: --near_duplicates compares radiographs; give their folder, not a label file')
             pairs = f.near_duplicates(dict(zip(t.ImageId,t.path)), progress=sys.stdout.isatty())
             groups = f.duplicate_groups(pairs, t.ImageId, patients or (t[['ImageId','patient_id']] if 'patient_id' in t else None))
-            print(f'{len(pairs)} pairs of radiographs look like the same chest, and are kept together')
+            print(f'{counted(len(pairs),"pairs of radiographs")} that look like the same chest, kept together')
         folds = f.make_folds(t, groups, n, seed)
         f.save_folds(folds, out)
-        print(f'{f.fold_report(folds,t,patients)}\n{len(folds)} images in {n} folds, written to {out}')
+        print(f'{f.fold_report(folds,t,patients,near_duplicates)}\n{len(folds)} images in {n} folds, written to {out}')
 
 # %% ../nbs/41_cli.ipynb #fold0003
 @call_parse
 def ptx_audit(
     data:str, # folder with radiographs and a label file, or a label file alone (ImageId, EncodedPixels)
     out:str='audit', # folder to write: audit.csv and audit.png
-    findings:str=None, # table with ImageId and a column of findings, to compare with the masks
+    findings:str=None, # table with ImageId and a column of findings, to compare with the masks: labels such as Atelectasis|Pneumothorax, or yes and no
     labels:str=None, # label file, if it is not to be found in the folder
     n:int=4, # pictures of each kind
+    column:str=None, # the column of findings; default: the one called pneumothorax, else the first with such a label
 ):
     "List labels that deserve a second look, and show the worst of each kind."
     with manners():
-        from pneumothorax.siim import audit_figure, audit_labels, find_siim
+        from pneumothorax.siim import audit_figure, audit_labels, counted, find_siim
+        if n<1: raise PtxError(f'--n {n}: give at least 1 picture of each kind')
+        if column and not findings: raise PtxError(f'--column {column}: of which table? name it with --findings')
         f,sheet = Path(out)/'audit.csv',Path(out)/'audit.png'
         if f.exists() or Path(out).is_file(): raise PtxError(f'{out}: holds an audit already, or is a file; remove it, or give another folder')
         files = None if Path(data).is_file() else find_siim(data, labels)
         y = files.labels if files else data
         if y is None: raise PtxError(f'{data}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it with --labels')
-        t = audit_labels(y, files, findings, progress=sys.stdout.isatty())
-        Path(out).mkdir(parents=True, exist_ok=True)
-        t.to_csv(f, index=False)
+        t = audit_labels(y, files, findings, column, progress=sys.stdout.isatty())
         fig = files and audit_figure(t, y, files, n)
+        Path(out).mkdir(parents=True, exist_ok=True)
         if fig: fig.savefig(sheet)
+        t.to_csv(f, index=False)
         for k,c in t.what.value_counts(sort=False).items(): print(f'{k:24} {c:6,}')
-        print(f'{len(t)} findings, listed in {f}'+(f'; the worst are shown in {sheet}' if fig else ''))
+        print(f'{counted(len(t),"findings")}, listed in {f}'+(f'; the worst are shown in {sheet}' if fig else ''))
+        if not files: print('radiographs not looked at (masks outside the body, images without a label or a file): give their folder')
 
 # %% ../nbs/41_cli.ipynb #94e479cd
 @call_parse

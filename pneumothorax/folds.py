@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from .rle import PtxError
 from .dicom import XrayError, read_xray
-from .siim import few, notice, read_labels
+from .siim import _known, _text_table, counted, few, notice, read_labels, read_patients
 
 # %% ../nbs/04_folds.ipynb #f0100007
 class FoldError(PtxError): "Folds that cannot be made, or a table of folds that cannot be right"
@@ -26,29 +26,27 @@ class FoldError(PtxError): "Folds that cannot be made, or a table of folds that 
 # %% ../nbs/04_folds.ipynb #f0100010
 def _patients(groups, ids):
     "Patient by ImageId as text, missing where unknown"
-    if isinstance(groups,(str,Path)):
-        try: groups = pd.read_csv(groups, dtype=str, encoding='utf-8-sig', skipinitialspace=True).rename(columns=str.strip)
-        except Exception as e: raise FoldError(f'{groups}: not a readable CSV ({type(e).__name__}: {str(e).strip()}); give a table with the columns ImageId and patient_id') from None
+    if isinstance(groups,(str,Path)): groups = read_patients(groups)
     if isinstance(groups,pd.DataFrame):
         if not {'ImageId','patient_id'}<=set(groups): raise FoldError(f'groups: columns {few(groups.columns)}; a table of patients has the columns ImageId and patient_id')
         groups = groups.set_index('ImageId').patient_id
     s = pd.Series(groups, dtype=object)
-    s = s.where(s.notna(), None).map(lambda v: None if v is None or not str(v).strip() else str(v).strip())
+    s = pd.Series([_known(v) for v in s], s.index, dtype=object)
     s.index = s.index.astype(str).str.strip()
     s = s[~pd.DataFrame(dict(i=s.index,v=s.to_numpy())).duplicated().to_numpy()]
     twice = s.index[s.index.duplicated()]
-    if len(twice): raise FoldError(f'groups: {len(twice):,} images have more than one patient ({few(twice)}); correct the table')
+    if len(twice): raise FoldError(f'groups: {counted(twice.nunique(),"images have more than one patient")} ({few(twice.unique())}); correct the table')
     return s.reindex(pd.Index(ids,name='ImageId')).rename('patient_id')
 
 def patient_groups(
     groups:object, # table with ImageId and patient_id or its path, dict, or Series indexed by ImageId
     ids:list, # ImageIds that need a patient
 )->pd.Series: # patient_id as text, indexed by ImageId in the order of `ids`
-    "The patient of every image; raises `FoldError` where one is missing"
-    s = _patients(groups, ids)
+    "The patient of every image; raises `FoldError` where one is missing, `LabelError` for a file that is no table"
+    s,name = _patients(groups, ids),str(groups) if isinstance(groups,(str,Path)) else 'groups'
     lost = s.index[s.isna()]
-    if len(lost)==len(s): raise FoldError(f'groups: none of the {len(s):,} images has a patient; groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
-    if len(lost): raise FoldError(f'groups: {len(lost):,} of {len(s):,} images have no patient ({few(lost,3)}); complete the patient ids, leave these images out, '
+    if len(lost)==len(s): raise FoldError(f'{name}: none of the {counted(len(s),"images")} has a patient; groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
+    if len(lost): raise FoldError(f'{name}: {len(lost):,} of {len(s):,} images {"have" if len(lost)>1 else "has"} no patient ({few(lost,3)}); complete the patient ids, leave these images out, '
         'count each as a patient of its own (fill the ids with the ImageId), or find repeats with near_duplicates')
     return s
 
@@ -70,9 +68,11 @@ def fold_strata(
     return out
 
 # %% ../nbs/04_folds.ipynb #f0100016
-def _check_n(n):
-    "Refuse what is no number of folds"
-    if isinstance(n,bool) or not isinstance(n,(int,np.integer)) or n<2: raise FoldError(f'n={n!r}: give a whole number of folds, at least 2')
+def _check_n(n, seed=0):
+    "Refuse what is no number of folds, or no seed"
+    whole = lambda v: isinstance(v,(int,np.integer)) and not isinstance(v,bool)
+    if not whole(n) or n<2: raise FoldError(f'n={n!r}: give a whole number of folds, at least 2')
+    if not whole(seed) or not 0<=seed<2**32: raise FoldError(f'seed={seed!r}: give a whole number from 0 to 4,294,967,295')
 
 def spread(
     strata:np.ndarray, # whole number per image
@@ -81,11 +81,11 @@ def spread(
     seed:int=0, # which of the possible folds
 )->np.ndarray: # fold of each image, from 0
     "Spread strata evenly over folds, groups kept whole; raises `FoldError` if that is impossible"
-    _check_n(n)
+    _check_n(n, seed)
     g = None if groups is None else pd.factorize(np.asarray(groups,object))[0]
     have,what = (len(strata),'images') if g is None else (len(np.unique(g)),'patients')
-    if have<n: raise FoldError(f'{have} {what} cannot be split {n} ways; give more radiographs, or fewer folds')
-    if np.bincount(strata).max()<n: raise FoldError(f'{len(strata)} images: no kind of them has {n} members to share out; give more radiographs, or fewer folds')
+    if have<n: raise FoldError(f'{counted(have,what)} cannot be split {n} ways; give more radiographs, or fewer folds')
+    if np.bincount(strata).max()<n: raise FoldError(f'{counted(len(strata),"images")}: no kind of them has {n} members to share out; give more radiographs, or fewer folds')
     kind,out = StratifiedKFold if g is None else StratifiedGroupKFold,np.zeros(len(strata),int)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The least populated class')
@@ -97,7 +97,12 @@ def _labels(labels):
     "A table of labels, sorted by ImageId"
     t = read_labels(labels) if isinstance(labels,(str,Path)) else labels
     if not {'ImageId','has_ptx'}<=set(t): raise FoldError(f'labels: columns {few(t.columns)}; give a table of read_labels or siim_train, or a label file')
-    t = t.assign(ImageId=t.ImageId.astype(str)).sort_values('ImageId', kind='stable', ignore_index=True)
+    lost = [str(k) for k,v in zip(t.index,t.ImageId) if _known(v) is None]
+    if lost: raise FoldError(f'labels: {counted(len(lost),"rows have no ImageId")} (index {few(lost)}); correct the table')
+    has = [{0:False,1:True}.get(v) for v in t.has_ptx.astype(object)]
+    odd = [f'{v!r} of {i}' for v,i,h in zip(t.has_ptx,t.ImageId,has) if h is None]
+    if odd: raise FoldError(f'labels: {counted(len(odd),"images have a has_ptx other than true and false or 1 and 0")} ({few(odd,3)}); correct the table, or leave them out')
+    t = t.assign(ImageId=t.ImageId.astype(str).str.strip(), has_ptx=np.array(has,bool)).sort_values('ImageId', kind='stable', ignore_index=True)
     if t.ImageId.duplicated().any(): raise FoldError(f'labels: images appear twice ({few(t.ImageId[t.ImageId.duplicated()])}); give one row per image')
     return t
 
@@ -117,10 +122,10 @@ def make_folds(
     seed:int=0, # which of the possible folds
 )->pd.DataFrame: # ImageId, fold (from 0), sorted by ImageId
     "Folds by patient, stratified by presence, size and number of masks; raises `FoldError`"
-    _check_n(n)
+    _check_n(n, seed)
     t = _labels(labels)
     pos = int(t.has_ptx.sum())
-    if pos in (0,len(t)): raise FoldError(f'{"all" if pos else "none"} of the {len(t):,} images have a pneumothorax; folds need both kinds, check the label file')
+    if pos in (0,len(t)): raise FoldError(f'{"all" if pos else "none"} of the {counted(len(t),"images")} {"have" if pos else "has"} a pneumothorax; folds need both kinds, check the label file')
     who = known_patients(t, groups)
     if who is None: notice('images of unknown patient: folds are by image, and leakage is unknown', t.ImageId.tolist())
     out = t[['ImageId']].assign(fold=spread(fold_strata(t,n), None if who is None else who.to_numpy(), n, seed))
@@ -143,7 +148,7 @@ def check_folds(
     bad |= {r:'no ImageId' for r in np.flatnonzero(ident=='')}
     lost = sorted((want or set())-set(ident))
     why = [f'line {r+2}: {bad[r]}' for r in sorted(bad)[:8]]+([f'and {len(bad)-8:,} more'] if len(bad)>8 else [])
-    if lost: why.append(f'{len(lost):,} images have no fold ({few(lost,3)})')
+    if lost: why.append(f'{counted(len(lost),"images have no fold")} ({few(lost,3)})')
     if not why and len(set(num))<2: why.append('fewer than two folds')
     if why: raise FoldError(f'{name}: {"; ".join(why)}; correct it, or make folds anew with ptx_folds')
     return pd.DataFrame(dict(ImageId=ident,fold=num.astype(int)))
@@ -153,9 +158,8 @@ def read_folds(
     ids:list=None, # ImageIds that must have a fold, and no others; not compared if None
 )->pd.DataFrame: # ImageId, fold
     "Read and check a table of folds; raises `FoldError`"
-    if not Path(path).is_file(): raise FoldError(f'{path}: no such file; make folds with ptx_folds')
-    try: t = pd.read_csv(path, dtype=str, encoding='utf-8-sig', skipinitialspace=True, keep_default_na=False).rename(columns=str.strip)
-    except Exception as e: raise FoldError(f'{path}: not a readable CSV ({type(e).__name__}: {str(e).strip()}); make folds with ptx_folds') from None
+    t,odd = _text_table(path, ['ImageId','fold'], FoldError)
+    if odd: raise FoldError(f'{path}: {few([f"line {n}: {why}" for n,why in odd.items()],8)}; correct it, or make folds anew with ptx_folds')
     return check_folds(t, ids, str(path))
 
 # %% ../nbs/04_folds.ipynb #f0100026
@@ -212,11 +216,13 @@ def fold_report(
     folds:pd.DataFrame, # ImageId, fold
     labels:object, # as in `make_folds`
     groups:object=None, # patients, as in `make_folds`
+    repeats:bool=False, # do these folds keep the groups of `duplicate_groups` together?
 )->str: # balance and leakage, a few lines
     "Balance and leakage in words"
     t = _labels(labels)
     try: who,why = known_patients(t,groups),'no patient ids; give them, or look for repeats with near_duplicates'
     except FoldError as e: who,why = None,str(e)
+    if repeats: why = 'not all patient ids are known; repeats that were found are kept together, the rest is unknown'
     b = fold_balance(folds, t.drop(columns='patient_id',errors='ignore'), who)
     lines = [b.to_string(formatters=dict(share='{:.1%}'.format,median_area='{:,.0f}'.format,masks='{:.2f}'.format))]
     if who is None: return '\n'.join([*lines,f'leakage: unknown, {why}'])
@@ -312,6 +318,16 @@ def chest_match(
     u,v = (z[c:-c,c:-c].astype(float)-z[c:-c,c:-c].mean() for z in (local_contrast(a,2),moved))
     return float((u*v).sum()/np.sqrt(max((u*u).sum()*(v*v).sum(),1e-9)))
 
+# %% ../nbs/04_folds.ipynb #f0100067
+def _by_id(images):
+    "A dict from ImageId, also of a list of paths"
+    if isinstance(images,dict): return images
+    out = {}
+    for f in images:
+        if not isinstance(f,(str,Path)): raise FoldError(f'images: a list that holds a {type(f).__name__}; give a dict ImageId → array, or paths')
+        if f!=out.setdefault(i := Path(f).stem, f): raise FoldError(f'images: {out[i]} and {f} have the same name; give a dict ImageId → path')
+    return out
+
 # %% ../nbs/04_folds.ipynb #f0100050
 def _thumb(f):
     "Thumbnail of a file or an array, and the error, if any"
@@ -321,14 +337,14 @@ def _thumb(f):
 def _match(args): return chest_match(*args)
 
 def near_duplicates(
-    images:object, # dict ImageId → path (or H×W array), or a list of paths, whose stems are the ImageIds
+    images:object, # dict ImageId → path (or H×W array), or a list of paths, whose stems are the ImageIds and must differ
     min_corr:float=.41, # a pair counts from this correlation on
     nearest:int=10, # how many neighbours of each image are compared carefully
     workers:int=2, # processes
     progress:bool=False, # show bars?
 )->pd.DataFrame: # a, b (ImageIds), distance (of the hashes), corr (after alignment), negative; the most alike first
-    "Pairs of radiographs that show the same chest; files that cannot be read are noticed and left out"
-    images = dict(images) if isinstance(images,dict) else {Path(f).stem:f for f in images}
+    "Pairs of radiographs that show the same chest; files that cannot be read are noticed and left out; raises `FoldError`"
+    images = _by_id(images)
     many = lambda f,xs: list(parallel(f, xs, n_workers=workers if len(xs)>64 else 0, progress=progress, chunksize=32))
     thumbs = dict(zip(images, many(_thumb, list(images.values()))))
     notice('radiographs cannot be read, left out', [f'{i} ({e})' for i,(t,e) in thumbs.items() if e])
@@ -348,6 +364,7 @@ def duplicate_groups(
 )->pd.Series: # group by ImageId: the first ImageId of those that belong together; for `make_folds(groups=…)`
     "What is linked by pairs or patients belongs together"
     ids = pd.Index(ids,name='ImageId').astype(str)
+    if ids.has_duplicates: raise FoldError(f'ids: {counted(ids[ids.duplicated()].nunique(),"images")} twice ({few(ids[ids.duplicated()].unique())}); give each once')
     a,b = ids.get_indexer(pairs.a.astype(str)),ids.get_indexer(pairs.b.astype(str))
     if (a<0).any() or (b<0).any(): raise FoldError(f'pairs: images that are not in ids= ({few(pairs.a[a<0].tolist()+pairs.b[b<0].tolist())}); give the ids of all images')
     if groups is not None:

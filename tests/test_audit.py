@@ -1,4 +1,6 @@
 "The audit against slow oracles and on the real labels; bad tables; the command"
+import warnings
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -48,9 +50,49 @@ def test_body_of_an_empty_picture(): assert body_mask(np.zeros((64, 64), np.floa
 def test_findings_that_are_no_table(tmp_path, phantoms):
     y = phantoms/'train-rle.csv'
     (tmp_path/'f.csv').write_text('name,finding\na,Pneumothorax\n')
-    with pytest.raises(LabelError, match='has ImageId'): audit_labels(y, findings=tmp_path/'f.csv')
-    with pytest.raises(LabelError, match='not a readable CSV'): audit_labels(y, findings=tmp_path/'none.csv')
+    with pytest.raises(LabelError, match='columns name, finding'): audit_labels(y, findings=tmp_path/'f.csv')
+    with pytest.raises(LabelError, match='none.csv: no such file'): audit_labels(y, findings=tmp_path/'none.csv')
     with pytest.warns(PtxNotice, match='not in the table of findings'): audit_labels(y, findings=pd.DataFrame({'ImageId': ['x'], 'finding': ['Pneumothorax']}))
+
+def audited(findings, column=None):
+    "The findings about images a, with a mask, and b and c without; and the notices"
+    y = pd.DataFrame({'ImageId': ['a', 'b', 'c'], 'rles': [['1000 50000'], [], []], 'n_masks': [1, 0, 0], 'area': [50000, 0, 0], 'has_ptx': [True, False, False]})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        t = audit_labels(y, findings=pd.DataFrame({'ImageId': ['a ', ' b', 'c'], **findings}), column=column)
+    return dict(zip(t.ImageId, t.what)), ' / '.join(str(w.message) for w in said)
+
+WITHOUT, AGAINST = 'finding without mask', 'mask without finding'
+
+@pytest.mark.parametrize('cells, want', [
+    (['Pneumothorax', 'No pneumothorax', 'Effusion'], {}),
+    (['No pneumothorax', 'Effusion;Pneumothorax', 'effusion, pneumothorax '], {'a': AGAINST, 'b': WITHOUT, 'c': WITHOUT}),
+    (['No Finding', 'Mass', 'Infiltration|Pneumothorax'], {'a': AGAINST, 'c': WITHOUT}),
+])
+def test_whole_labels_are_compared(cells, want):
+    assert audited({'finding': cells}) == (want, '')
+
+def test_sentences_and_blanks_are_not_compared():
+    found, said = audited({'report': ['Pneumothorax excluded', 'No evidence of pneumothorax', 'Pneumothorax']})
+    assert found == {'c': WITHOUT} and '2 findings are neither labels nor yes or no, not compared (column report)' in said and 'b (No evidence' in said
+    found, said = audited({'report': [None, ' ', 'Pneumothorax']})
+    assert found == {'c': WITHOUT} and '2 findings are blank, not compared' in said
+    for cells in (['no sign of pneumothorax.']*3, ['Lungs are clear. Heart is normal.']*3, [None]*3):
+        with pytest.raises(LabelError, match='neither labels'): audited({'pneumothorax': cells})
+
+@pytest.mark.parametrize('name, column', [('pneumothorax', None), (' PneumoThorax', None), ('x', 'x'), ('X', ' x')])
+@pytest.mark.parametrize('yes, no', [(1, 0), ('yes', 'No'), (True, False), ('1.0', '0.0')])
+def test_a_column_of_yes_and_no(name, column, yes, no):
+    assert audited({'other': ['Mass']*3, name: [no, yes, no]}, column) == ({'a': AGAINST, 'b': WITHOUT}, '')
+    found, said = audited({name: [no, yes, 'perhaps']}, column)
+    assert found == {'a': AGAINST, 'b': WITHOUT} and 'c (perhaps)' in said
+
+def test_a_mask_without_pixels_is_found(tmp_path):
+    (tmp_path/'y.csv').write_text('ImageId,EncodedPixels\na,3 0\nb,3 0 5 0\nb,9 1000\n')
+    y = read_labels(tmp_path/'y.csv')
+    assert y.n_masks.tolist() == [0, 1] and y.has_ptx.tolist() == [False, True] and y.area.tolist() == [0, 1000]
+    t = audit_labels(y)
+    assert t[['ImageId', 'what', 'value']].values.tolist() == [['a', 'tiny mask', 0], ['b', 'tiny mask', 0]]
 
 def test_broken_radiographs_are_noticed(tmp_path, phantoms):
     (tmp_path/'b.dcm').write_bytes(b'none')
@@ -67,5 +109,16 @@ def test_the_command(tmp_path, phantoms):
     p = ok('ptx_audit', phantoms, '--out', tmp_path/'audit', '--findings', tmp_path/'f.csv')
     assert f'{len(y)} findings' in p.stdout and 'mask without finding' in p.stdout
     assert len(pd.read_csv(tmp_path/'audit'/'audit.csv')) == len(y) and (tmp_path/'audit'/'audit.png').read_bytes()[:4] == b'\x89PNG'
+    said = ok('ptx_audit', phantoms/'train-rle.csv', '--out', tmp_path/'bare').stdout
+    assert 'radiographs not looked at' in said and 'give their folder' in said and 'not looked at' not in p.stdout
     p = ptx('ptx_audit', phantoms, '--out', tmp_path/'audit')
     assert p.returncode == 1 and 'holds an audit already' in p.stderr
+
+def test_the_command_names_a_column_and_leaves_nothing_half_done(tmp_path, phantoms):
+    y = read_labels(phantoms/'train-rle.csv')
+    pd.DataFrame({'ImageId': y.ImageId, 'told': 1-y.has_ptx}).to_csv(tmp_path/'f.csv', index=False)
+    for args, why in ((['--n', 0], '--n 0'), (['--n', -1], '--n -1'), (['--findings', tmp_path/'f.csv'], '--column'), (['--column', 'told'], '--findings')):
+        p = ptx('ptx_audit', phantoms, '--out', tmp_path/'audit', *args)
+        assert p.returncode == 1 and 'Traceback' not in p.stderr and why in p.stderr and not (tmp_path/'audit').exists()
+    p = ok('ptx_audit', phantoms, '--out', tmp_path/'audit', '--findings', tmp_path/'f.csv', '--column', 'told')
+    assert f'{len(y)} findings' in p.stdout

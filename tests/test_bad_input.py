@@ -1,5 +1,8 @@
 "Each kind of bad input ends in one clear error, or is listed and counted where a batch goes on"
+import bz2
+import gzip
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -17,12 +20,13 @@ from pneumothorax import dicom
 from pneumothorax.data import LoadXray
 from pneumothorax.dicom import XrayError, read_xray, xray_meta
 from pneumothorax.equalize import EQUALIZERS, FreqHist, Gamma, TensorXray, clahe, equalizer
+from pneumothorax.folds import read_folds
 from pneumothorax.learner import RunError, load_run
 from pneumothorax.models import HyperUnet, ModelError
 from pneumothorax.predict import open_maps, predict_maps
 from pneumothorax.rle import LabelError, PtxError, rle_area, rle_decode, rles_to_mask
-from pneumothorax.siim import PtxNotice, find_siim, read_labels, siim_train
-from pneumothorax.submission import score_submission
+from pneumothorax.siim import PtxNotice, find_siim, read_labels, read_patients, siim_train
+from pneumothorax.submission import score_report, score_submission
 
 
 def dicoms(folder): return sorted(folder.rglob('*.dcm'))
@@ -142,7 +146,7 @@ def test_training_goes_on_without_broken_files(phantoms, tmp_path):
     cut(bad, bad)
     p = ptx('ptx_train', data, '--out', tmp_path/'run', '--valid', '.5', *TINY)
     assert p.returncode == 0, p.stderr
-    assert 'notice: 1 radiographs cannot be read, left out' in p.stderr and bad.stem in p.stderr
+    assert 'notice: 1 radiograph cannot be read, left out' in p.stderr and bad.stem in p.stderr
     assert json.loads((tmp_path/'run'/'run.json').read_text())['data']['broken'] == [bad.stem]
 
 # --- run-lengths
@@ -164,7 +168,8 @@ def test_a_wrong_run_length_in_a_table_names_its_line(rle, tmp_path):
 # --- tables
 
 TABLES = {'': 'not a readable CSV', 'id,mask\na,1 2\n': 'columns id, mask', 'ImageId,EncodedPixels\na,-1\na,-1\n': 'line 3: a repeats',
-    'ImageId,EncodedPixels\na,1 2\na,1 2\n': 'line 3: a repeats', 'ImageId,EncodedPixels\na,-1\na,1 2\n': 'a is empty here', 'ImageId,EncodedPixels\n,1 2\n': 'line 2: no ImageId'}
+    'ImageId,EncodedPixels\na,1 2\na,1 2\n': 'line 3: a repeats', 'ImageId,EncodedPixels\na,-1\na,1 2\n': 'a is empty here', 'ImageId,EncodedPixels\n,1 2\n': 'line 2: no ImageId',
+    'ImageId,EncodedPixels\n': 'no rows below the header', 'ImageId;EncodedPixels\na;1 2\n': 'separated by semicolons; save it with commas', 'ImageId\tEncodedPixels\na\t1 2\n': 'separated by tabs'}
 
 @pytest.mark.parametrize('text', TABLES, ids=TABLES.values())
 def test_a_wrong_table_says_why(text, tmp_path):
@@ -174,12 +179,28 @@ def test_a_wrong_table_says_why(text, tmp_path):
         with pytest.raises(LabelError, match=TABLES[text]) as e: score_submission(*(tmp_path/n for n in pair))
         assert 'bad.csv' in str(e.value)
 
+GOOD = 'ImageId,EncodedPixels\na,1 2\n'
+PACKED = {'bz2': (bz2.compress(GOOD.encode()), 'bzip2.*unpack'), 'xz': (lzma.compress(GOOD.encode()), 'xz.*unpack'), 'zip': (b'PK\3\4'+bytes(30), 'zip archive or an Excel workbook.*unpack it, or save the sheet'),
+    'utf16': (GOOD.encode('utf-16'), 'UTF-16.*CSV UTF-8'), 'utf16be': (b'\xfe\xff'+GOOD.encode('utf-16-be'), 'UTF-16.*CSV UTF-8'), 'latin1': (GOOD.replace('a', '\xe4').encode('latin-1'), 'neither UTF-8 nor gzip')}
+
+@pytest.mark.parametrize('kind', PACKED)
+def test_a_packed_table_says_what_to_do(kind, tmp_path):
+    data, why = PACKED[kind]
+    (tmp_path/'t.csv').write_bytes(data)
+    for read in (read_labels, read_patients, read_folds):
+        with pytest.raises(PtxError, match=rf't\.csv: .*{why}'): read(tmp_path/'t.csv')
+
+@pytest.mark.parametrize('name, pack', [('t.csv', True), ('t.csv.gz', True), ('t.csv.gz', False)])
+def test_gzip_is_known_by_its_bytes(name, pack, tmp_path):
+    (tmp_path/name).write_bytes(gzip.compress(GOOD.encode()) if pack else GOOD.encode())
+    assert read_labels(tmp_path/name).ImageId.tolist() == ['a'] and score_report(tmp_path/name, tmp_path/name)['dice'] == 1
+
 def test_images_on_one_side_only_are_counted(tmp_path):
     (tmp_path/'sub.csv').write_text('ImageId,EncodedPixels\na,1 2\nx,-1\n')
     (tmp_path/'labels.csv').write_text('ImageId,EncodedPixels\na,1 2\nb,-1\nc,-1\n')
     with pytest.warns(PtxNotice) as said: assert score_submission(tmp_path/'sub.csv', tmp_path/'labels.csv')['n'] == 1
     text = ' '.join(str(w.message) for w in said)
-    assert '1 images of the submission have no label' in text and '2 labelled images are not in the submission' in text
+    assert '1 image of the submission has no label' in text and '2 labelled images are not in the submission' in text
 
 def test_a_wrong_table_on_the_command_line(tmp_path):
     (tmp_path/'bad.csv').write_text('id,mask\na,1 2\n')

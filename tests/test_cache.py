@@ -79,11 +79,11 @@ def test_broken_and_changed_files(data, tmp_path):
     files = sorted(copy.rglob('*.dcm'))
     files[3].write_bytes(b'nothing')
     p = ok('ptx_prepare', copy, tmp_path/'c', '--size', 64)
-    assert '59 radiographs' in p.stdout and f'notice: 1 radiographs could not be prepared, left out: {files[3].stem}' in p.stderr
+    assert '59 radiographs' in p.stdout and f'notice: 1 radiograph could not be prepared, left out: {files[3].stem}' in p.stderr
     shutil.copy(data/files[3].relative_to(copy), files[3])
     os.utime(files[4], ns=(5, 5))
     p = ok('ptx_prepare', copy, tmp_path/'c', '--size', 64)
-    assert '60 radiographs' in p.stdout and f'1 radiographs have changed since they were prepared, and are prepared again: {files[4].stem}' in p.stderr
+    assert '60 radiographs' in p.stdout and f'1 radiograph has changed since preparation, and is prepared again: {files[4].stem}' in p.stderr
     rows = len(XrayCache(tmp_path/'c').rows)
     shutil.copy(files[0], copy/'0'/'new.dcm')
     with (copy/'train-rle.csv').open('a') as f: f.write('new,-1\n')

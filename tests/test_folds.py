@@ -26,7 +26,9 @@ from pneumothorax.folds import (
     spread,
     thumbnail,
 )
-from pneumothorax.siim import PtxNotice, read_labels, siim_train
+from pneumothorax.rle import LabelError
+from pneumothorax.siim import PtxNotice, find_patients, find_siim, read_labels, read_patients, siim_train
+from pneumothorax.submission import score_report
 
 # --- the command
 
@@ -52,7 +54,8 @@ def test_repeats_stand_in_for_patients(phantoms, tmp_path):
     cv2.imwrite(str(tmp_path/'set'/'twin.png'), np.rint(255-read_xray(df.path[0])*200).astype(np.uint8))
     (tmp_path/'set'/'train-rle.csv').write_text((phantoms/'train-rle.csv').read_text()+'twin, -1\n')
     p = ok('ptx_folds', tmp_path/'set', '--out', tmp_path/'f.csv', '--n', 2, '--near_duplicates')
-    assert 'look like the same chest' in p.stdout and 'leakage: unknown' in p.stdout
+    assert 'pairs of radiographs that look like the same chest, kept together' in p.stdout and 'leakage: unknown' in p.stdout
+    assert 'repeats that were found are kept together, the rest is unknown' in p.stdout and 'look for repeats' not in p.stdout
     f = read_folds(tmp_path/'f.csv').set_index('ImageId').fold
     assert f['twin'] == f[twin]
     p = ptx('ptx_folds', phantoms/'train-rle.csv', '--out', tmp_path/'g.csv', '--near_duplicates')
@@ -62,7 +65,7 @@ def test_repeats_stand_in_for_patients(phantoms, tmp_path):
     (['--n', '1'], 'n=1: give a whole number'),
     (['--n', '40'], 'cannot be split 40 ways'),
     (['--out', 'none/f.csv'], 'its folder does not exist'),
-    (['--patients', 'none.csv'], 'none.csv: not a readable CSV'),
+    (['--patients', 'none.csv'], 'none.csv: no such file'),
 ])
 def test_wrong_arguments_end_in_one_line(phantoms, tmp_path, args, why):
     p = ptx('ptx_folds', phantoms, *([] if '--out' in args else ['--out', tmp_path/'f.csv']), *args)
@@ -89,7 +92,7 @@ def test_missing_patients_are_counted_and_named():
 @pytest.mark.parametrize('labels, groups, n, why', [
     (LABELS[LABELS.has_ptx], None, 2, 'all of the 10'),
     (LABELS[~LABELS.has_ptx], None, 2, 'none of the 10'),
-    (LABELS, dict.fromkeys(LABELS.ImageId, 'p'), 2, '1 patients cannot be split 2 ways'),
+    (LABELS, dict.fromkeys(LABELS.ImageId, 'p'), 2, '1 patient cannot be split 2 ways'),
     (LABELS[:0], None, 2, 'none of the 0'),
     (LABELS[:6], None, 5, 'no kind of them has 5 members'),
     (LABELS, None, 2.5, 'n=2.5'),
@@ -112,7 +115,9 @@ def test_few_positives_are_noticed():
     ('ImageId,fold\n'+''.join(f'{i},{k}.5\n' for k, i in enumerate(LABELS.ImageId)), 'line 2: fold .0.5. is not a whole number.*and 12 more'),
     ('ImageId,fold\n'+''.join(f'{i},\n' for i in LABELS.ImageId), "line 2: fold '' is not"),
     ('ImageId,fold\n'+''.join(f'{i},3\n' for i in LABELS.ImageId), 'fewer than two folds'),
-    ('ImageId;fold\na;1\n', 'columns ImageId;fold'),
+    ('ImageId;fold\na;1\n', 'columns ImageId;fold, separated by semicolons'),
+    ('ImageId,fold\n', 'no rows below the header'),
+    ('ImageId,fold\ni00,1\ni01\n', 'line 3: 1 value where'),
     ('', 'not a readable CSV'),
 ])
 def test_faulty_tables_of_folds(tmp_path, text, why):
@@ -131,6 +136,65 @@ def test_spread_keeps_groups_and_shares_for_any_sizes():
         groups, strata = rng.geometric(.05, 400), rng.integers(0, 4, 400)
         f = spread(strata, groups, 4, seed)
         assert pd.Series(f).groupby(groups).nunique().max() == 1 and set(f) == set(range(4))
+
+@pytest.mark.parametrize('kind', [int, float, object])
+def test_presence_may_be_one_and_zero(kind, recwarn):
+    other = LABELS.assign(has_ptx=LABELS.has_ptx.astype(int).astype(kind))
+    who = {i: i for i in LABELS.ImageId}
+    f = make_folds(LABELS, who, 2)
+    assert make_folds(other, who, 2).equals(f) and not len(recwarn)
+    assert leakage(f, who, other).equals(leakage(f, who, LABELS)) and fold_balance(f, other).equals(fold_balance(f, LABELS))
+
+@pytest.mark.parametrize('change, why', [
+    ({'has_ptx': [None]+[True, False]*9+[True]}, '1 image has a has_ptx other than'),
+    ({'has_ptx': [float('nan')]*2+[1., 0.]*9}, '2 images have a has_ptx other than'),
+    ({'has_ptx': ['0', '1']*10}, '20 images have a has_ptx'),
+    ({'ImageId': [None, *LABELS.ImageId[1:]]}, '1 row has no ImageId'),
+    ({'ImageId': [*LABELS.ImageId[:18], float('nan'), ' ']}, '2 rows have no ImageId'),
+])
+def test_labels_with_holes_are_refused(change, why):
+    f = LABELS[['ImageId']].assign(fold=[0, 1]*10)
+    for use in (make_folds, lambda t: fold_balance(f, t), lambda t: leakage(f, dict.fromkeys(LABELS.ImageId, 'p'), t)):
+        with pytest.raises(FoldError, match=why): use(LABELS.assign(**change))
+
+@pytest.mark.parametrize('seed', [-1, 2**32, 1.5, None, 'a', True])
+def test_what_is_no_seed(seed):
+    with pytest.raises(FoldError, match='seed='): make_folds(LABELS, {i: i for i in LABELS.ImageId}, 2, seed)
+
+def test_one_name_is_one_image(tmp_path):
+    with pytest.raises(FoldError, match='have the same name'): near_duplicates([tmp_path/'a'/'1.png', tmp_path/'b'/'1.png'])
+    with pytest.raises(FoldError, match='a list that holds a ndarray'): near_duplicates([np.zeros((9, 9))]*2)
+    with pytest.raises(FoldError, match=r'1 image twice \(a\)'): duplicate_groups(pd.DataFrame({'a': ['a'], 'b': ['b']}), ['a', 'b', 'a'])
+
+# --- tables of patients: one reader for folds, scores and training
+
+PATIENTS = [('ImageId,patient_id\na,1\na,2\n', 'line 3: a belongs to several patients: 2 here, 1 in line 2'), ('ImageId,patient_id\n,1\n', 'line 2: no ImageId'), ('ImageId,patient_id\na\n', 'line 2: 1 value'),
+    ('ImageId;patient_id\na;1\n', 'separated by semicolons'), ('ImageId,patient_id\n', 'no rows below'), ('ImageId,who\na,1\n', 'columns ImageId, who'), ('', 'it is empty')]
+
+@pytest.mark.parametrize('text, why', PATIENTS)
+def test_a_faulty_table_of_patients_is_the_same_error_everywhere(tmp_path, text, why):
+    (tmp_path/'who.csv').write_text(text)
+    (tmp_path/'y.csv').write_text('ImageId,EncodedPixels\na,1 2\nb,-1\n')
+    uses = (lambda: patient_groups(tmp_path/'who.csv', ['a']), lambda: read_patients(tmp_path/'who.csv'), lambda: score_report(tmp_path/'y.csv', tmp_path/'y.csv', str(tmp_path/'who.csv')))
+    for use in uses:
+        with pytest.raises(LabelError, match=why) as e: use()
+        assert 'who.csv' in str(e.value)
+
+def test_spaces_around_identifiers_matter_nowhere(phantoms, tmp_path):
+    m, y = pd.read_csv(phantoms/'metadata.csv', dtype=str), phantoms/'train-rle.csv'
+    m.assign(ImageId=m.ImageId+' ', patient_id=' '+m.patient_id+' ').to_csv(tmp_path/'who.csv', index=False)
+    for k, who in (('a', tmp_path/'who.csv'), ('b', phantoms/'metadata.csv')): ok('ptx_folds', y, '--out', tmp_path/f'{k}.csv', '--n', 2, '--patients', who)
+    assert (tmp_path/'a.csv').read_bytes() == (tmp_path/'b.csv').read_bytes()
+    assert 'of 12 images of' not in ok('ptx_score', y, y, '--patients', tmp_path/'who.csv').stderr
+    files = find_siim(phantoms)
+    want = find_patients(files, list(files.images))
+    files.metadata = tmp_path/'who.csv'
+    assert find_patients(files, list(files.images)).equals(want)
+
+def test_holes_in_a_table_of_patients_name_the_file(phantoms, tmp_path):
+    (tmp_path/'who.csv').write_text('ImageId,patient_id\n'+''.join(f'{i},N/A\n' if k == 1 else f'{i},{k}\n' for k, i in enumerate(read_labels(phantoms/'train-rle.csv').ImageId)))
+    p = ptx('ptx_folds', phantoms/'train-rle.csv', '--out', tmp_path/'f.csv', '--n', 2, '--patients', tmp_path/'who.csv')
+    assert p.returncode == 1 and 'who.csv: 1 of 12 images has no patient' in p.stderr
 
 # --- the real labels
 

@@ -1,4 +1,6 @@
 "Priors: against slow oracles at random shapes, nothing broadcast in silence, each bad argument one clear error, and a training run"
+import ast
+import json
 import math
 
 import numpy as np
@@ -9,6 +11,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.all import TensorImageBW, TensorMask, noop
 from torch import nn
 
+from pneumothorax import bootstrap, metrics
 from pneumothorax.data import xray_dls
 from pneumothorax.learner import xray_learner
 from pneumothorax.losses import BCEDiceLoss, LossError, bce_loss
@@ -162,3 +165,13 @@ def test_training_with_a_prior_of_places(phantoms):
     assert torch.allclose(probs, logits.sigmoid(), atol=1e-6) and torch.equal(decoded, (probs[:, 0] > .5).to(torch.uint8))
     want = BCEDiceLoss(reduction='none')(adjust_logits(logits, prior, -1), masks)
     assert torch.allclose(losses, want, atol=1e-5)
+
+def test_the_lesson_uses_the_package_for_intervals_and_scores(root):
+    "What a lower module gives is imported, not written again"
+    nb = json.loads((root/'nbs'/'25_priors.ipynb').read_text(encoding='utf-8'))
+    code = [ast.parse(''.join(c['source'])) for c in nb['cells'] if c['cell_type'] == 'code']
+    own = {n.name for t in code for n in t.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    given = {n for m in (bootstrap, metrics) for n in m.__all__}
+    used = {n.id for t in code for n in ast.walk(t) if isinstance(n, ast.Name)}
+    assert not own & {*given, 'bootstrap'} and {'auroc', 'bootstrap_ci', 'bootstrap_stat', 'paired_bootstrap', 'reliability'} <= used
+    assert 'confidence' not in ''.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')

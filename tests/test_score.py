@@ -242,7 +242,7 @@ def test_another_frame_and_the_absolute_form(tmp_path):
     assert c.level.tolist() == ['error']*20+['notice'] and 'absolute' in c.problem[20]
     with pytest.raises(LabelError, match='relative offsets'): score_submission(tmp_path/'absolute.csv', tmp_path/'absolute.csv')
 
-WHO = {'ImageId\na\n': 'columns ImageId', 'ImageId,patient_id\na,1\na,2\n': 'several patients: a', 'ImageId,patient_id\na,1\n': '6 of 7 scored images have no patient', 'ImageId,patient_id\na,\n': 'have no patient', '': 'not a readable CSV'}
+WHO = {'ImageId\na\n': 'columns ImageId', 'ImageId,patient_id\na,1\na,2\n': 'a belongs to several patients', 'ImageId,patient_id\na,1\n': '6 of 7 scored images have no patient', 'ImageId,patient_id\na,\n': 'have no patient', '': 'not a readable CSV'}
 
 @pytest.mark.parametrize('text', WHO, ids=WHO.values())
 def test_patients_that_do_not_fit(files, tmp_path, text):
