@@ -222,7 +222,7 @@ def _run(array, at, todo, settings, before, workers, progress):
         try: return errors(_one(*o) for o in todo)
         finally: os.close(_work['fd'])
     with ProcessPoolExecutor(workers, initializer=_start, initargs=args) as pool:
-        try: return errors(_ahead(pool,todo,4*workers))
+        try: return errors(_ahead(pool,todo,64*workers))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
