@@ -79,7 +79,7 @@ def _load(path, ids=None):
     if why: raise LabelError(f'{path}: {why}')
     return t
 
-_SEVERAL,_TWICE = 'images have several masks, which are united','images have masks that overlap'
+_SEVERAL,_TWICE = 'images have several masks; their union is scored','images have masks that overlap'
 
 def _oddities(t):
     "Line, identifier, kind and remark on rows that are legal; a remark on the whole has no kind"

@@ -181,7 +181,7 @@ def test_what_may_not_be_opened(tmp_path):
             os.chdir(tmp_path)
             if os.geteuid() == 0: os.seteuid(65534)
             with pytest.raises(XrayError, match='permissions'): read_xray('a.dcm')
-            with pytest.warns(PtxNotice, match='folders cannot be opened'): find_images('.')
+            with pytest.warns(PtxNotice, match='folder cannot be opened'): find_images('.')
             code = 0
         finally: os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0

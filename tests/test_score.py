@@ -184,8 +184,8 @@ def test_several_masks_of_an_image_are_legal_and_told(files):
 def test_the_command_tells_several_and_overlapping_masks(files, tmp_path):
     (tmp_path/'s.csv').write_text(H+'a,0 100\nb,-1\na,50 100\nc,0 5\nc,5 5\n')
     p = ok('ptx_score', tmp_path/'s.csv', files/'labels.csv', '--json')
-    assert '2 images have several masks, which are united (s): line 2 (a), line 5 (c)' in p.stderr
-    assert '1 images have masks that overlap (s): line 2 (a)' in p.stderr
+    assert '2 images have several masks; their union is scored (s): line 2 (a), line 5 (c)' in p.stderr
+    assert '1 image has masks that overlap (s): line 2 (a)' in p.stderr
 
 def test_equal_notices_of_several_submissions_are_one(files, tmp_path, capsys):
     for n in ('r1', 'r2'):
@@ -198,7 +198,7 @@ def test_equal_notices_of_several_submissions_are_one(files, tmp_path, capsys):
     assert '\nr1/submission  ' in out and '\nr2/submission  ' in out and 'r1/submission − r2/submission' in out
 
 def test_the_same_file_twice_is_told(files):
-    assert '1 submissions are given more than once: one' in told(files/'one.csv', files/'two.csv', files/'one.csv', files/'labels.csv', json=True)
+    assert '1 submission is given more than once: one' in told(files/'one.csv', files/'two.csv', files/'one.csv', files/'labels.csv', json=True)
 
 def test_labels_in_place_of_the_submission(files, tmp_path):
     (tmp_path/'few.csv').write_text(H+'a,-1\nb,-1\n')
