@@ -9,7 +9,7 @@ __all__ = ['MAX_PIXELS', 'DECODERS', 'CODECS', 'XRAY_EXTS', 'XrayError', 'collec
            'outline', 'show_xray', 'plt_axes']
 
 # %% ../nbs/01_dicom.ipynb #1a104f74
-import io, os, stat, struct, threading, warnings
+import io, math, os, stat, struct, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
@@ -82,7 +82,7 @@ def checked_values(
 # %% ../nbs/01_dicom.ipynb #4967578f
 def _check_rescale(slope, intercept):
     "Raise `XrayError` for a rescale that makes every pixel alike"
-    if not np.isfinite([slope,intercept]).all() or slope==0: raise XrayError(f'rescale slope {slope}, intercept {intercept}: no image is left')
+    if not (math.isfinite(slope) and math.isfinite(intercept)) or slope==0: raise XrayError(f'rescale slope {slope}, intercept {intercept}: no image is left')
 
 def to_unit(
     a:np.ndarray, # H×W stored values, integers within `lo` … `hi`
@@ -94,13 +94,16 @@ def to_unit(
 )->np.ndarray: # H×W float32 in [0,1]
     "Scale stored values by what can be stored; raises `XrayError` for a rescale that leaves no image"
     _check_rescale(slope, intercept)
+    flip = invert!=(slope<0)
+    if a.dtype==np.uint8 and a.size and not lo and not flip:
+        return cv2.normalize(a, None, float(a.max())/hi, norm_type=cv2.NORM_INF, dtype=cv2.CV_32F)   # the largest value becomes its share of `hi`
     x = np.empty(a.shape, np.float64 if a.itemsize>2 else np.float32)
     for i in range(0,len(a),128):
         b = x[i:i+128]
         b[...] = a[i:i+128]
         if lo: b -= lo
         b *= 1/(hi-lo)   # half the time of a division
-        if invert!=(slope<0): np.subtract(1, b, out=b)
+        if flip: np.subtract(1, b, out=b)
     return x.astype(np.float32, copy=False)
 
 # %% ../nbs/01_dicom.ipynb #7effe212
@@ -108,14 +111,13 @@ MAX_PIXELS = 2**28
 
 def _open(path):
     "A readable, non-empty file, opened"
-    p = Path(path)
     try:
         mode = os.stat(path)
         if stat.S_ISREG(mode.st_mode) and mode.st_size: return open(path,'rb')
-        what,remedy = ('empty (0 bytes)','download or export it again') if stat.S_ISREG(mode.st_mode) else ('a folder' if p.is_dir() else 'not a regular file','give one file')
-    except FileNotFoundError: what,remedy = ('a link to nowhere','correct the link') if p.is_symlink() else ('no such file','check the path')
+        what,remedy = ('empty (0 bytes)','download or export it again') if stat.S_ISREG(mode.st_mode) else ('a folder' if os.path.isdir(path) else 'not a regular file','give one file')
+    except FileNotFoundError: what,remedy = ('a link to nowhere','correct the link') if os.path.islink(path) else ('no such file','check the path')
     except OSError as e: what,remedy = f'cannot be opened ({e.strerror})','check the path, and its permissions'
-    _refuse(p, what, remedy)
+    _refuse(path, what, remedy)
 
 def _no_deflate_bomb(f):
     "Raise `XrayError` if a file is deflated and unpacks to more than the largest frame"

@@ -1,7 +1,8 @@
 """Reading, caching and equalising radiographs against the named alternatives: `python tests/bench_radiographs.py [read cache clahe prepare scale]`
 
-Contestants take turns at every item, in one process and in an order that is drawn anew each time, so that what disturbs the machine disturbs
-all alike. A ratio is that of one round over all items; its median and its 10th and 90th percentile over the rounds are printed. Needs the real radiographs (`$PTX_SHARED`)."""
+A contestant and the one it is compared with take turns, all items at a turn, in one process and in an order that is drawn anew each round, so
+that what disturbs the machine disturbs both; each pair by itself, since what a third one does to memory is not theirs to pay. The median of the
+rounds' ratios is printed, and their 10th and 90th percentile. Needs the real radiographs (`$PTX_SHARED`)."""
 import io
 import multiprocessing
 import os
@@ -35,23 +36,23 @@ JPEGS = sorted((SMALL/'dicom-images-train').rglob('*.dcm'))
 def frames(): return [np.frombuffer(get_frame(pydicom.dcmread(f).PixelData, 0, number_of_frames=1), np.uint8) for f in JPEGS]
 
 def race(title, base, contestants, items, rounds=25, seed=0):
-    "Time each contestant over all items; print milliseconds an item and the ratio to `base`"
-    rng, times = np.random.default_rng(seed), {k: np.zeros(rounds) for k in contestants}
-    for f in contestants.values(): out = [f(i) for i in items]   # warm up
-    for r in range(rounds):
-        for i in items:
-            for k in rng.permutation(list(contestants)):
-                t0 = time.perf_counter()
-                out = contestants[k](i)  # noqa: F841 the result is kept until the next one is there, as in any use
-                times[k][r] += (time.perf_counter()-t0)/len(items)*1e3
-    report(title, base, times)
-
-def report(title, base, times):
-    "A table of milliseconds and ratios"
+    "Time each contestant and `base` in turns over all items; print milliseconds an item and the ratio"
+    rng = np.random.default_rng(seed)
     print(f'\n{title}\n{"":34} {"ms":>8}   ratio to {base}')
-    for k, t in times.items():
-        r = np.asarray(t)/np.asarray(times[base])
-        print(f'{k:34} {np.median(t):8.3f}   {np.median(r):6.3f}  ({np.percentile(r, 10):.3f} to {np.percentile(r, 90):.3f})')
+    for name in contestants:
+        pair, times = {base: contestants[base], name: contestants[name]}, {base: np.zeros(rounds), name: np.zeros(rounds)}
+        for f in pair.values(): out = [f(i) for i in items]   # warm up
+        for r in range(rounds if len(pair) > 1 else 0):
+            for k in rng.permutation(list(pair)):
+                t0 = time.perf_counter()
+                for i in items: out = pair[k](i)  # noqa: F841 the result is kept until the next one is there, as in any use
+                times[k][r] = (time.perf_counter()-t0)/len(items)*1e3
+        if name != base: line(name, times[name], times[base])
+
+def line(name, times, base):
+    "Milliseconds and ratio: median, and 10th to 90th percentile"
+    r = np.asarray(times)/np.asarray(base)
+    print(f'{name:34} {np.median(times):8.3f}   {np.median(r):6.3f}  ({np.percentile(r, 10):.3f} to {np.percentile(r, 90):.3f})', flush=True)
 
 def read():
     "One file: ours, the bare decoders, pydicom, fastai"
@@ -135,7 +136,8 @@ def prepare_against_decoder(n=1200, rounds=5):
                     t0 = time.perf_counter()
                     job()
                     times[k].append((time.perf_counter()-t0)/n*1e3)
-    report(f'{n:,} radiographs, two processes', 'libjpeg-turbo (OpenCV), frames only', times)
+    print(f'\n{n:,} radiographs, two processes\n{"":34} {"ms":>8}   ratio to libjpeg-turbo (OpenCV), frames only')
+    for k, t in times.items(): line(k, t, times['libjpeg-turbo (OpenCV), frames only'])
 
 def memory(pid):
     """MB of memory of its own that a process and its children have now, and the same where pages that they share since the fork count
