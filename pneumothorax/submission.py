@@ -13,7 +13,7 @@ from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd
 from .rle import PtxError, LabelError, rle_encode, rle_runs, rles_runs, rles_to_mask, runs_overlap
-from .siim import FaultyLines, PtxNotice, _header, few, label_faults, notice, read_labels, read_patients, unite_rows
+from .siim import FaultyLines, PtxNotice, _EMPTY, _header, few, label_faults, notice, read_labels, read_patients, unite_rows
 from .bootstrap import bootstrap_ci, p_text, paired_bootstrap, score_areas
 
 # %% ../nbs/34_submission.ipynb #2505280b
@@ -53,7 +53,7 @@ def _hint(t, faults):
 
 def _masks(t, most=None):
     "The rows that are not empty, and their runs"
-    t = t[~t.EncodedPixels.str.lower().isin(('','-1','-1.0','nan'))][:most]
+    t = t[~t.EncodedPixels.str.lower().isin(_EMPTY)][:most]
     return t,[rle_runs(r) for r in t.EncodedPixels]
 
 def _side(runs):
