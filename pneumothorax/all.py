@@ -8,6 +8,8 @@ from pneumothorax.cache import *
 from pneumothorax.bootstrap import *
 from pneumothorax.equalize import *
 from pneumothorax.data import *
+from pneumothorax.encoders import *
+from pneumothorax.hyperunet import *
 from pneumothorax.losses import *
 from pneumothorax.metrics import *
 from pneumothorax.models import *

@@ -20,7 +20,8 @@ from .siim import notice
 from .data import xray_dls
 from .losses import BCEDiceLoss
 from .metrics import KaggleDice, DicePos, DiceNeg
-from .models import HyperUnet, load_weights, unet_split
+from .encoders import load_weights
+from .hyperunet import HyperUnet, unet_split
 
 # %% ../nbs/24_learner.ipynb #0b7e72f1
 ARCH = 'tf_efficientnet_lite0'

