@@ -28,7 +28,7 @@ def phantoms(tmp_path_factory):
     from pneumothorax.phantom import make_phantoms
     return make_phantoms(tmp_path_factory.mktemp('phantoms')/'sample', n=12, size=64, positive=.5, progress=False)
 
-TINY = ['--size', '64', '--bs', '4', '--epochs', '1', '--arch', 'mobilenetv3_small_050', '--weights', 'none', '--workers', '0']
+TINY = ['--size', '64', '--bs', '4', '--epochs', '1', '--encoder', 'mobilenetv3_small_050', '--weights', 'none', '--workers', '0']
 
 def ptx(command, *args):
     "Run an installed command as a user would; stdout and stderr apart"

@@ -20,11 +20,11 @@ from PIL import Image
 from pneumothorax import dicom
 from pneumothorax.data import LoadXray
 from pneumothorax.dicom import XrayError, read_xray, xray_meta
+from pneumothorax.encoders import ModelError
 from pneumothorax.equalize import EQUALIZERS, FreqHist, Gamma, TensorXray, clahe, equalizer
 from pneumothorax.folds import read_folds
-from pneumothorax.learner import RunError, load_run
-from pneumothorax.encoders import ModelError
 from pneumothorax.hyperunet import HyperUnet
+from pneumothorax.learner import RunError, load_run
 from pneumothorax.predict import open_maps, predict_maps
 from pneumothorax.rle import LabelError, PtxError, rle_area, rle_decode, rles_to_mask
 from pneumothorax.siim import PtxNotice, find_siim, read_labels, read_patients, siim_train
@@ -310,9 +310,9 @@ def test_radiographs_without_labels(phantoms, tmp_path):
     shutil.copy(dicoms(phantoms)[0], tmp_path)
     with pytest.raises(LabelError, match='no label file'): siim_train(tmp_path)
 
-def test_an_unknown_arch(phantoms, tmp_path):
+def test_an_unknown_encoder(phantoms, tmp_path):
     with pytest.raises(ModelError, match='did you mean .*resnet18'): HyperUnet('resnet-18')
-    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--arch', 'resnet-18', '--size', 64, '--weights', 'none', '--workers', 0, why=['resnet-18', 'did you mean'])
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--encoder', 'resnet-18', '--size', 64, '--weights', 'none', '--workers', 0, why=['resnet-18', 'did you mean'])
 
 def test_weights_that_are_not_there(phantoms, tmp_path):
     fails('ptx_train', phantoms, '--out', tmp_path/'run', '--weights', tmp_path/'w.pth', '--size', 64, '--workers', 0, why=['no such file', 'w.pth'])

@@ -96,7 +96,7 @@ def test_wrong_arguments(data, tmp_path, args, why):
 
 def test_a_padded_run_predicts_over_the_whole_radiograph(data, tmp_path):
     ok('ptx_prepare', data, tmp_path/'c', '--size', 64, '--fit', 'pad', '--equalize', 'stretch')
-    ok('ptx_train', tmp_path/'c', '--out', tmp_path/'run', '--bs', 8, '--epochs', 1, '--arch', 'mobilenetv3_small_050', '--weights', 'none', '--workers', 0)
+    ok('ptx_train', tmp_path/'c', '--out', tmp_path/'run', '--bs', 8, '--epochs', 1, '--encoder', 'mobilenetv3_small_050', '--weights', 'none', '--workers', 0)
     ok('ptx_predict', tmp_path/'run', data/'0', '--out', tmp_path/'pred', '--workers', 0)
     assert np.load(tmp_path/'pred'/'maps.npy').shape == (12, 64, 64)
 

@@ -38,7 +38,7 @@ def same(a, b):
     return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
 
 def test_the_command_is_the_function_and_the_seed_decides(phantoms, tiny_run, tmp_path):
-    kw = {'size': 64, 'bs': 4, 'epochs': 1, 'arch': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'valid': .5, 'progress': False}
+    kw = {'size': 64, 'bs': 4, 'epochs': 1, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'valid': .5, 'progress': False}
     train(phantoms, tmp_path/'again', seed=3, **kw)
     train(phantoms, tmp_path/'other', seed=4, **kw)
     assert same(tiny_run, tmp_path/'again')

@@ -157,7 +157,7 @@ def test_bad_run_lengths():
 
 def test_training_with_a_prior_of_places(phantoms):
     prior = position_prior(read_labels(phantoms/'train-rle.csv'), 64, empty=True)
-    learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), 'mobilenetv3_small_050', pretrained=False, loss_func=LogitAdjustedLoss(prior, loss_func=BCEDiceLoss()))
+    learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none', loss_func=LogitAdjustedLoss(prior, loss_func=BCEDiceLoss()))
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
         logits, masks = learn.get_preds(act=noop)

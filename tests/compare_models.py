@@ -1,0 +1,117 @@
+"""Models against each other on the real radiographs: `python tests/compare_models.py OUT [--models …] [--seeds 3] [--folds 3] [--epochs 8]`
+
+Each model is trained with each seed on each fold (by patient) of the 114 radiographs in `$PTX_SHARED/siim-small`, from the same ImageNet weights,
+for the same number of epochs, with the same data, loss and schedule, and predicts the images that it has not seen. A run leaves a table in OUT and is not
+repeated, so an interrupted comparison goes on where it stopped; `--report` only prints what is there. Intervals resample patients; the spread
+between seeds stands beside them, since on so few images chance in training is as large as most differences."""
+import argparse
+import itertools
+import multiprocessing
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from conftest import SHARED
+from fastai.torch_core import set_seed
+
+from pneumothorax.bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap
+from pneumothorax.cache import prepare
+from pneumothorax.data import xray_dls
+from pneumothorax.decide import prob_to_mask
+from pneumothorax.folds import make_folds
+from pneumothorax.learner import xray_learner
+from pneumothorax.metrics import auroc, image_prob, image_scores
+from pneumothorax.rle import rles_to_mask
+from pneumothorax.siim import siim_train
+
+ENCODER = 'tf_efficientnet_lite0'
+MODELS = ['hyperunet', 'hyperunet:hypercolumns=False', 'fastai_unet', 'unet', 'unetplusplus']
+
+def table_of(out, model, seed, fold): return out/f'{model.replace(":", "-").replace("=", "-")}.seed{seed}.fold{fold}.csv'
+
+def predicted(learn):
+    "Probabilities of the validation images N×size×size, in their order"
+    learn.model.eval()
+    with torch.inference_mode(): return torch.cat([learn.model(x).sigmoid()[:, 0] for x, _ in learn.dls.valid]).numpy()
+
+def one(out, cache, ids, model, seed, fold, a):
+    "Train one model, and write what it says about the fold that it has not seen"
+    warnings.filterwarnings('ignore')
+    torch.set_num_threads(a.threads)
+    set_seed(seed)
+    dls = xray_dls(cache, bs=a.bs, valid=ids, seed=seed, workers=0)
+    learn = xray_learner(dls, model, ENCODER, a.weights, a.loss, metrics=[], seed=seed)
+    t0 = time.perf_counter()
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(a.epochs, a.lr)
+    secs = time.perf_counter()-t0
+    probs, df = predicted(learn), learn.dls.valid.items
+    scores = [image_scores(prob_to_mask(p, a.thresh, a.min_area)[None], rles_to_mask(r)[None], 'dice')[0] for p, r in zip(probs, df.rles)]
+    t = df[['ImageId', 'patient_id', 'has_ptx']].assign(dice=scores, prob=image_prob(probs), secs=round(secs, 1))
+    f = table_of(out, model, seed, fold)
+    t.to_csv(f.with_suffix('.part'), index=False)
+    f.with_suffix('.part').rename(f)
+    return f'{f.stem}: Dice {t.dice.mean():.3f}, positives {t.dice[t.has_ptx].mean():.3f}, {secs:.0f} s'
+
+def run(a):
+    "All runs that are not there yet"
+    df = siim_train(SHARED/'siim-small')
+    cache = a.out/f'cache-{a.size}'
+    prepare(SHARED/'siim-small', cache, a.size)
+    folds = make_folds(df, n=a.folds, seed=0)
+    todo = [(m, s, f) for s, f, m in itertools.product(range(a.seeds), range(a.folds), a.models) if not table_of(a.out, m, s, f).exists()]
+    with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
+        jobs = [pool.submit(one, a.out, cache, folds.ImageId[folds.fold == f].tolist(), m, s, f, a) for m, s, f in todo]
+        for i, j in enumerate(as_completed(jobs)): print(f'{i+1}/{len(todo)} {j.result()}', flush=True)
+
+def pooled(a, model):
+    "One row per image: patient_id, has_ptx, and for each seed Dice and probability; None if runs are missing"
+    files = [[table_of(a.out, model, s, f) for f in range(a.folds)] for s in range(a.seeds)]
+    if not all(f.exists() for fs in files for f in fs): return None
+    seeds = [pd.concat(map(pd.read_csv, fs)).set_index('ImageId').sort_index() for fs in files]
+    out = seeds[0][['patient_id', 'has_ptx']].copy()
+    for s, t in enumerate(seeds): out[[f'dice{s}', f'prob{s}']] = t[['dice', 'prob']]
+    out.attrs['secs'] = np.mean([t.secs.unique().mean() for t in seeds])
+    return out
+
+def dices(t): return t.filter(like='dice').to_numpy()
+def aurocs(probs, y): return np.mean([auroc(p, y) for p in probs.T])
+
+def report(a):
+    "Each model with its intervals, then differences to the first"
+    tables = {m: t for m in a.models if (t := pooled(a, m)) is not None}
+    if not tables: sys.exit('no model has all its runs yet')
+    ref, base = next(iter(tables.items()))
+    pos = base.has_ptx.to_numpy(bool)
+    print(f'{len(base)} images, {pos.sum()} positive, {base.patient_id.nunique()} patients; {a.folds} folds, {a.seeds} seeds, {a.epochs} epochs at {a.size} px; mean over seeds [95 % by patient] (range of seeds)')
+    who = base.patient_id.to_numpy()
+    for what, rows in (('Dice on positives', pos), ('competition Dice', pos | True)):
+        print(f'\n{what}\n{"":32} {"":30} minus {ref}')
+        for m, t in tables.items():
+            d = dices(t)[rows]
+            i, diff = bootstrap_ci(d.mean(1), who[rows]), paired_bootstrap(d.mean(1), dices(base)[rows].mean(1), who[rows])
+            print(f'{m:32} {i.value:.3f} [{i.lo:.3f}, {i.hi:.3f}] ({d.mean(0).min():.3f}–{d.mean(0).max():.3f})', '' if m == ref else f'  {diff.value:+.3f} [{diff.lo:+.3f}, {diff.hi:+.3f}]')
+    print('\nAUROC of the image-level probability')
+    for m, t in tables.items():
+        p, q = (x.filter(like='prob').to_numpy() for x in (t, base))
+        i = bootstrap_stat(aurocs, [p, pos], who)
+        diff = bootstrap_stat(lambda p, q, y: aurocs(p, y)-aurocs(q, y), [p, q, pos], who)
+        each = [auroc(v, pos) for v in p.T]
+        print(f'{m:32} {i.value:.3f} [{i.lo:.3f}, {i.hi:.3f}] ({min(each):.3f}–{max(each):.3f})', '' if m == ref else f'  {diff.value:+.3f} [{diff.lo:+.3f}, {diff.hi:+.3f}]')
+    print('\nseconds of training per run:', ', '.join(f'{m} {t.attrs["secs"]:.0f}' for m, t in tables.items()))
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('out', type=Path)
+    p.add_argument('--models', nargs='+', default=MODELS)
+    for k, v in {'seeds': 3, 'folds': 3, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800, 'loss': 'bce+dice', 'weights': 'lite0'}.items():
+        p.add_argument(f'--{k}', type=type(v), default=v)
+    p.add_argument('--report', action='store_true', help='print what is there, train nothing')
+    a = p.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    if not a.report: run(a)
+    report(a)
