@@ -268,7 +268,7 @@ class AuxLoss(nn.Module):
     ):
         super().__init__()
         self.main = xray_loss() if main is None else main
-        if not all(hasattr(self.main,k) for k in ('reduction','activation','decodes')):
+        if isinstance(self.main, type) or not all(hasattr(self.main,k) for k in ('reduction','activation','decodes')):
             raise LossError(f'main={main!r}: give an instance with `reduction`, `activation` and `decodes`, such as `xray_loss()`')
         self.image,self.deep = (v if v==0 and not isinstance(v,bool) else _positive(k,v) for k,v in (('image',image),('deep',deep)))
 

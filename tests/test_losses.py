@@ -327,7 +327,7 @@ def test_aux_loss_any_size_dtype_and_gradients():
     AuxLoss()((far[0], far[1], far[2:]), t).backward()
     for o in far: assert o.grad.isfinite().all() and o.grad.abs().sum() > 0
 
-@pytest.mark.parametrize(('kw', 'why'), [({'image': -1}, 'image'), ({'deep': math.inf}, 'deep'), ({'image': True}, 'image'), ({'main': 'bce'}, 'xray_loss'), ({'main': bce_loss}, 'instance')], ids=str)
+@pytest.mark.parametrize(('kw', 'why'), [({'image': -1}, 'image'), ({'deep': math.inf}, 'deep'), ({'image': True}, 'image'), ({'main': 'bce'}, 'xray_loss'), ({'main': bce_loss}, 'instance'), ({'main': ComboLoss}, 'instance')], ids=str)
 def test_bad_aux_losses(kw, why):
     with pytest.raises(LossError, match=why): AuxLoss(**kw)
 
