@@ -76,20 +76,22 @@ def ptx_train(
     size:int=None, # pixels along one side; default: the cache's, or else 256
     bs:int=8, # images per batch
     epochs:int=12, # passes over the training images
-    arch:str='tf_efficientnet_lite0', # encoder: any name that timm or torchvision knows
+    encoder:str='tf_efficientnet_lite0', # any name that timm or torchvision knows
     lr:float=2e-3, # highest learning rate
     seed:int=0, # of split, order, augmentation and random weights
-    weights:str=None, # file of encoder weights (.pth, .safetensors), 'lite0' or 'none'; default: the installed ones
+    weights:str=None, # file of encoder weights (.pth, .safetensors), a run folder, 'lite0', 'imagenet' (downloads) or 'none'; default: the installed ones
     valid:float=.2, # share of the images held back, by patient
     labels:str=None, # label file, if it is not to be found in the folder
     workers:int=2, # processes that read files
     equalize:str=None, # on every image: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     equalize_first:bool=False, # equalise before the resize, not after
+    model:str='hyperunet', # or fastai_unet, unet, unetplusplus, fpn, deeplabv3plus, manet, segformer; options as hyperunet:attention=scse,aux=True
+    loss:str='bce+dice', # terms with weights as 3*bce+dice+4*focal, or a preset such as 3:1:4; also jaccard, tversky, lovasz, boundary
 ):
     "Train a segmentation model on a folder of radiographs, and write a run folder that says how it was made."
     with manners():
         from pneumothorax.learner import train
-        learn = train(data, out, size, bs, epochs, arch, lr, seed, weights, valid, labels, workers, True, equalize, equalize_first)
+        learn = train(data, out, size, bs, epochs, encoder, lr, seed, weights, valid, labels, workers, True, equalize, equalize_first, model, loss)
         print(f'{learn.dls.xray["n_train"]} images trained on, {len(learn.dls.xray["valid"])} held back; run in {out}\nnext: ptx_predict {out} IMAGES --out pred')
 
 # %% ../nbs/41_cli.ipynb #fold0001

@@ -12,7 +12,7 @@ from torch import nn
 import torch.nn.functional as F
 from .rle import rles_runs
 from .cache import shrink
-from .losses import LossError, BCEDiceLoss, _reduce
+from .losses import LossError, xray_loss, _reduce
 
 # %% ../nbs/25_priors.ipynb #d2500009
 def _prior(prior):
@@ -117,7 +117,7 @@ class LogitAdjustedLoss(nn.Module):
     def __init__(self,
         prior:float|np.ndarray|torch.Tensor, # p(label), strictly between 0 and 1: one number, or H×W for places; with `dim`, K that sum to 1
         alpha:float=1., # how much of the prior the plain logits shall lack (τ in the paper); 0 leaves the loss as it is
-        loss_func:nn.Module=None, # a loss with `reduction`; if None `BCEDiceLoss(1,0)`, or `ClassLoss` with `dim`
+        loss_func:nn.Module=None, # a loss with `reduction`; if None `xray_loss('bce')`, or `ClassLoss` with `dim`
         dim:int=None, # axis of the classes; None for one sigmoid channel
     ):
         super().__init__()
@@ -125,9 +125,9 @@ class LogitAdjustedLoss(nn.Module):
         if p.numel()==1 and dim is None: p = p.reshape(())
         if p.ndim not in ((0,2) if dim is None else (1,)):
             raise LossError(f'prior of shape {tuple(p.shape)}: '+('give one number, or H×W for places' if dim is None else 'give one probability per class'))
-        self.loss_func = loss_func if loss_func is not None else BCEDiceLoss(1,0) if dim is None else ClassLoss(dim)
+        self.loss_func = loss_func if loss_func is not None else xray_loss('bce') if dim is None else ClassLoss(dim)
         if not callable(self.loss_func) or not hasattr(self.loss_func,'reduction'):
-            raise LossError(f'loss_func={loss_func!r}: give an instance with the attribute `reduction`, such as BCEDiceLoss()')
+            raise LossError(f'loss_func={loss_func!r}: give an instance with the attribute `reduction`, such as xray_loss()')
         self.alpha,self.dim = _alpha(alpha),dim
         shift = self.alpha*_log_prior(p, p.shape, None if dim is None else 0)
         self.register_buffer('shift', shift, persistent=False)

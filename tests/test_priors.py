@@ -14,7 +14,7 @@ from torch import nn
 from pneumothorax import bootstrap, metrics
 from pneumothorax.data import xray_dls
 from pneumothorax.learner import xray_learner
-from pneumothorax.losses import BCEDiceLoss, LossError, bce_loss
+from pneumothorax.losses import ComboLoss, LossError, bce_loss, xray_loss
 from pneumothorax.priors import ClassLoss, LogitAdjustedLoss, adjust_logits, position_prior
 from pneumothorax.rle import LabelError, rle_encode, rles_to_mask
 from pneumothorax.siim import read_labels
@@ -70,7 +70,7 @@ def test_bad_logits(logits):
 
 @pytest.mark.parametrize('kw,why', [({'prior': [.1, .2]}, 'one number, or H×W'), ({'prior': np.full((2, 2, 2), .1)}, 'one number, or H×W'), ({'prior': 2.}, 'outside'),
     ({'prior': .5, 'dim': 1}, 'per class'), ({'prior': [.5, .6], 'dim': 1}, 'off 1'), ({'prior': .1, 'alpha': math.nan}, 'finite'),
-    ({'prior': .1, 'loss_func': bce_loss}, 'instance'), ({'prior': .1, 'loss_func': BCEDiceLoss}, 'instance'), ({'prior': .1, 'loss_func': 'bce'}, 'instance')], ids=str)
+    ({'prior': .1, 'loss_func': bce_loss}, 'instance'), ({'prior': .1, 'loss_func': ComboLoss}, 'instance'), ({'prior': .1, 'loss_func': 'bce'}, 'instance')], ids=str)
 def test_bad_losses(kw, why):
     with pytest.raises(LossError, match=why): LogitAdjustedLoss(**kw)
 
@@ -157,13 +157,13 @@ def test_bad_run_lengths():
 
 def test_training_with_a_prior_of_places(phantoms):
     prior = position_prior(read_labels(phantoms/'train-rle.csv'), 64, empty=True)
-    learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none', loss_func=LogitAdjustedLoss(prior, loss_func=BCEDiceLoss()))
+    learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none', loss_func=LogitAdjustedLoss(prior, loss_func=xray_loss()))
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
         logits, masks = learn.get_preds(act=noop)
         probs, _, decoded, losses = learn.get_preds(with_decoded=True, with_loss=True)
     assert torch.allclose(probs, logits.sigmoid(), atol=1e-6) and torch.equal(decoded, (probs[:, 0] > .5).to(torch.uint8))
-    want = BCEDiceLoss(reduction='none')(adjust_logits(logits, prior, -1), masks)
+    want = xray_loss(reduction='none')(adjust_logits(logits, prior, -1), masks)
     assert torch.allclose(losses, want, atol=1e-5)
 
 def test_the_lesson_uses_the_package_for_intervals_and_scores(root):

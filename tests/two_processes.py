@@ -13,7 +13,7 @@ from fastai.torch_core import TensorImageBW, TensorMask
 from torch import nn
 
 from pneumothorax import metrics as m
-from pneumothorax.losses import BCEDiceLoss
+from pneumothorax.losses import xray_loss
 
 METRICS = [m.KaggleDice, m.DicePos, m.DiceNeg, m.ImageIoU, m.Sensitivity, m.Specificity, m.AUROC, m.AveragePrecision, m.ImageECE, m.PixelECE, m.LesionF1]
 BATCHES = 1, 2, 3, 7
@@ -34,7 +34,7 @@ def learner(bs):
     nn.init.zeros_(echo.bias)
     ds = [(TensorImageBW(x), TensorMask(y)) for x, y in zip(*images())]
     dls = DataLoaders(*[DataLoader(ds, bs=bs, num_workers=0)]*2)
-    return Learner(dls, echo, loss_func=BCEDiceLoss(), metrics=[c() for c in METRICS])
+    return Learner(dls, echo, loss_func=xray_loss(), metrics=[c() for c in METRICS])
 
 def to_all(self, t, rank):
     "fastai sends the order of images through CUDA, which is not needed on CPUs"
