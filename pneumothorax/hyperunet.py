@@ -257,13 +257,15 @@ class HyperUnet(nn.Module):
 
     def forward(self,
         x:torch.Tensor, # N×C×H×W, normalised
-    )->torch.Tensor: # N×1×H×W logits; in training with `aux` or `deep_supervision` (logits, image N×2 or None, list of coarser logits)
+    )->torch.Tensor: # N×1×H×W logits; in training with `aux` or `deep_supervision` (logits, image N×2 or N×0, list of coarser logits)
         "Logits of the size of the image"
         self.running = True
         try: deepest,out,logits = self._both(x)
         finally: self.running = False
         if not self.training or (self.image is None and self.deep is None): return logits
-        return logits,self.image(deepest,logits) if self.image is not None else None,[d(o) for d,o in zip(self.deep or [], out)]
+        image = logits.new_zeros(len(x),0) if self.image is None else self.image(deepest, logits)
+        inside = lambda o,s: o[...,:-(-x.shape[-2]//s),:-(-x.shape[-1]//s)]
+        return logits,image,[inside(d(o),s) for d,o,(_,_,s,_) in zip(self.deep or [], out, self.levels[1:])]
 
 # %% ../nbs/16_hyperunet.ipynb #e1600057
 @patch

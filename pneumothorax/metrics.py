@@ -108,7 +108,7 @@ class KaggleDice(ImageMetric):
     "The competition's score of one-channel logits: mean Dice over images"
     _name = 'dice'
     def __init__(self,
-        thresh:float=0.5, # probability above which a pixel is positive
+        thresh:float=0.5, # a pixel is positive from this probability on
         min_area:int=0, # predicted masks below this become empty; pixels of the frame of `size` pixels
         size:int=1024**2, # pixels of the frame in which `min_area` is given
     ):
@@ -117,7 +117,7 @@ class KaggleDice(ImageMetric):
 
     def _rows(self, logits, true):
         "Pixels in both masks, in the predicted and in the true one; predicted masks that are too small emptied"
-        rows = torch.stack(_areas(logits.sigmoid()>self.thresh, true), 1)
+        rows = torch.stack(_areas(logits.sigmoid()>=self.thresh, true), 1)
         small = rows[:,1].double().cpu()*self.size/true.shape[1:].numel()<self.min_area
         rows[small.to(rows.device),:2] = 0
         return rows
@@ -365,14 +365,14 @@ class LesionF1(ImageMetric):
     "F1 of lesions over the set: components paired one to one by overlap"
     _name = 'lesion_f1'
     def __init__(self,
-        thresh:float=0.5, # probability above which a pixel is positive
+        thresh:float=0.5, # a pixel is positive from this probability on
         min_iou:float=.1, # as in `match_lesions`
     ):
         self.thresh,self.min_iou = thresh,min_iou
         self.reset()
 
     def _rows(self, logits, true):
-        pred = (logits.sigmoid()>self.thresh).cpu().numpy()
+        pred = (logits.sigmoid()>=self.thresh).cpu().numpy()
         return torch.as_tensor(lesion_counts(pred, true.cpu().numpy(), self.min_iou), device=logits.device)
 
     def _value(self, rows): return lesion_f1(rows)

@@ -126,7 +126,7 @@ class LogitAdjustedLoss(nn.Module):
         if p.ndim not in ((0,2) if dim is None else (1,)):
             raise LossError(f'prior of shape {tuple(p.shape)}: '+('give one number, or H×W for places' if dim is None else 'give one probability per class'))
         self.loss_func = loss_func if loss_func is not None else xray_loss('bce') if dim is None else ClassLoss(dim)
-        if not callable(self.loss_func) or not hasattr(self.loss_func,'reduction'):
+        if isinstance(self.loss_func, type) or not callable(self.loss_func) or not hasattr(self.loss_func,'reduction'):
             raise LossError(f'loss_func={loss_func!r}: give an instance with the attribute `reduction`, such as xray_loss()')
         self.alpha,self.dim = _alpha(alpha),dim
         shift = self.alpha*_log_prior(p, p.shape, None if dim is None else 0)
@@ -164,7 +164,7 @@ class LogitAdjustedLoss(nn.Module):
     )->torch.Tensor: # masks or classes
         "Probabilities to decisions"
         if hasattr(self.loss_func,'decodes'): return self.loss_func.decodes(probs)
-        return (probs>.5).squeeze(1).to(torch.uint8) if self.dim is None else probs.argmax(self.dim)
+        return (probs>=.5).squeeze(1).to(torch.uint8) if self.dim is None else probs.argmax(self.dim)
 
     def extra_repr(self):
         "What printing shows"
