@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 import timm, torch, torchvision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from .rle import PtxError
 from .siim import counted, few, notice
 
@@ -99,6 +100,7 @@ class StageEncoder(nn.Module):
         n_in:int=1, # channels of the images
     ):
         super().__init__()
+        self.grad_checkpointing = False
         _fold_stem(model, n_in)
         strides = {}
         with _trial(model, n_in) as x:
@@ -126,9 +128,16 @@ class StageEncoder(nn.Module):
         "The last map of each resolution"
         maps = []
         for name in self.names:
-            x = getattr(self,name)(x)
+            layer = getattr(self,name)
+            x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training and len(list(layer.children())) else layer(x)
             if name in self.cuts: maps.append(x)
         return maps
+
+    def set_grad_checkpointing(self,
+        enable:bool=True, # compute blocks twice instead of keeping their maps?
+    ):
+        "As timm's encoders have it; single layers, which may work in place, are left as they are"
+        self.grad_checkpointing = enable
 
 # %% ../nbs/15_encoders.ipynb #61257b8b
 def encoder_levels(
@@ -316,7 +325,8 @@ def _made_for(weights):
     folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
     try: made = json.loads((folder/'run.json').read_text(encoding='utf-8'))['model']
     except (OSError,ValueError,KeyError,TypeError): return None      # most files do not lie in a run folder
-    return next((made[k] for k in ('encoder','arch') if isinstance(made,dict) and isinstance(made.get(k),str)), None)
+    name = made.get('config',{}).get('encoder') if isinstance(made,dict) and isinstance(made.get('config',{}),dict) else None
+    return name if isinstance(name,str) else None
 
 def load_weights(
     model:nn.Module, # an encoder, or a model that has one as its `encoder`

@@ -199,7 +199,7 @@ def _check(decoder_width, drop, prior, **options):
 class HyperUnet(nn.Module):
     "U-Net with hypercolumns on any encoder; images N×C×H×W to logits N×1×H×W"
     def __init__(self,
-        encoder:str='tf_efficientnet_lite0', # name, function or module, see `create_encoder`
+        encoder:object='tf_efficientnet_lite0', # name, function or network, see `create_encoder`
         weights:str=None, # of the encoder or of the whole, see `load_weights`; random if None
         n_in:int=1, # channels of the images
         decoder_width:int=128, # channels of the coarsest decoder level
@@ -218,6 +218,7 @@ class HyperUnet(nn.Module):
         self.config = {k:v for k,v in locals().items() if k not in ('self','weights','__class__')}
         _check(**self.config)
         self.encoder = create_encoder(encoder, n_in)
+        if not isinstance(encoder,str): self.config['encoder'] = self.encoder.origin
         self.levels = _ladder(encoder_levels(self.encoder, n_in), finest)
         chs,strides = zip(*[(c,s) for _,c,s,_ in self.levels])
         self.stride,self.widths = strides[0],decoder_widths(len(chs)-1, decoder_width)
