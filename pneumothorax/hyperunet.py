@@ -186,9 +186,12 @@ def _ladder(found, finest):
     return levels[::-1]
 
 # %% ../nbs/16_hyperunet.ipynb #e1600063
-CHOICES = dict(upsample=('resize','shuffle'), attention=tuple(ATTENTION), norm=('batch','group'), finest=(1,2,4,8))
+CHOICES = dict(upsample=('resize','shuffle'), attention=tuple(ATTENTION), norm=('batch','group'), finest=(1,2,4,8),
+    **{k:(True,False) for k in ('hypercolumns','aux','deep_supervision','checkpoint')})
 
 def _check(decoder_width, drop, prior, **options):
+    for k,v in dict(decoder_width=decoder_width, drop=drop, prior=prior).items():
+        if isinstance(v,bool) or not isinstance(v,(int,float)): raise ModelError(f'{k}={v!r}: give a number')
     for k,choices in CHOICES.items():
         if options[k] not in choices: raise ModelError(f'{k}={options[k]!r}: choose one of {", ".join(map(repr,choices))}')
     if not 0<prior<1: raise ModelError(f'prior={prior}: a probability between 0 and 1, both excluded')
