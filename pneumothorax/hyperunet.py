@@ -283,7 +283,7 @@ def set_grad_checkpointing(self:HyperUnet,
         self.encoder.set_grad_checkpointing(enable)
     for h in self.hooks: h.remove()
     norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if enable else []
-    self.hooks = [h for m in norms for h in (m.register_forward_pre_hook(self._once), m.register_forward_hook(self._restore))]
+    self.hooks = [h for m in norms for h in (m.register_forward_pre_hook(self._once), m.register_forward_hook(self._restore, always_call=True))]
 
 @patch
 def _once(self:HyperUnet, bn, args):
