@@ -90,16 +90,17 @@ def _fastai_net(name, encoder, n_in, options):
     net.layers = nn.ModuleList([_Borrowed(body), *net.layers[1:-1]])          # the last one only sets fastai's tensor type
     return net,enc,stride
 
-# %% ../nbs/22_models.ipynb #e2200005
+# %% ../nbs/22_models.ipynb #e2200043
 MODELS = ('hyperunet','fastai_unet',*SMP)
 _OURS = {'self','encoder','weights','n_in','prior','kwargs','encoder_name','encoder_weights','in_channels','classes','activation','aux_params'}
 
 def _options(name):
     "What can be chosen for a model, beside its encoder"
-    if name=='fastai_unet': own = ['blur','blur_final','self_attention','last_cross','bottle']       # those with plain values
+    if name=='fastai_unet': own = ['blur','blur_final','self_attention','last_cross','bottle']
     else: own = inspect.signature(HyperUnet if name=='hyperunet' else _smp(name).__init__).parameters
     return [o for o in own if o not in _OURS]+['prior']
 
+# %% ../nbs/22_models.ipynb #e2200046
 def _set_prior(net, prior):
     "Bias of the last convolution such that pixels begin with probability `prior`"
     if not 0<prior<1: raise ModelError(f'prior={prior}: a probability between 0 and 1, both excluded')
@@ -122,6 +123,7 @@ def _rival(name, encoder, n_in, prior=0.01, **options):
     if prior is not None: _set_prior(net, prior)
     return model.train()
 
+# %% ../nbs/22_models.ipynb #e2200005
 def xray_model(
     name:str='hyperunet', # one of `MODELS`
     encoder:object='tf_efficientnet_lite0', # name or function of timm or torchvision, see `create_encoder`
@@ -131,8 +133,8 @@ def xray_model(
 )->nn.Module: # `HyperUnet` or `Rival`: images N×C×H×W to logits N×1×H×W
     "A segmentation network by name; raises `ModelError`"
     if name not in MODELS:
-        close = difflib.get_close_matches(str(name).lower(), MODELS, n=3, cutoff=0.4)
-        raise ModelError(f'name={name!r}: no such model' + (f'; did you mean {", ".join(close)}?' if close else '') + f' There are {", ".join(MODELS)}')
+        close = difflib.get_close_matches(str(name).lower().replace('+','plus'), MODELS, n=3, cutoff=0.4)
+        raise ModelError(f'name={name!r}: no such model' + (f'; did you mean {", ".join(close)}?' if close else f'; there are {", ".join(MODELS)}'))
     unknown = [o for o in options if o not in _options(name)]
     if unknown: raise ModelError(f'{", ".join(unknown)}: not an option of {name}, which has {", ".join(_options(name))}')
     if name=='hyperunet': model = HyperUnet(encoder, n_in=n_in, **{k:v for k,v in options.items() if (k,v)!=('prior',None)})
