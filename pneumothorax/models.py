@@ -6,7 +6,7 @@
 __all__ = ['SMP', 'MODELS', 'Rival', 'xray_model']
 
 # %% ../nbs/22_models.ipynb #e2200002
-import difflib, inspect, math, timm, torch
+import ast, difflib, inspect, math, re, timm, torch
 from torch import nn
 from fastai.vision.models.unet import DynamicUnet
 from .encoders import ModelError, create_encoder, encoder_levels, find_encoder, load_weights
@@ -123,15 +123,30 @@ def _rival(name, encoder, n_in, prior=0.01, **options):
     if prior is not None: _set_prior(net, prior)
     return model.train()
 
+# %% ../nbs/22_models.ipynb #e2200091
+def _value(v):
+    "What a word of an option stands for: a number, True, False, None, a tuple, or itself"
+    try: return ast.literal_eval(v)
+    except (ValueError,SyntaxError): return v
+
+def _spec(name):
+    "Name and options of 'name:key=value,…'"
+    name,_,rest = str(name).partition(':')
+    pairs = [o.partition('=') for o in re.split(r',(?![^(\[]*[)\]])', rest) if o]
+    if bad := [k for k,eq,_ in pairs if not eq]: raise ModelError(f'{bad[0]!r}: write options as key=value, such as hyperunet:attention=scse,aux=True')
+    return name,{k.strip():_value(v.strip()) for k,_,v in pairs}
+
 # %% ../nbs/22_models.ipynb #e2200005
 def xray_model(
-    name:str='hyperunet', # one of `MODELS`
+    name:str='hyperunet', # one of `MODELS`; options may follow, as in 'hyperunet:attention=scse,aux=True'
     encoder:object='tf_efficientnet_lite0', # name or function of timm or torchvision, see `create_encoder`
     weights:str=None, # of the encoder or of the whole, see `load_weights`; random if None
     n_in:int=1, # channels of the images
     **options
 )->nn.Module: # `HyperUnet` or `Rival`: images N×C×H×W to logits N×1×H×W
     "A segmentation network by name; raises `ModelError`"
+    name,more = _spec(name)
+    options = {**more,**options}
     if name not in MODELS:
         close = difflib.get_close_matches(str(name).lower().replace('+','plus'), MODELS, n=3, cutoff=0.4)
         raise ModelError(f'name={name!r}: no such model' + (f'; did you mean {", ".join(close)}?' if close else f'; there are {", ".join(MODELS)}'))
@@ -139,5 +154,6 @@ def xray_model(
     if unknown: raise ModelError(f'{", ".join(unknown)}: not an option of {name}, which has {", ".join(_options(name))}')
     if name=='hyperunet': model = HyperUnet(encoder, n_in=n_in, **{k:v for k,v in options.items() if (k,v)!=('prior',None)})
     else: model = _rival(name, encoder, n_in, **options)
+    model.config = {'name':name,**model.config}
     if weights is not None: load_weights(model, weights)
     return model
