@@ -6,7 +6,7 @@
 __all__ = ['SMP', 'MODELS', 'Rival', 'xray_model']
 
 # %% ../nbs/22_models.ipynb #e2200002
-import ast, difflib, inspect, math, timm, torch
+import ast, difflib, inspect, math, re, timm, torch
 from torch import nn
 from fastai.vision.models.unet import DynamicUnet
 from .encoders import ModelError, create_encoder, encoder_levels, find_encoder, load_weights
@@ -123,16 +123,16 @@ def _rival(name, encoder, n_in, prior=0.01, **options):
     if prior is not None: _set_prior(net, prior)
     return model.train()
 
-# %% ../nbs/22_models.ipynb #e2200008
+# %% ../nbs/22_models.ipynb #e2200091
 def _value(v):
-    "What a word of an option stands for: a number, True, False, None, or itself"
+    "What a word of an option stands for: a number, True, False, None, a tuple, or itself"
     try: return ast.literal_eval(v)
     except (ValueError,SyntaxError): return v
 
 def _spec(name):
     "Name and options of 'name:key=value,…'"
     name,_,rest = str(name).partition(':')
-    pairs = [o.partition('=') for o in rest.split(',') if o]
+    pairs = [o.partition('=') for o in re.split(r',(?![^(\[]*[)\]])', rest) if o]
     if bad := [k for k,eq,_ in pairs if not eq]: raise ModelError(f'{bad[0]!r}: write options as key=value, such as hyperunet:attention=scse,aux=True')
     return name,{k.strip():_value(v.strip()) for k,_,v in pairs}
 
@@ -154,6 +154,6 @@ def xray_model(
     if unknown: raise ModelError(f'{", ".join(unknown)}: not an option of {name}, which has {", ".join(_options(name))}')
     if name=='hyperunet': model = HyperUnet(encoder, n_in=n_in, **{k:v for k,v in options.items() if (k,v)!=('prior',None)})
     else: model = _rival(name, encoder, n_in, **options)
-    model.config = dict(name=name, **{k:v for k,v in model.config.items() if k!='name'})
+    model.config = {'name':name,**model.config}
     if weights is not None: load_weights(model, weights)
     return model
