@@ -317,6 +317,33 @@ def test_an_unknown_encoder(phantoms, tmp_path):
 def test_weights_that_are_not_there(phantoms, tmp_path):
     fails('ptx_train', phantoms, '--out', tmp_path/'run', '--weights', tmp_path/'w.pth', '--size', 64, '--workers', 0, why=['no such file', 'w.pth'])
 
+class Stranger:
+    "Runs code where it is unpickled"
+    def __init__(self, path): self.path = str(path)
+    def __reduce__(self): return open, (self.path, 'w')
+
+def test_weights_with_code_and_of_another_encoder(phantoms, tiny_run, tmp_path):
+    torch.save({'a': Stranger(tmp_path/'ran')}, tmp_path/'evil.pth')
+    tiny = [*TINY]
+    at = tiny.index('--weights')+1
+    tiny[at] = tmp_path/'evil.pth'
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', *tiny, why=['evil.pth', 'holds code', 'nothing in it was executed'])
+    assert not (tmp_path/'ran').exists()
+    tiny[at], tiny[tiny.index('--encoder')+1] = tiny_run, 'resnet18'
+    fails('ptx_train', phantoms, '--out', tmp_path/'run2', *tiny, why=['do not fit', "encoder='mobilenetv3_small_050'"])
+
+NETWORKS = {'unet++': 'unetplusplus', 'hyperunet:attention=se': "choose one of None, 'scse', 'cbam'", 'hyperunet:colour=3': 'not an option', 'hyperunet:aux': 'key=value'}
+
+@pytest.mark.parametrize('model', NETWORKS)
+def test_networks_that_cannot_be(phantoms, tmp_path, model): fails('ptx_train', phantoms, '--out', tmp_path/'run', '--model', model, *TINY, why=[NETWORKS[model]])
+
+def test_an_encoder_without_maps(phantoms, tmp_path):
+    tiny = [*TINY]
+    tiny[tiny.index('--encoder')+1] = 'vit_tiny_patch16_224'
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', *tiny, why=['vit_tiny_patch16_224', 'choose'])
+
+def test_an_unknown_loss(phantoms, tmp_path): fails('ptx_train', phantoms, '--out', tmp_path/'run', '--loss', 'dise', *TINY, why=['dise', 'dice'])
+
 def changed(run, out, edit):
     "A copy of a run with another record"
     shutil.copytree(run, out)

@@ -51,6 +51,19 @@ def test_maps_do_not_depend_on_batches_or_workers(phantoms, tiny_run, tmp_path):
     assert a[0].ImageId.tolist() == b[0].ImageId.tolist()
     assert abs(a[1].astype(int)-b[1]).max() <= 1   # one 255th, where a sum of another order crosses a rounding edge
 
+def test_another_model_seeded_by_a_run(phantoms, tiny_run, tmp_path):
+    "The encoder of one run starts a network of another family, at another size; its run predicts like any other"
+    run, tiny = tmp_path/'run', [*TINY]
+    tiny[tiny.index('--weights')+1], tiny[tiny.index('--size')+1] = tiny_run, 96
+    ok('ptx_train', phantoms, '--out', run, '--valid', '.5', '--model', 'hyperunet:attention=scse,aux=True,deep_supervision=True', '--loss', '3:1:4', *tiny)
+    config = json.loads((run/'run.json').read_text())['model']['config']
+    assert (config['name'], config['attention'], config['aux'], config['encoder']) == ('hyperunet', 'scse', True, 'mobilenetv3_small_050')
+    ok('ptx_predict', run, phantoms/'dicom-images-test', '--out', tmp_path/'pred', '--workers', 0)
+    tiny[tiny.index('--weights')+1] = run/'model.safetensors'
+    ok('ptx_train', phantoms, '--out', tmp_path/'unet', '--valid', '.5', '--model', 'fastai_unet', *tiny)
+    ok('ptx_predict', tmp_path/'unet', phantoms/'dicom-images-test', '--out', tmp_path/'pred2', '--workers', 0)
+    assert open_maps(tmp_path/'pred2')[1].shape == open_maps(tmp_path/'pred')[1].shape == (4, 96, 96)
+
 def test_a_variant_at_test_time(phantoms, tiny_run, tmp_path):
     ok('ptx_predict', tiny_run, phantoms/'dicom-images-test', '--out', tmp_path/'a', '--workers', 0, '--variant', 'hist')
     assert json.loads((tmp_path/'a'/'predict.json').read_text())['variant']['name'] == 'HistEqualize'
