@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'CHOICES', 'pad_to', 'as_input', 'decoder_widths', 'SCSE', 'CBAM', 'DecoderLevel', 'ColumnHead',
-           'ImageHead', 'HyperUnet', 'describe_levels', 'unet_split']
+           'ImageHead', 'check_prior', 'HyperUnet', 'describe_levels', 'unet_split']
 
 # %% ../nbs/16_hyperunet.ipynb #e1600002
 import math, pandas as pd, torch
@@ -13,7 +13,7 @@ from torch import nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from fastai.layers import PixelShuffle_ICNR
-from .encoders import ModelError, create_encoder, encoder_levels, load_weights, stem_params
+from .encoders import ENCODER, ModelError, create_encoder, encoder_levels, load_weights, stem_params
 
 # %% ../nbs/16_hyperunet.ipynb #e1600010
 def pad_to(
@@ -30,7 +30,8 @@ def as_input(
     n_in:int, # channels that the network expects
     stride:int, # its deepest stride
 )->torch.Tensor: # N×C×H'×W', a plain tensor
-    "Images as a network wants them; raises `ModelError` for a wrong shape, NaN or infinity"
+    "Images as a network wants them; raises `ModelError` for a wrong shape or type, NaN or infinity"
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise ModelError(f'images of type {getattr(x,"dtype",type(x).__name__)}: give a floating tensor, normalised')
     if x.ndim!=4 or x.shape[1]!=n_in:
         raise ModelError(f'images of shape {tuple(x.shape)}: this network takes N×{n_in}×H×W; build it with `n_in=` for another number of channels')
     if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
@@ -122,6 +123,13 @@ class DecoderLevel(nn.Module):
         return self.attention(self.convs(x if skip is None else torch.cat([x,skip],1)))
 
 # %% ../nbs/16_hyperunet.ipynb #e1600041
+def _score(nf, prior):
+    "A logit per pixel, from small weights and the bias of the prior"
+    conv = nn.Conv2d(nf, 1, 1)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.constant_(conv.bias, math.log(prior/(1-prior)))
+    return conv
+
 class ColumnHead(nn.Module):
     "One logit per pixel from maps of several resolutions"
     def __init__(self,
@@ -133,9 +141,7 @@ class ColumnHead(nn.Module):
     ):
         super().__init__()
         self.convs = nn.ModuleList(nn.Sequential(_conv(w,nf,norm), nn.Dropout2d(drop)) for w in widths)
-        self.score = nn.Conv2d(len(widths)*nf, 1, 1)
-        nn.init.normal_(self.score.weight, std=0.01)
-        nn.init.constant_(self.score.bias, math.log(prior/(1-prior)))
+        self.score = _score(len(widths)*nf, prior)
 
     def shares(self,
         maps:list, # N×C×h×w each, coarsest first
@@ -175,7 +181,7 @@ class ImageHead(nn.Module):
         "Is there a pneumothorax?"
         z = logits.float().flatten(1)*self.sharp
         peak = (z.logsumexp(1, keepdim=True)-math.log(z.shape[1]))/self.sharp
-        return torch.cat([self.deep(deepest.mean((2,3))), self.map(peak)], 1)
+        return torch.cat([self.deep(deepest.mean((2,3))), self.map(peak.to(logits.dtype))], 1)
 
 # %% ../nbs/16_hyperunet.ipynb #e1600062
 def _ladder(found, finest):
@@ -189,20 +195,24 @@ def _ladder(found, finest):
 CHOICES = dict(upsample=('resize','shuffle'), attention=tuple(ATTENTION), norm=('batch','group'), finest=(1,2,4,8),
     **{k:(True,False) for k in ('hypercolumns','aux','deep_supervision','checkpoint')})
 
+def check_prior(
+    prior:float, # probability
+): # raises `ModelError` unless it lies between 0 and 1
+    "Is this a probability to begin with?"
+    if isinstance(prior,bool) or not isinstance(prior,(int,float)) or not 0<prior<1: raise ModelError(f'prior={prior!r}: a probability between 0 and 1, both excluded')
+
 def _check(decoder_width, drop, prior, **options):
-    for k,v in dict(decoder_width=decoder_width, drop=drop, prior=prior).items():
-        if isinstance(v,bool) or not isinstance(v,(int,float)): raise ModelError(f'{k}={v!r}: give a number')
     for k,choices in CHOICES.items():
-        if options[k] not in choices: raise ModelError(f'{k}={options[k]!r}: choose one of {", ".join(map(repr,choices))}')
-    if not 0<prior<1: raise ModelError(f'prior={prior}: a probability between 0 and 1, both excluded')
-    if not 0<=drop<1: raise ModelError(f'drop={drop}: a probability from 0 to below 1')
-    if decoder_width<1: raise ModelError(f'decoder_width={decoder_width}: give at least 1')
+        if (type(options[k]),options[k]) not in [(type(c),c) for c in choices]: raise ModelError(f'{k}={options[k]!r}: choose one of {", ".join(map(repr,choices))}')
+    check_prior(prior)
+    if isinstance(drop,bool) or not isinstance(drop,(int,float)) or not 0<=drop<1: raise ModelError(f'drop={drop!r}: a probability from 0 to below 1')
+    if type(decoder_width) is not int or decoder_width<1: raise ModelError(f'decoder_width={decoder_width!r}: give a whole number of channels, 1 or more')
 
 # %% ../nbs/16_hyperunet.ipynb #f0fff5ab
 class HyperUnet(nn.Module):
     "U-Net with hypercolumns on any encoder; images N×C×H×W to logits N×1×H×W"
     def __init__(self,
-        encoder:object='tf_efficientnet_lite0', # name, function or network, see `create_encoder`
+        encoder:object=ENCODER, # name, function or network, see `create_encoder`
         weights:str=None, # of the encoder or of the whole, see `load_weights`; random if None
         n_in:int=1, # channels of the images
         decoder_width:int=128, # channels of the coarsest decoder level
@@ -229,7 +239,7 @@ class HyperUnet(nn.Module):
             zip([chs[0]]+self.widths, chs[1:], self.widths, [a//b for a,b in zip(strides,strides[1:])]))
         self.head = ColumnHead(self.widths if hypercolumns else self.widths[-1:], norm=norm, drop=drop, prior=prior)
         self.image = ImageHead(chs[0]) if aux else None
-        self.deep = nn.ModuleList(nn.Conv2d(w,1,1) for w in self.widths[:-1]) if deep_supervision else None
+        self.deep = nn.ModuleList(_score(w, prior) for w in self.widths[:-1]) if deep_supervision else None
         self.running,self.hooks = False,[]
         if weights is not None: load_weights(self, weights)
         self.set_grad_checkpointing(checkpoint)
@@ -254,18 +264,19 @@ class HyperUnet(nn.Module):
     def _both(self, x):
         "The encoder's deepest map, the decoder's maps, and the logits at the size of `x`"
         p = as_input(x, self.config['n_in'], self.stride)
-        maps = self.features(p)
-        out = self.decode(maps)
-        logits = self.head(out[-len(self.head.convs):])
+        self.running = True
+        try:
+            maps = self.features(p)
+            out = self.decode(maps)
+            logits = self.head(out[-len(self.head.convs):])
+        finally: self.running = False
         return maps[0],out,_resize(logits, p.shape[-2:])[...,:x.shape[-2],:x.shape[-1]]
 
     def forward(self,
         x:torch.Tensor, # N×C×H×W, normalised
     )->torch.Tensor: # N×1×H×W logits; in training with `aux` or `deep_supervision` (logits, image N×2 or N×0, list of coarser logits)
         "Logits of the size of the image"
-        self.running = True
-        try: deepest,out,logits = self._both(x)
-        finally: self.running = False
+        deepest,out,logits = self._both(x)
         if not self.training or (self.image is None and self.deep is None): return logits
         image = logits.new_zeros(len(x),0) if self.image is None else self.image(deepest, logits)
         inside = lambda o,s: o[...,:-(-x.shape[-2]//s),:-(-x.shape[-1]//s)]

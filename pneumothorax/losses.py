@@ -297,7 +297,7 @@ class AuxLoss(nn.Module):
             i = _plain(image).float() if image.dtype!=torch.float64 else _plain(image)
             has = mask.flatten(1).any(1)[:,None].expand_as(i).to(i)
             loss = loss+self.image*_reduce(F.binary_cross_entropy_with_logits(i, has, reduction='none').mean(1), self.reduction)
-        if self.deep and len(deep):
+        if self.deep and len(deep or ()):
             mask = mask.reshape(len(mask),1,*mask.shape[-2:]).float()
             loss = loss+self.deep*sum(self.main(d, F.adaptive_max_pool2d(mask,d.shape[-2:])>0) for d in deep)/len(deep)
         return loss

@@ -9,8 +9,8 @@ __all__ = ['SMP', 'MODELS', 'Rival', 'xray_model']
 import ast, difflib, inspect, math, re, timm, torch
 from torch import nn
 from fastai.vision.models.unet import DynamicUnet
-from .encoders import ModelError, create_encoder, encoder_levels, find_encoder, load_weights
-from .hyperunet import HyperUnet, as_input
+from .encoders import ENCODER, ModelError, create_encoder, encoder_levels, find_encoder, load_weights
+from .hyperunet import HyperUnet, as_input, check_prior
 
 # %% ../nbs/22_models.ipynb #e2200014
 class _Borrowed(nn.Module):
@@ -103,12 +103,12 @@ def _options(name):
 # %% ../nbs/22_models.ipynb #e2200046
 def _set_prior(net, prior):
     "Bias of the last convolution such that pixels begin with probability `prior`"
-    if not 0<prior<1: raise ModelError(f'prior={prior}: a probability between 0 and 1, both excluded')
     last = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.out_channels==1][-1]
     nn.init.constant_(last.bias, math.log(prior/(1-prior)))
 
 def _rival(name, encoder, n_in, prior=0.01, **options):
     "A foreign network, tried once on a blank image"
+    if prior is not None: check_prior(prior)
     try:
         net,enc,stride = (_fastai_net if name=='fastai_unet' else _smp_net)(name, encoder, n_in, options)
         model = Rival(net, enc, stride, dict(name=name, encoder=encoder if isinstance(encoder,str) else enc.origin, n_in=n_in, prior=prior, **options))
@@ -127,7 +127,7 @@ def _rival(name, encoder, n_in, prior=0.01, **options):
 def _value(v):
     "What a word of an option stands for: a number, True, False, None, a tuple, or itself"
     try: return ast.literal_eval(v)
-    except (ValueError,SyntaxError): return v
+    except (ValueError,SyntaxError,TypeError): return v
 
 def _spec(name):
     "Name and options of 'name:key=value,…'"
@@ -139,7 +139,7 @@ def _spec(name):
 # %% ../nbs/22_models.ipynb #e2200005
 def xray_model(
     name:str='hyperunet', # one of `MODELS`; options may follow, as in 'hyperunet:attention=scse,aux=True'
-    encoder:object='tf_efficientnet_lite0', # name or function of timm or torchvision, see `create_encoder`
+    encoder:object=ENCODER, # name or function of timm or torchvision, see `create_encoder`
     weights:str=None, # of the encoder or of the whole, see `load_weights`; random if None
     n_in:int=1, # channels of the images
     **options

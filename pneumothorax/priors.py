@@ -148,6 +148,7 @@ class LogitAdjustedLoss(nn.Module):
         targ:torch.Tensor, # what the loss inside takes
     )->torch.Tensor: # what the loss inside gives
         "The loss of the shifted logits; raises `LossError`"
+        if not isinstance(logits, torch.Tensor): raise LossError('side outputs beside the logits: wrap this loss, as in AuxLoss(LogitAdjustedLoss(…))')
         l = logits.as_subclass(torch.Tensor)
         l = l if l.dtype==torch.float64 else l.float()
         return self.loss_func(l+_place(self.shift, l.shape, self.dim).to(l.dtype).to(l.device), targ)

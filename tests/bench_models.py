@@ -3,7 +3,7 @@
 What is timed in pairs is raced as in `bench_radiographs`: the two take turns in an order drawn anew each round, and the median of the rounds'
 ratios is printed with their 10th and 90th percentile. Ratios are those of a contestant's time (or memory) to `hyperunet`'s: `fastai_unet` is
 meant to take at least 3 times as long and at least twice the memory, smp's `unet` at least 1/1.3 = 0.77, and the encoder alone, below which no
-decoder can come, about 1/1.6 = 0.62. All in channels_last, which is the faster format here for most; `fastai_unet` in the ordinary one too."""
+decoder can come, about 1/1.6 = 0.62. All in channels_last, which is the faster format here for most; the rivals in the ordinary one too."""
 import argparse
 import json
 import re
@@ -22,7 +22,7 @@ from pneumothorax.encoders import create_encoder
 from pneumothorax.models import xray_model
 
 BATCH = {'resnet34': 2, 'tf_efficientnet_lite0': 4}   # at 256 px; half of it at 512
-CONTESTANTS = ('encoder alone', 'hyperunet', 'unet', 'fastai_unet', 'fastai_unet, contiguous')
+CONTESTANTS = ('encoder alone', 'hyperunet', 'unet', 'unet, contiguous', 'fastai_unet', 'fastai_unet, contiguous')
 
 def batch_size(encoder, size): return max(1, BATCH.get(encoder, 2)*256//size)
 

@@ -1,4 +1,4 @@
-"""Models against each other on the real radiographs: `python tests/compare_models.py OUT [--models …] [--seeds 3] [--folds 3] [--epochs 8]`
+"""Models against each other on the real radiographs: `python tests/compare_models.py OUT [--models …] [--seeds 3] [--folds 2] [--epochs 8]`
 
 Each model is trained with each seed on each fold (by patient) of the 114 radiographs in `$PTX_SHARED/siim-small`, from the same ImageNet weights,
 for the same number of epochs, with the same data, loss and schedule, and predicts the images that it has not seen. A run leaves a table in OUT and is not
@@ -6,6 +6,7 @@ repeated, so an interrupted comparison goes on where it stopped; `--report` only
 between seeds stands beside them, since on so few images chance in training is as large as most differences."""
 import argparse
 import itertools
+import json
 import multiprocessing
 import sys
 import time
@@ -57,6 +58,15 @@ def one(out, cache, ids, model, seed, fold, a):
     f.with_suffix('.part').rename(f)
     return f'{f.stem}: Dice {t.dice.mean():.3f}, positives {t.dice[t.has_ptx].mean():.3f}, {secs:.0f} s'
 
+RECIPE = 'folds', 'epochs', 'size', 'bs', 'lr', 'thresh', 'min_area', 'loss', 'weights'
+
+def same_recipe(a):
+    "Runs of one folder were all made in one way; another way is refused"
+    f, ours = a.out/'recipe.json', {k: getattr(a, k) for k in RECIPE}
+    if not f.exists(): f.write_text(json.dumps(ours)+'\n')
+    theirs = json.loads(f.read_text())
+    if other := {k: theirs.get(k) for k in RECIPE if theirs.get(k) != ours[k]}: sys.exit(f'{a.out} holds runs made with {other}; give these arguments, or another folder')
+
 def run(a):
     "All runs that are not there yet"
     df = siim_train(SHARED/'siim-small')
@@ -75,7 +85,7 @@ def pooled(a, model):
     seeds = [pd.concat(map(pd.read_csv, fs)).set_index('ImageId').sort_index() for fs in files]
     out = seeds[0][['patient_id', 'has_ptx']].copy()
     for s, t in enumerate(seeds): out[[f'dice{s}', f'prob{s}']] = t[['dice', 'prob']]
-    out.attrs['secs'] = np.mean([t.secs.unique().mean() for t in seeds])
+    out.attrs['secs'] = np.mean([pd.read_csv(f).secs[0] for fs in files for f in fs])
     return out
 
 def dices(t): return t.filter(like='dice').to_numpy()
@@ -84,7 +94,8 @@ def aurocs(probs, y): return np.mean([auroc(p, y) for p in probs.T])
 def report(a):
     "Each model with its intervals, then differences to the first"
     tables = {m: t for m in a.models if (t := pooled(a, m)) is not None}
-    if not tables: sys.exit('no model has all its runs yet')
+    if a.models[0] not in tables: sys.exit(f'{a.models[0]}, with which the others are compared, has not all its runs yet')
+    if missing := set(a.models)-set(tables): print(f'left out, since runs are missing: {", ".join(sorted(missing))}')
     ref, base = next(iter(tables.items()))
     pos = base.has_ptx.to_numpy(bool)
     print(f'{len(base)} images, {pos.sum()} positive, {base.patient_id.nunique()} patients; {a.folds} folds, {a.seeds} seeds, {a.epochs} epochs at {a.size} px; mean over seeds [95 % by patient] (range of seeds)')
@@ -108,10 +119,11 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('out', type=Path)
     p.add_argument('--models', nargs='+', default=MODELS)
-    for k, v in {'seeds': 3, 'folds': 3, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800, 'loss': 'bce+dice', 'weights': 'lite0'}.items():
+    for k, v in {'seeds': 3, 'folds': 2, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800, 'loss': 'bce+dice', 'weights': 'lite0'}.items():
         p.add_argument(f'--{k}', type=type(v), default=v)
     p.add_argument('--report', action='store_true', help='print what is there, train nothing')
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
+    same_recipe(a)
     if not a.report: run(a)
     report(a)

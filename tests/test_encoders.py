@@ -233,6 +233,19 @@ def test_not_strict(tmp_path):
     torch.save({'x': torch.ones(1)}, tmp_path/'w.pth')
     with pytest.raises(ModelError, match='0 of'): load_weights(b, tmp_path/'w.pth', strict=False)
 
+@pytest.mark.parametrize(('larger', 'smaller'), [('resnet34', 'resnet18'), ('efficientnet_b1', 'efficientnet_b0'), ('seresnet50', 'resnet50')])
+def test_weights_of_a_larger_network(larger, smaller, tmp_path):
+    "Every tensor of the smaller has its place in the file; it is another network's all the same"
+    torch.save(timm.create_model(larger).state_dict(), tmp_path/'w.pth')
+    enc = create_encoder(smaller)
+    before = {k: v.clone() for k, v in enc.state_dict().items()}
+    with pytest.raises(ModelError, match='more in blocks of the model'): load_weights(enc, tmp_path/'w.pth')
+    assert all(torch.equal(v, before[k]) for k, v in enc.state_dict().items())
+    with pytest.warns(PtxNotice, match='larger network'): r = load_weights(enc, tmp_path/'w.pth', strict=False)
+    assert r.extra and not r.complete and len(r.found) == r.total
+    torch.save(timm.create_model(smaller).state_dict(), tmp_path/'w.pth')
+    assert load_weights(enc, tmp_path/'w.pth').complete
+
 @pytest.mark.parametrize('record', ['', '{', '[]', '{"model": null}', '{"model": {"config": {"encoder": 3}}}', '{"model": {"config": 3}}', '{"model": ["arch"]}', '{"other": 1}', 'null'])
 def test_a_strange_record_of_a_run(record, tmp_path):
     save_file({'a': torch.ones(1)}, tmp_path/'model.safetensors')

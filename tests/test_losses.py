@@ -375,3 +375,10 @@ def test_types_of_fastai_come_off():
 def test_public_names():
     assert set(losses.__all__) >= {'LossError', 'TERMS', 'PRESETS', 'ComboLoss', 'xray_loss', 'AuxLoss', *(f.__name__ for f in LOSSES.values())}
     assert SimpleNamespace(**TERMS).bce
+
+def test_side_outputs_that_are_missing_or_meet_another_loss():
+    from pneumothorax.priors import LogitAdjustedLoss
+    l, t = torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4)
+    assert AuxLoss()((l, None, None), t) == AuxLoss()(l, t)
+    with pytest.raises(LossError, match='AuxLoss'): LogitAdjustedLoss(.01)((l, None, []), t)
+    assert AuxLoss(LogitAdjustedLoss(.01))((l, torch.zeros(2, 2), [torch.zeros(2, 1, 2, 2)]), t) > 0

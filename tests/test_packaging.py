@@ -1,5 +1,6 @@
 "The wheel, the metadata and what an import costs"
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -51,6 +52,25 @@ def test_package_works_from_the_wheel_alone(wheel, tmp_path):
         'assert p.__file__.startswith(sys.argv[1]), p.__file__; print(p.rle_area("5 3"))')
     p = subprocess.run([sys.executable, '-c', code, tmp_path/'lib'], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert p.stdout.split() == ['3']
+
+def test_a_network_comes_back_from_the_wheel_alone(wheel, tmp_path):
+    "State dict and config, in a process with the package and without anything optional"
+    import torch
+    from safetensors.torch import save_file
+
+    from pneumothorax.models import xray_model
+    model, x = xray_model('hyperunet:attention=scse,aux=True', 'mobilenetv3_small_050').eval(), torch.rand(1, 1, 65, 64)
+    with torch.no_grad(): save_file({'x': x, 'y': model(x)}, tmp_path/'xy.safetensors')
+    save_file(model.state_dict(), tmp_path/'model.safetensors')
+    (tmp_path/'config.json').write_text(json.dumps(model.config))
+    zipfile.ZipFile(wheel).extractall(tmp_path/'lib')
+    code = ('import sys, json, torch; sys.path.insert(0, "lib"); sys.modules.update(dict.fromkeys(sys.argv[1:])); '
+        'from safetensors.torch import load_file; import pneumothorax.models as p; assert p.__file__.endswith("lib/pneumothorax/models.py"), p.__file__; '
+        'm = p.xray_model(**json.load(open("config.json"))); print(p.load_weights(m, "model.safetensors").complete); xy = load_file("xy.safetensors"); '
+        'torch.set_grad_enabled(False); print(torch.allclose(m.eval()(xy["x"]), xy["y"], atol=1e-6))')
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *OPTIONAL, 'kornia', 'monai', 'torchmetrics'], check=False, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert p.stdout.split() == ['True', 'True'], p.stderr[-2000:]
 
 def test_one_version():
     assert cfg['version'] == version('pneumothorax')
