@@ -40,6 +40,21 @@ def start_weights(
     return 'lite0' if packaged else None
 
 # %% ../nbs/24_learner.ipynb #138ca8dc
+def _network(model, encoder, weights, seed):
+    "A network with random weights of `seed`, and what its encoder starts from"
+    weights = start_weights(encoder, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = xray_model(model, encoder, weights)
+    return net.to(memory_format=torch.channels_last),weights
+
+def _learner(dls, net, weights, loss_func=None, metrics=None, **kwargs):
+    "A `Learner` of a network that is there already"
+    if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or 'bce+dice'))
+    learn = Learner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split, **kwargs)
+    learn.xray = dict(config=net.config, weights=weights and Path(weights).name)
+    return learn
+
 def xray_learner(
     dls:DataLoaders, # from `xray_dls`
     model:str='hyperunet', # a name of `xray_model`, with options as 'hyperunet:attention=scse,aux=True'
@@ -54,16 +69,7 @@ def xray_learner(
     **kwargs
 )->Learner: # any further argument goes to fastai's `Learner`
     "A `Learner` that segments radiographs; raises `ModelError` for a model, encoder or weights that cannot be, `LossError` for a loss"
-    weights = start_weights(encoder, weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = xray_model(model, encoder, weights)
-    net.to(memory_format=torch.channels_last)
-    if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or 'bce+dice'))
-    learn = Learner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics,
-        opt_func=opt_func, lr=lr, splitter=unet_split, path=path, **kwargs)
-    learn.xray = dict(config=net.config, weights=weights and Path(weights).name)
-    return learn
+    return _learner(dls, *_network(model, encoder, weights, seed), loss_func, metrics, opt_func=opt_func, lr=lr, path=path, **kwargs)
 
 # %% ../nbs/24_learner.ipynb #62df81d3
 class RunError(PtxError): "A run that cannot be used or recorded"
@@ -216,12 +222,11 @@ def train(
     for k,lo in (('size',32),('bs',1),('epochs',1),('workers',0)):
         if args[k] is not None and args[k]<lo: raise PtxError(f'{k}={args[k]}: give at least {lo}')
     if not lr>0: raise PtxError(f'lr={lr}: give a learning rate above 0, such as 2e-3')
-    xray_loss(loss)
-    xray_model(model, encoder, start_weights(encoder, weights))     # what cannot be is said before anything long begins
+    loss_func,net = AuxLoss(xray_loss(loss)),_network(model, encoder, weights, seed)     # what cannot be is said before anything long begins
     out = _fresh(out)
     set_seed(seed)
     dls = xray_dls(data, size, bs, valid, seed, labels, workers=workers, progress=progress, equalize=equalize, equalize_first=equalize_first)
-    learn = xray_learner(dls, model, encoder, weights, loss, seed=seed, path=out, cbs=CSVLogger('history.csv'))
+    learn = _learner(dls, *net, loss_func, opt_func=RAdam, path=out, cbs=CSVLogger('history.csv'))
     with ExitStack() as quiet:
         if not progress:
             quiet.enter_context(learn.no_bar())

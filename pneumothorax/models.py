@@ -9,7 +9,7 @@ __all__ = ['SMP', 'MODELS', 'Rival', 'xray_model']
 import ast, difflib, inspect, math, re, timm, torch
 from torch import nn
 from fastai.vision.models.unet import DynamicUnet
-from .encoders import ENCODER, ModelError, create_encoder, encoder_levels, find_encoder, load_weights
+from .encoders import ENCODER, ModelError, create_encoder, encoder_levels, find_encoder, load_weights, _open
 from .hyperunet import HyperUnet, as_input, check_prior
 
 # %% ../nbs/22_models.ipynb #e2200014
@@ -61,10 +61,6 @@ def _smp_net(name, encoder, n_in, options):
     return net,enc,net.encoder.output_stride
 
 # %% ../nbs/22_models.ipynb #e2200031
-def _chain(m):
-    "The children of a module in order, plain `Sequential`s opened"
-    for c in m.children(): yield from _chain(c) if type(c) is nn.Sequential else (c,)
-
 class _FastaiUnet(DynamicUnet):
     "`DynamicUnet` that forgets the encoder's maps after use"
     def forward(self, x):
@@ -78,7 +74,7 @@ def _fastai_net(name, encoder, n_in, options):
     "`DynamicUnet`, its encoder and the deepest stride"
     enc = create_encoder(encoder, n_in)
     _,_,stride,last = encoder_levels(enc, n_in)[-1]
-    body = nn.Sequential(*_chain(enc))
+    body = nn.Sequential(*(m for child in enc.named_children() for _,m in _open(*child)))
     x,error = torch.rand(1,n_in,128,128, generator=torch.Generator().manual_seed(0)),None
     try:
         with torch.no_grad(): same = torch.equal(body.eval()(x), enc.eval()(x)[-1])

@@ -16,6 +16,15 @@ def root():
     "The repository"
     return ROOT
 
+@pytest.fixture(scope='module')
+def one_thread():
+    "Many small networks are built and run faster by one thread"
+    import torch
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
 @pytest.fixture(scope='session')
 def shared():
     "The folder of real radiographs, labels and submissions"

@@ -35,13 +35,7 @@ CHAINS = ['densenet121', 'googlenet', 'inception_v3', 'mnasnet0_5', 'mobilenet_v
 FAMILIES = ['convnext_atto', 'cs3darknet_focus_s', 'densenet121', 'efficientvit_b0', 'hrnet_w18_small', 'inception_v4', 'mambaout_femto', 'mobilenetv3_small_050', 'nf_regnet_b0',
     'pvt_v2_b0', 'regnety_002', 'sequencer2d_s', 'swin_tiny_patch4_window7_224', 'tf_efficientnet_lite0', 'tresnet_m', 'vgg11']
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Many small networks are built faster by one thread"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def seeded(make, seed=0):
     "What `make` makes with these random numbers; the others' are left alone"

@@ -20,13 +20,7 @@ from pneumothorax.models import MODELS, SMP, xray_model
 TINY = 'mobilenetv3_small_050'
 every = pytest.mark.parametrize('name', MODELS)
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Small networks are faster on one"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def build(name='hyperunet', encoder=TINY, **kw):
     "The same random weights each time"
