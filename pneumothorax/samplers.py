@@ -173,6 +173,11 @@ def overall(
     return (plan[0]+learn.epoch,plan[1]) if plan else (learn.epoch,learn.n_epoch)
 
 # %% ../nbs/08_samplers.ipynb #a8000029
+def _xray_dl(dl):
+    "The `XrayDL` that a loader is or, shared among processes, wraps; or None"
+    while not isinstance(dl,XrayDL) and 'dl' in vars(dl): dl = dl.dl
+    return dl if isinstance(dl,XrayDL) else None
+
 class _PutBack(Callback):
     "Once all others are done"
     order = 1000
@@ -208,7 +213,7 @@ class Seeded(Callback):
         "Tell the loader its epoch, seed the first step"
         self.now = overall(self.learn)[0] if getattr(self.learn,'plan',None) else self.epochs
         self.at = getattr(self.learn,'first_step',0)
-        if hasattr(type(self.dls.train),'batch_items'): self.dls.train.epoch = self.now
+        if dl:=_xray_dl(self.dls.train): dl.epoch = self.now
         self._seed()
 
     def after_batch(self):
@@ -241,8 +246,8 @@ class SlidingSampleRate(Callback):
 
     def before_fit(self):
         "Can all of it be done?"
-        dl = self.dls.train
-        if not hasattr(type(dl),'batch_items'): raise SamplingError(f'{type(dl).__name__} cannot change the share of positives; build the training loader with dl_type=XrayDL')
+        dl = _xray_dl(self.dls.train)
+        if dl is None: raise SamplingError(f'{type(self.dls.train).__name__} cannot change the share of positives; build the training loader with dl_type=XrayDL')
         self.old = dl.share
         for s in (self.start,self.stop):
             dl.share = s
@@ -252,11 +257,11 @@ class SlidingSampleRate(Callback):
 
     def before_epoch(self):
         "Set the share"
-        self.dls.train.share = self.share(*overall(self.learn))
+        _xray_dl(self.dls.train).share = self.share(*overall(self.learn))
 
     def after_fit(self):
         "As it was"
-        self.dls.train.share = self.old
+        _xray_dl(self.dls.train).share = self.old
 
 # %% ../nbs/08_samplers.ipynb #a8000045
 def sampling(
