@@ -8,7 +8,6 @@ __all__ = ['TensorXrayMask', 'LoadXray', 'LoadMask', 'XrayBlock', 'RLEMaskBlock'
            'show_batch', 'show_results']
 
 # %% ../nbs/11_data.ipynb #0ac94a09
-import random
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -22,6 +21,7 @@ from .dicom import XrayError, read_xray, show_xray
 from .siim import find_siim, siim_train, notice
 from .folds import fold_strata, spread
 from .cache import XrayCache, refuse_random, shrink, shrink_mask
+from .samplers import XrayDL
 from .equalize import Equalize, TensorXray, equalizer, grey_counts
 
 # %% ../nbs/11_data.ipynb #2fc13376
@@ -307,8 +307,7 @@ def xray_dls(
     bs = min(bs, len(train))
     rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)
     idx = held if len(held) else np.arange(len(df),len(rows))
-    dls = xray_datablock(how, idx, tfms, cache).dataloaders(rows, bs=bs, num_workers=workers)
-    dls.train.rng = random.Random(seed)   # the order of images depends on this seed alone
+    dls = xray_datablock(how, idx, tfms, cache).dataloaders(rows, bs=bs, num_workers=workers, dl_type=XrayDL, seed=seed)
     dls.xray = dict(**asdict(how), n_train=len(train), n_train_pos=int(train.has_ptx.sum()), valid=df.ImageId[held].tolist(), broken=broken)
     return dls
 
