@@ -14,6 +14,7 @@ from itertools import chain
 from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.distributed as dist, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn, update_bn
@@ -103,11 +104,6 @@ def _bare(model):
         elif '_orig_mod' in model._modules: model = model._orig_mod
         else: return model
 
-def _overall(learn):
-    "Epoch over the whole training, and its number of epochs"
-    done,total = vars(learn).get('plan') or (0,learn.n_epoch)
-    return done+learn.epoch,total
-
 def _guarded(learn, *args, **kwargs):
     "Validation, after which the learner has its own network again"
     try: return type(learn)._do_epoch_validate(learn, *args, **kwargs)
@@ -123,6 +119,7 @@ class _Averaged(Callback):
     def before_fit(self):
         if hasattr(self.learn,'lr_finder'): self.run = False
     def before_epoch(self):
+        "From here on validation is guarded"
         if '_do_epoch_validate' not in vars(self.learn): self.learn._do_epoch_validate = partial(_guarded, self.learn)
     def before_validate(self):
         if (net := self._network()) is not None: self.plain,self.learn.model = self.learn.model,net.eval()
@@ -130,15 +127,24 @@ class _Averaged(Callback):
         if self.plain is not None: self.learn.model,self.plain = self.plain,None
     def after_fit(self): vars(self.learn).pop('_do_epoch_validate', None)
 
-def _restore(model, tensors, what):
-    "Copy named tensors into a model; raises `PtxError` if they are another network's"
-    own = dict(chain(model.named_parameters(),model.named_buffers()))
-    odd = [k for k,v in tensors.items() if k not in own or own[k].shape!=v.shape]
-    if odd: raise PtxError(f'state of {what}: {len(odd)} of {len(tensors)} tensors do not fit this network, the first is {odd[0]}; it belongs to another model or encoder')
-    with torch.no_grad():
-        for k,v in tensors.items(): own[k].copy_(v)
-
 # %% ../nbs/26_averaging.ipynb #f6260023
+def _overall(learn):
+    "Epoch over the whole training, and its number of epochs"
+    done,total = vars(learn).get('plan') or (0,learn.n_epoch)
+    return done+learn.epoch,total
+
+def _swa_settings(start, lr, cycle, every, div):
+    "Refuse what cannot be"
+    whole = isinstance(start,Integral) and not isinstance(start,bool)
+    if not (start>=0 if whole else isinstance(start,(float,np.floating)) and 0<=start<1):
+        raise PtxError(f'SWA(start={start!r}): give a share such as 0.75, or the number of an epoch')
+    if lr is not None and not 0<lr<float('inf'): raise PtxError(f'SWA(lr={lr!r}): give a learning rate above 0, or None to leave it to the schedule')
+    for k,v,lo in (('cycle',cycle,0),('every',every,1)):
+        if not isinstance(v,Integral) or v<lo: raise PtxError(f'SWA({k}={v!r}): give a whole number of epochs, at least {lo}')
+    if cycle and lr is None: raise PtxError(f'SWA(cycle={cycle}): give the learning rate lr= from which each cycle falls')
+    if not div>=1: raise PtxError(f'SWA(div={div!r}): give at least 1')
+
+# %% ../nbs/26_averaging.ipynb #f6260062
 class SWA(_Averaged):
     "Stochastic weight averaging: the equal mean of the weights at the ends of the last epochs; raises `PtxError`"
     def __init__(self,
@@ -148,22 +154,16 @@ class SWA(_Averaged):
         every:int=1, # epochs from one average to the next, where there is no cycle
         div:float=10., # by which `lr` falls in a cycle
         seed:int=0): # of the pass that measures batch norm
-        whole = isinstance(start,Integral) and not isinstance(start,bool)
-        if not (start>=0 if whole else isinstance(start,(float,np.floating)) and 0<=start<1): raise PtxError(f'SWA(start={start!r}): give a share such as 0.75, or the number of an epoch')
-        if lr is not None and not 0<lr<float('inf'): raise PtxError(f'SWA(lr={lr!r}): give a learning rate above 0, or None to leave it to the schedule')
-        for k,v,lo in (('cycle',cycle,0),('every',every,1)):
-            if not isinstance(v,Integral) or v<lo: raise PtxError(f'SWA({k}={v!r}): give a whole number of epochs, at least {lo}')
-        if cycle and lr is None: raise PtxError(f'SWA(cycle={cycle}): give the learning rate lr= from which each cycle falls')
-        if not div>=1: raise PtxError(f'SWA(div={div!r}): give at least 1')
-        self.start,self.lr,self.cycle,self.every,self.div,self.seed = start,lr,int(cycle),int(every),div,seed
-        self.mean,self.net,self.stale,self.measured = None,None,False,0
+        _swa_settings(start, lr, cycle, every, div)
+        self.start,self.lr,self.cycle,self.every,self.div,self.seed = start,lr,cycle,every,div,seed
+        self.mean,self.net,self.stale = None,None,False
     @property
     def ready(self)->bool: # has it begun?
         "Is there an average?"
         return self.mean is not None
     @property
-    def n_averaged(self)->int: # epochs
-        "How many weights are in the average"
+    def n_averaged(self)->int: # of epochs
+        "How many weights are in the average?"
         return int(self.mean.n_averaged) if self.ready else 0
     @property
     def model(self)->nn.Module: # in evaluation mode
@@ -171,78 +171,101 @@ class SWA(_Averaged):
         if not self.ready: raise PtxError(f'SWA has averaged nothing yet: it begins with start={self.start}; train on, or begin earlier')
         if self.stale: raise PtxError('SWA was interrupted before batch norm of its network was measured; call refresh() first')
         return self.net.eval()
-    def refresh(self,
-        dl:object=None, # the training loader; the learner's if None
-    )->int: # batches
-        "Measure batch norm of the averaged network, if that is still to do"
-        if not (self.ready and self.stale): return 0
-        self.net.train()
-        for o,frozen in zip(self.net.modules(),self.modes): o.training = not frozen
-        n = refresh_bn(self.net, self.learn.dls.train if dl is None else dl, int(np.random.SeedSequence([self.seed,self.n_averaged]).generate_state(1)[0]))
-        self.stale = False
-        return n
-    def _network(self):
-        if not self.ready: return None
-        self.refresh()
-        return self.net
-    def _begins(self, total): return int(self.start) if isinstance(self.start,Integral) else int(self.start*total+1e-9)
+    def _begins(self, total): return self.start if isinstance(self.start,Integral) else int(self.start*total+1e-9)
     def _make(self):
         net = _bare(self.learn.model)
-        self.mean = AveragedModel(net, 'cpu', get_swa_avg_fn()).double()
-        self.net = deepcopy(net).requires_grad_(False)
-        self.modes = [False for _ in net.modules()]
+        self.mean,self.net,self.modes = AveragedModel(net,'cpu',get_swa_avg_fn()).double(),deepcopy(net).requires_grad_(False),[True for _ in net.modules()]
+    @torch.no_grad()
     def _round(self):
-        with torch.no_grad():
-            for a,b in zip(self.net.parameters(),self.mean.module.parameters()): a.copy_(b)
+        for a,b in zip(self.net.parameters(),self.mean.module.parameters()): a.copy_(b)
     def before_train(self):
+        "Is the training long enough?"
         (_,total),step = _overall(self.learn),self.cycle or self.every
-        first = self._begins(total)
-        if first+step>total: raise PtxError(f'SWA(start={self.start}): the first average is due after epoch {first+step}, and training has {total}; begin earlier'+', or with a shorter cycle'*(step>1))
-    def before_batch(self):
-        (epoch,total),learn = _overall(self.learn),self.learn
-        first = self._begins(total)
-        if self.lr is None or epoch<first: return
-        done = ((epoch-first)%self.cycle+(learn.iter+1)/learn.n_iter)/self.cycle if self.cycle else 0.
-        top = max(h['lr'] for h in learn.opt.hypers)
-        # a ratio of nine digits comes out the same when it is taken again from its own result
-        ratios = [float(f'{h["lr"]/top:.9g}') if top else 1. for h in learn.opt.hypers]
-        learn.opt.set_hypers(lr=[self.lr*(1-done*(1-1/self.div))*r for r in ratios])
+        due = self._begins(total)+step
+        if due>total: raise PtxError(f'SWA(start={self.start}): the first average is due after {due} epochs, and training has {total}; begin earlier'+', or with a shorter cycle'*(step>1))
     def after_train(self):
-        epoch,total = _overall(self.learn)
-        first,net = self._begins(total),_bare(self.learn.model)
-        if epoch<first or (epoch-first+1)%(self.cycle or self.every): return
+        "Take the weights in, if this epoch counts"
+        (epoch,total),net = _overall(self.learn),_bare(self.learn.model)
+        since = epoch-self._begins(total)
+        if since<0 or (since+1)%(self.cycle or self.every): return
         if bad := [k for k,p in net.named_parameters() if not p.isfinite().all()]:
             notice(f'tensors are not finite, so epoch {epoch} is left out of SWA', bad)
             return
         if not self.ready: self._make()
         self.mean.update_parameters(net)
         self._round()
-        with torch.no_grad():
-            for a,b in zip(self.net.buffers(),net.buffers()): a.copy_(b)
-        self.modes,self.stale = [net.training and not m.training for m in net.modules()],True
+        for a,b in zip(self.net.buffers(),net.buffers()): a.copy_(b)
+        self.modes,self.stale = [m.training or not net.training for m in net.modules()],True
     def after_cancel_fit(self):
+        "Say so if there is no average"
         epoch,total = _overall(self.learn)
         if not self.ready: notice('trainings stopped before SWA began', [f'in epoch {epoch} of {total}, it begins with epoch {self._begins(total)}'])
-    def after_fit(self):
-        super().after_fit()
-        self.refresh()
-    def state_dict(self)->dict: # tensors and plain values
-        "What a resumed training needs"
-        if not self.ready: return dict(n=0)
-        copies = lambda named: {k:v.detach().clone() for k,v in named}
-        return dict(n=self.n_averaged, stale=self.stale, modes=list(self.modes), mean=copies(self.mean.module.named_parameters()), buffers=copies(self.net.named_buffers()))
-    def load_state_dict(self,
-        state:dict, # from `state_dict`
-    ):
-        "Go on from there; raises `PtxError` if it is another network's"
-        if not state['n']: self.mean,self.net,self.stale = None,None,False
-        else:
-            self._make()
-            _restore(self.mean.module, state['mean'], 'SWA')
-            self.mean.n_averaged.fill_(state['n'])
-            self._round()
-            _restore(self.net, state['buffers'], 'SWA')
-            self.modes,self.stale = list(state['modes']),state['stale']
+
+# %% ../nbs/26_averaging.ipynb #f6260063
+@patch
+def refresh(self:SWA,
+    dl:object=None, # the training loader; the learner's if None
+)->int: # batches; 0 if there is nothing to do
+    "Measure batch norm of the averaged network, if that is still to do"
+    if not (self.ready and self.stale): return 0
+    for m,training in zip(self.net.modules(),self.modes): m.training = training
+    seed = int(np.random.SeedSequence([self.seed,self.n_averaged]).generate_state(1)[0])
+    n = refresh_bn(self.net, self.learn.dls.train if dl is None else dl, seed)
+    self.stale = False
+    return n
+
+@patch
+def _network(self:SWA):
+    self.refresh()
+    return self.net
+
+@patch
+def after_fit(self:SWA):
+    "An average that was not validated is made ready too"
+    _Averaged.after_fit(self)
+    self.refresh()
+
+# %% ../nbs/26_averaging.ipynb #f6260066
+@patch
+def before_batch(self:SWA):
+    "The learning rate, from the first epoch that counts"
+    (epoch,total),learn = _overall(self.learn),self.learn
+    since = epoch-self._begins(total)
+    if self.lr is None or since<0: return
+    done = (since%self.cycle+(learn.iter+1)/learn.n_iter)/self.cycle if self.cycle else 0.
+    rates = [h['lr'] for h in learn.opt.hypers]
+    ratios = [float(f'{r/max(rates):.9g}') if max(rates) else 1. for r in rates]
+    learn.opt.set_hypers(lr=[self.lr*(1-done*(1-1/self.div))*r for r in ratios])
+
+# %% ../nbs/26_averaging.ipynb #f6260070
+def _restore(model, tensors, what):
+    "Copy named tensors into a model; raises `PtxError` if they are another network's"
+    own = dict(chain(model.named_parameters(),model.named_buffers()))
+    odd = [k for k,v in tensors.items() if k not in own or own[k].shape!=v.shape]
+    if odd: raise PtxError(f'state of {what}: {len(odd)} of {len(tensors)} tensors do not fit this network, the first is {odd[0]}; it belongs to another model or encoder')
+    with torch.no_grad():
+        for k,v in tensors.items(): own[k].copy_(v)
+
+@patch
+def state_dict(self:SWA)->dict: # tensors and plain values
+    "What a resumed training needs"
+    if not self.ready: return dict(n=0)
+    mean,buffers = ({k:v.detach().clone() for k,v in o} for o in (self.mean.module.named_parameters(),self.net.named_buffers()))
+    return dict(n=self.n_averaged, stale=self.stale, modes=list(self.modes), mean=mean, buffers=buffers)
+
+@patch
+def load_state_dict(self:SWA,
+    state:dict, # from `state_dict`
+):
+    "Go on from there; raises `PtxError` if it is another network's"
+    self.mean,self.net,self.stale = None,None,False
+    if not state['n']: return
+    self._make()
+    _restore(self.mean.module, state['mean'], 'SWA')
+    self.mean.n_averaged.fill_(state['n'])
+    self._round()
+    _restore(self.net, state['buffers'], 'SWA')
+    self.modes,self.stale = list(state['modes']),state['stale']
 
 # %% ../nbs/26_averaging.ipynb #f6260039
 class EMA(_Averaged):
@@ -252,7 +275,7 @@ class EMA(_Averaged):
         warmup:float=10.): # after t steps the decay is at most (1+t)/(warmup+t); 0 for none
         if not 0<=decay<1: raise PtxError(f'EMA(decay={decay!r}): give a share from 0 to below 1, such as 0.999')
         if not (warmup==0 or 1<=warmup<float('inf')): raise PtxError(f'EMA(warmup={warmup!r}): give 1 or more, or 0 for none')
-        self.decay,self.warmup,self.n_averaged,self.mean,self.skipped = decay,warmup,0,None,False
+        self.decay,self.warmup,self.n_averaged,self.mean,self.pairs,self.skipped = decay,warmup,0,None,None,False
     @property
     def ready(self)->bool: # has it begun?
         "Is there an average?"
@@ -267,32 +290,45 @@ class EMA(_Averaged):
         if _processes()>1:
             for b in self.mean.module.buffers(): dist.broadcast(b, 0)
         return self.mean.module
-    def before_train(self):
+    def _pair(self):
+        "Tensors of the mean and of the network, those with fractions and the others"
         net = _bare(self.learn.model)
         if self.mean is None: self.mean = AveragedModel(net).requires_grad_(False)
-        pairs = list(zip(*([t.detach() for t in chain(m.parameters(),m.buffers())] for m in (self.mean.module,net))))
-        self.floats,self.others = ([list(o) for o in zip(*(p for p in pairs if p[0].is_floating_point()==f))] for f in (True,False))
-    def after_cancel_step(self): self.skipped = True
+        both = [[t.detach() for t in chain(m.parameters(),m.buffers())] for m in (self.mean.module,net)]
+        self.pairs = [[[t for t in ts if t.is_floating_point()==f] for ts in both] for f in (True,False)]
+    def before_train(self):
+        "Tensors may have moved to another device"
+        self.pairs = None
+    def after_cancel_step(self):
+        "The step that ends was not taken"
+        self.skipped = True
+    @torch.no_grad()
     def after_step(self):
+        "Move the mean, if a step was taken"
         skipped,self.skipped,t = self.skipped,False,self.n_averaged
         if skipped: return
-        with torch.no_grad():
-            if t: get_ema_multi_avg_fn(min(self.decay,(1+t)/(self.warmup+t)) if self.warmup else self.decay)(*self.floats, None)
-            else: torch._foreach_copy_(*self.floats)
-            if self.others: torch._foreach_copy_(*self.others)
+        if self.pairs is None: self._pair()
+        floats,others = self.pairs
+        if t: get_ema_multi_avg_fn(min(self.decay,(1+t)/(self.warmup+t)) if self.warmup else self.decay)(*floats, None)
+        else: torch._foreach_copy_(*floats)
+        if others[0]: torch._foreach_copy_(*others)
         self.n_averaged += 1
-    def state_dict(self)->dict: # tensors and plain values
-        "What a resumed training needs"
-        if not self.ready: return dict(n=0)
-        return dict(n=self.n_averaged, mean={k:v.detach().clone() for k,v in chain(self.mean.module.named_parameters(),self.mean.module.named_buffers())})
-    def load_state_dict(self,
-        state:dict, # from `state_dict`
-    ):
-        "Go on from there; raises `PtxError` if it is another network's"
-        self.n_averaged,self.mean = state['n'],None
-        if not state['n']: return
-        self.mean = AveragedModel(_bare(self.learn.model)).requires_grad_(False)
-        _restore(self.mean.module, state['mean'], 'EMA')
+
+# %% ../nbs/26_averaging.ipynb #f6260084
+@patch
+def state_dict(self:EMA)->dict: # tensors and plain values
+    "What a resumed training needs"
+    named = chain(self.mean.module.named_parameters(),self.mean.module.named_buffers()) if self.ready else ()
+    return dict(n=self.n_averaged, mean={k:v.detach().clone() for k,v in named})
+
+@patch
+def load_state_dict(self:EMA,
+    state:dict, # from `state_dict`
+):
+    "Go on from there; raises `PtxError` if it is another network's"
+    self.n_averaged,self.mean = state['n'],None
+    self._pair()
+    _restore(self.mean.module, state['mean'], 'EMA')
 
 # %% ../nbs/26_averaging.ipynb #f6260047
 def _tensors(f):
@@ -313,7 +349,7 @@ def average_files(
         if odd: raise PtxError(f'{f}: {len(odd)} tensors are of another name, shape or type than in {files[0]}, the first is {odd[0]}; give files of one network')
         if bad := [k for k,v in now.items() if not v.isfinite().all()]: raise PtxError(f'{f}: {bad[0]} has values that are not finite; leave this file out')
         for k,v in now.items(): total[k] = total.get(k,0)+v.double() if v.is_floating_point() else v
-    return {k:(v/len(files)).to(first[k][1]) if first[k][1].is_floating_point else v for k,v in total.items()}
+    return {k:(v/len(files)).to(first[k][1]) if v.is_floating_point() else v for k,v in total.items()}
 
 # %% ../nbs/26_averaging.ipynb #f6260050
 _NO_SCORE = {'epoch','stage','size','lr','secs'}   # columns of history.csv that say nothing about quality
