@@ -156,28 +156,28 @@ class SWA(_Averaged):
         seed:int=0): # of the pass that measures batch norm
         _swa_settings(start, lr, cycle, every, div)
         self.start,self.lr,self.cycle,self.every,self.div,self.seed = start,lr,cycle,every,div,seed
-        self.mean,self.net,self.stale = None,None,False
+        self.average,self.swa_net,self.stale = None,None,False
     @property
     def ready(self)->bool: # has it begun?
         "Is there an average?"
-        return self.mean is not None
+        return self.average is not None
     @property
     def n_averaged(self)->int: # of epochs
         "How many weights are in the average?"
-        return int(self.mean.n_averaged) if self.ready else 0
+        return int(self.average.n_averaged) if self.ready else 0
     @property
     def model(self)->nn.Module: # in evaluation mode
         "The averaged network, ready to predict; raises `PtxError` if there is none"
         if not self.ready: raise PtxError(f'SWA has averaged nothing yet: it begins with start={self.start}; train on, or begin earlier')
         if self.stale: raise PtxError('SWA was interrupted before batch norm of its network was measured; call refresh() first')
-        return self.net.eval()
+        return self.swa_net.eval()
     def _begins(self, total): return self.start if isinstance(self.start,Integral) else int(self.start*total+1e-9)
     def _make(self):
         net = _bare(self.learn.model)
-        self.mean,self.net,self.modes = AveragedModel(net,'cpu',get_swa_avg_fn()).double(),deepcopy(net).requires_grad_(False),[True for _ in net.modules()]
+        self.average,self.swa_net,self.modes = AveragedModel(net,'cpu',get_swa_avg_fn()).double(),deepcopy(net).requires_grad_(False),[True for _ in net.modules()]
     @torch.no_grad()
     def _round(self):
-        for a,b in zip(self.net.parameters(),self.mean.module.parameters()): a.copy_(b)
+        for a,b in zip(self.swa_net.parameters(),self.average.module.parameters()): a.copy_(b)
     def before_train(self):
         "Is the training long enough?"
         (_,total),step = _overall(self.learn),self.cycle or self.every
@@ -192,9 +192,9 @@ class SWA(_Averaged):
             notice(f'tensors are not finite, so epoch {epoch} is left out of SWA', bad)
             return
         if not self.ready: self._make()
-        self.mean.update_parameters(net)
+        self.average.update_parameters(net)
         self._round()
-        for a,b in zip(self.net.buffers(),net.buffers()): a.copy_(b)
+        for a,b in zip(self.swa_net.buffers(),net.buffers()): a.copy_(b)
         self.modes,self.stale = [m.training or not net.training for m in net.modules()],True
     def after_cancel_fit(self):
         "Say so if there is no average"
@@ -208,16 +208,16 @@ def refresh(self:SWA,
 )->int: # batches; 0 if there is nothing to do
     "Measure batch norm of the averaged network, if that is still to do"
     if not (self.ready and self.stale): return 0
-    for m,training in zip(self.net.modules(),self.modes): m.training = training
+    for m,training in zip(self.swa_net.modules(),self.modes): m.training = training
     seed = int(np.random.SeedSequence([self.seed,self.n_averaged]).generate_state(1)[0])
-    n = refresh_bn(self.net, self.learn.dls.train if dl is None else dl, seed)
+    n = refresh_bn(self.swa_net, self.learn.dls.train if dl is None else dl, seed)
     self.stale = False
     return n
 
 @patch
 def _network(self:SWA):
     self.refresh()
-    return self.net
+    return self.swa_net
 
 @patch
 def after_fit(self:SWA):
@@ -250,7 +250,7 @@ def _restore(model, tensors, what):
 def state_dict(self:SWA)->dict: # tensors and plain values
     "What a resumed training needs"
     if not self.ready: return dict(n=0)
-    mean,buffers = ({k:v.detach().clone() for k,v in o} for o in (self.mean.module.named_parameters(),self.net.named_buffers()))
+    mean,buffers = ({k:v.detach().clone() for k,v in o} for o in (self.average.module.named_parameters(),self.swa_net.named_buffers()))
     return dict(n=self.n_averaged, stale=self.stale, modes=list(self.modes), mean=mean, buffers=buffers)
 
 @patch
@@ -258,13 +258,13 @@ def load_state_dict(self:SWA,
     state:dict, # from `state_dict`
 ):
     "Go on from there; raises `PtxError` if it is another network's"
-    self.mean,self.net,self.stale = None,None,False
+    self.average,self.swa_net,self.stale = None,None,False
     if not state['n']: return
     self._make()
-    _restore(self.mean.module, state['mean'], 'SWA')
-    self.mean.n_averaged.fill_(state['n'])
+    _restore(self.average.module, state['mean'], 'SWA')
+    self.average.n_averaged.fill_(state['n'])
     self._round()
-    _restore(self.net, state['buffers'], 'SWA')
+    _restore(self.swa_net, state['buffers'], 'SWA')
     self.modes,self.stale = list(state['modes']),state['stale']
 
 # %% ../nbs/26_averaging.ipynb #f6260039
@@ -275,7 +275,7 @@ class EMA(_Averaged):
         warmup:float=10.): # after t steps the decay is at most (1+t)/(warmup+t); 0 for none
         if not 0<=decay<1: raise PtxError(f'EMA(decay={decay!r}): give a share from 0 to below 1, such as 0.999')
         if not (warmup==0 or 1<=warmup<float('inf')): raise PtxError(f'EMA(warmup={warmup!r}): give 1 or more, or 0 for none')
-        self.decay,self.warmup,self.n_averaged,self.mean,self.pairs,self.skipped = decay,warmup,0,None,None,False
+        self.decay,self.warmup,self.n_averaged,self.average,self.pairs,self.skipped = decay,warmup,0,None,None,False
     @property
     def ready(self)->bool: # has it begun?
         "Is there an average?"
@@ -284,17 +284,17 @@ class EMA(_Averaged):
     def model(self)->nn.Module: # in evaluation mode
         "The averaged network, ready to predict; raises `PtxError` if there is none"
         if not self.ready: raise PtxError('EMA has averaged nothing yet; train first')
-        return self.mean.module.eval()
+        return self.average.module.eval()
     def _network(self):
         if not self.ready or any(isinstance(cb,SWA) and cb.ready for cb in self.learn.cbs): return None
         if _processes()>1:
-            for b in self.mean.module.buffers(): dist.broadcast(b, 0)
-        return self.mean.module
+            for b in self.average.module.buffers(): dist.broadcast(b, 0)
+        return self.average.module
     def _pair(self):
         "Tensors of the mean and of the network, those with fractions and the others"
         net = _bare(self.learn.model)
-        if self.mean is None: self.mean = AveragedModel(net).requires_grad_(False)
-        both = [[t.detach() for t in chain(m.parameters(),m.buffers())] for m in (self.mean.module,net)]
+        if self.average is None: self.average = AveragedModel(net).requires_grad_(False)
+        both = [[t.detach() for t in chain(m.parameters(),m.buffers())] for m in (self.average.module,net)]
         self.pairs = [[[t for t in ts if t.is_floating_point()==f] for ts in both] for f in (True,False)]
     def before_train(self):
         "Tensors may have moved to another device"
@@ -318,7 +318,7 @@ class EMA(_Averaged):
 @patch
 def state_dict(self:EMA)->dict: # tensors and plain values
     "What a resumed training needs"
-    named = chain(self.mean.module.named_parameters(),self.mean.module.named_buffers()) if self.ready else ()
+    named = chain(self.average.module.named_parameters(),self.average.module.named_buffers()) if self.ready else ()
     return dict(n=self.n_averaged, mean={k:v.detach().clone() for k,v in named})
 
 @patch
@@ -326,9 +326,9 @@ def load_state_dict(self:EMA,
     state:dict, # from `state_dict`
 ):
     "Go on from there; raises `PtxError` if it is another network's"
-    self.n_averaged,self.mean = state['n'],None
+    self.n_averaged,self.average = state['n'],None
     self._pair()
-    _restore(self.mean.module, state['mean'], 'EMA')
+    _restore(self.average.module, state['mean'], 'EMA')
 
 # %% ../nbs/26_averaging.ipynb #f6260047
 def _tensors(f):

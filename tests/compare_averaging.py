@@ -133,13 +133,13 @@ def report(a):
             if k == 'plain': print(f'{line}{"":24}  {sd}')
             else:
                 diff, (r, lo, hi) = paired_bootstrap(d.mean(1), ref.mean(1), who[rows]), sd_ratio(d, ref, who[rows])
-                print(f'{line}{diff.value:+.3f} {ends(diff.lo, diff.hi, '+.3f')}  {sd}  ratio {r:.2f} {ends(lo, hi, '.2f')}')
+                print(f'{line}{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}  {sd}  ratio {r:.2f} {ends(lo, hi, ".2f")}')
     print('\nprobability that an image has a pneumothorax: standard deviation between seeds, mean over images [95 % by patient], and its ratio to plain')
     for k, t in tables.items():
         p, q = columns(t, 'prob'), columns(base, 'prob')
         i = bootstrap_ci(p.std(1, ddof=1), who)
         r = bootstrap_stat(spread_ratio, [p, q], who)
-        print(f'{k:6} {i.value:.4f} {ends(i.lo, i.hi, '.4f')}', '' if k == 'plain' else f'  ratio {r.value:.2f} {ends(r.lo, r.hi, '.2f')}')
+        print(f'{k:6} {i.value:.4f} {ends(i.lo, i.hi, ".4f")}', '' if k == 'plain' else f'  ratio {r.value:.2f} {ends(r.lo, r.hi, ".2f")}')
 
 if __name__ == '__main__':
     p = parser(__doc__, seeds=5, epochs=12)
