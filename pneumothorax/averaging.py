@@ -40,6 +40,7 @@ def _undisturbed(dl, seed, device):
         try:
             for now,_ in kept:
                 if isinstance(now.get('rng'), random.Random): now['rng'] = random.Random(seed)   # the same in all processes, which share one order
+                if now.get('skip'): now['skip'] = 0     # batches that a resumed epoch leaves out
             own = int(np.random.SeedSequence([seed,rank_distrib()]).generate_state(1)[0])
             random.seed(own)
             np.random.seed(own)
