@@ -82,7 +82,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
 
 def test_the_loader_inside_a_distributed_one_is_left_as_it_was():
     dls = loaders()
-    dls.train.epoch = 7
+    dls.train.epoch, dls.train.skip = 7, 2
     dl = DistributedDL(dls.train, rank=0, world_size=2)
     dl._broadcast = lambda idxs, rank: idxs
     before = dls.train.rng.getstate()
@@ -92,7 +92,7 @@ def test_the_loader_inside_a_distributed_one_is_left_as_it_was():
     dls.train.__class__ = Counts
     first, again = net(), net()
     refresh_bn(first, dl, 5)
-    assert dls.train.epoch == 7 and dls.train.rng.getstate() == before
+    assert (dls.train.epoch, dls.train.skip) == (7, 2) and dls.train.rng.getstate() == before
     refresh_bn(again, dl, 5)
     assert same(weights(first), weights(again))
 
