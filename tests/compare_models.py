@@ -4,41 +4,25 @@ Each model is trained with each seed on each fold (by patient) of the 114 radiog
 for the same number of epochs, with the same data, loss and schedule, and predicts the images that it has not seen. A run leaves a table in OUT and is not
 repeated, so an interrupted comparison goes on where it stopped; `--report` only prints what is there. Intervals resample patients; the spread
 between seeds stands beside them, since on so few images chance in training is as large as most differences."""
-import argparse
 import itertools
-import json
-import multiprocessing
 import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from conftest import SHARED
+from comparing import ENCODER, columns, ends, parser, predicted, run, said, same_recipe, scored, write
 from fastai.torch_core import set_seed
 
 from pneumothorax.bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap
-from pneumothorax.cache import prepare
 from pneumothorax.data import xray_dls
-from pneumothorax.decide import prob_to_mask
-from pneumothorax.folds import make_folds
 from pneumothorax.learner import xray_learner
-from pneumothorax.metrics import auroc, image_prob, image_scores
-from pneumothorax.rle import rles_to_mask
-from pneumothorax.siim import siim_train
+from pneumothorax.metrics import auroc
 
-ENCODER = 'tf_efficientnet_lite0'
 MODELS = ['hyperunet', 'hyperunet:hypercolumns=False', 'fastai_unet', 'unet', 'unetplusplus']
 
 def table_of(out, model, seed, fold): return out/f'{model.replace(":", "-").replace("=", "-")}.seed{seed}.fold{fold}.csv'
-
-def predicted(learn):
-    "Probabilities of the validation images N×size×size, in their order"
-    learn.model.eval()
-    with torch.inference_mode(): return torch.cat([learn.model(x).sigmoid()[:, 0] for x, _ in learn.dls.valid]).numpy()
 
 def one(out, cache, ids, model, seed, fold, a):
     "Train one model, and write what it says about the fold that it has not seen"
@@ -50,33 +34,10 @@ def one(out, cache, ids, model, seed, fold, a):
     t0 = time.perf_counter()
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(a.epochs, a.lr)
     secs = time.perf_counter()-t0
-    probs, df = predicted(learn), learn.dls.valid.items
-    scores = [image_scores(prob_to_mask(p, a.thresh, a.min_area)[None], rles_to_mask(r)[None], 'dice')[0] for p, r in zip(probs, df.rles)]
-    t = df[['ImageId', 'patient_id', 'has_ptx']].assign(dice=scores, prob=image_prob(probs), secs=round(secs, 1))
+    t = scored(learn.dls.valid.items, predicted(learn), a).assign(secs=round(secs, 1))
     f = table_of(out, model, seed, fold)
-    t.to_csv(f.with_suffix('.part'), index=False)
-    f.with_suffix('.part').rename(f)
+    write(t, f)
     return f'{f.stem}: Dice {t.dice.mean():.3f}, positives {t.dice[t.has_ptx].mean():.3f}, {secs:.0f} s'
-
-RECIPE = 'folds', 'epochs', 'size', 'bs', 'lr', 'thresh', 'min_area', 'loss', 'weights'
-
-def same_recipe(a):
-    "Runs of one folder were all made in one way; another way is refused"
-    f, ours = a.out/'recipe.json', {k: getattr(a, k) for k in RECIPE}
-    if not f.exists(): f.write_text(json.dumps(ours)+'\n')
-    theirs = json.loads(f.read_text())
-    if other := {k: theirs.get(k) for k in RECIPE if theirs.get(k) != ours[k]}: sys.exit(f'{a.out} holds runs made with {other}; give these arguments, or another folder')
-
-def run(a):
-    "All runs that are not there yet"
-    df = siim_train(SHARED/'siim-small')
-    cache = a.out/f'cache-{a.size}'
-    prepare(SHARED/'siim-small', cache, a.size)
-    folds = make_folds(df, n=a.folds, seed=0)
-    todo = [(m, s, f) for s, f, m in itertools.product(range(a.seeds), range(a.folds), a.models) if not table_of(a.out, m, s, f).exists()]
-    with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
-        jobs = [pool.submit(one, a.out, cache, folds.ImageId[folds.fold == f].tolist(), m, s, f, a) for m, s, f in todo]
-        for i, j in enumerate(as_completed(jobs)): print(f'{i+1}/{len(todo)} {j.result()}', flush=True)
 
 def pooled(a, model):
     "One row per image: patient_id, has_ptx, and for each seed Dice and probability; None if runs are missing"
@@ -88,7 +49,7 @@ def pooled(a, model):
     out.attrs['secs'] = np.mean([pd.read_csv(f).secs[0] for fs in files for f in fs])
     return out
 
-def dices(t): return t.filter(like='dice').to_numpy()
+def dices(t): return columns(t, 'dice')
 def aurocs(probs, y): return np.mean([auroc(p, y) for p in probs.T])
 
 def report(a):
@@ -105,25 +66,21 @@ def report(a):
         for m, t in tables.items():
             d = dices(t)[rows]
             i, diff = bootstrap_ci(d.mean(1), who[rows]), paired_bootstrap(d.mean(1), dices(base)[rows].mean(1), who[rows])
-            print(f'{m:32} {i.value:.3f} [{i.lo:.3f}, {i.hi:.3f}] ({d.mean(0).min():.3f}–{d.mean(0).max():.3f})', '' if m == ref else f'  {diff.value:+.3f} [{diff.lo:+.3f}, {diff.hi:+.3f}]')
+            print(f'{m:32} {said(i, d.mean(0))}', '' if m == ref else f'  {diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}')
     print('\nAUROC of the image-level probability')
     for m, t in tables.items():
-        p, q = (x.filter(like='prob').to_numpy() for x in (t, base))
+        p, q = (columns(x, 'prob') for x in (t, base))
         i = bootstrap_stat(aurocs, [p, pos], who)
         diff = bootstrap_stat(lambda p, q, y: aurocs(p, y)-aurocs(q, y), [p, q, pos], who)
         each = [auroc(v, pos) for v in p.T]
-        print(f'{m:32} {i.value:.3f} [{i.lo:.3f}, {i.hi:.3f}] ({min(each):.3f}–{max(each):.3f})', '' if m == ref else f'  {diff.value:+.3f} [{diff.lo:+.3f}, {diff.hi:+.3f}]')
+        print(f'{m:32} {said(i, each)}', '' if m == ref else f'  {diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}')
     print('\nseconds of training per run:', ', '.join(f'{m} {t.attrs["secs"]:.0f}' for m, t in tables.items()))
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('out', type=Path)
+    p = parser(__doc__)
     p.add_argument('--models', nargs='+', default=MODELS)
-    for k, v in {'seeds': 3, 'folds': 2, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800, 'loss': 'bce+dice', 'weights': 'lite0'}.items():
-        p.add_argument(f'--{k}', type=type(v), default=v)
-    p.add_argument('--report', action='store_true', help='print what is there, train nothing')
     a = p.parse_args()
-    a.out.mkdir(parents=True, exist_ok=True)
     same_recipe(a)
-    if not a.report: run(a)
+    todo = [(m, s, f) for s, f, m in itertools.product(range(a.seeds), range(a.folds), a.models) if not table_of(a.out, m, s, f).exists()]
+    if not a.report: run(a, one, todo)
     report(a)
