@@ -25,32 +25,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from .rle import PtxError
 from .siim import notice
+from .samplers import overall, seeded, step_seed
+from .checkpoints import bare
 from .models import xray_model
 from .learner import read_run
 
 # %% ../nbs/26_averaging.ipynb #f6260011
 @contextmanager
-def _undisturbed(dl, seed, device):
+def _undisturbed(dl, seed):
     "Inside, all generators start from `seed`; outside, they and the loader are as if nothing had been drawn"
     loaders = [dl]
     while 'dl' in getattr(loaders[-1],'__dict__',{}): loaders.append(loaders[-1].dl)      # fastai's DistributedDL wraps another
     kept = [(vars(o),dict(vars(o))) for o in loaders if hasattr(o,'__dict__')]
-    python,numpy,gpu = random.getstate(),np.random.get_state(),device.type=='cuda'
-    with torch.random.fork_rng(devices=[device] if gpu else []):
-        try:
-            for now,_ in kept:
-                if isinstance(now.get('rng'), random.Random): now['rng'] = random.Random(seed)   # the same in all processes, which share one order
-                if now.get('skip'): now['skip'] = 0     # batches that a resumed epoch leaves out
-            own = int(np.random.SeedSequence([seed,rank_distrib()]).generate_state(1)[0])
-            random.seed(own)
-            np.random.seed(own)
-            torch.default_generator.manual_seed(own)
-            if gpu: torch.cuda.default_generators[device.index or 0].manual_seed(own)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            for now,before in kept: now.update(before)
+    for now,_ in kept:
+        if isinstance(now.get('rng'), random.Random): now['rng'] = random.Random(seed)   # the same in all processes, which share one order
+        if now.get('skip'): now['skip'] = 0     # batches that a resumed epoch leaves out
+    try:
+        with seeded(step_seed(seed,rank_distrib())): yield
+    finally:
+        for now,before in kept: now.update(before)
 
 def _processes(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -89,7 +82,7 @@ def refresh_bn(
     if not norms: return 0
     device,modes,momenta = norms[0].running_mean.device,[(m,m.training) for m in model.modules()],[m.momentum for m in norms]
     try:
-        with _undisturbed(dl, seed, device), _as_they_are(frozen): update_bn(dl, model, device)
+        with _undisturbed(dl, seed), _as_they_are(frozen): update_bn(dl, model, device)
         if not norms[0].num_batches_tracked: raise PtxError('batch norm cannot be measured: the training loader gave no batch')
     finally:
         for m,o in zip(norms,momenta): m.momentum = o
@@ -98,13 +91,6 @@ def refresh_bn(
     return int(norms[0].num_batches_tracked)
 
 # %% ../nbs/26_averaging.ipynb #f6260019
-def _bare(model):
-    "The network inside DistributedDataParallel or torch.compile"
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel,nn.DataParallel)): model = model.module
-        elif '_orig_mod' in model._modules: model = model._orig_mod
-        else: return model
-
 def _guarded(learn, *args, **kwargs):
     "Validation, after which the learner has its own network again"
     try: return type(learn)._do_epoch_validate(learn, *args, **kwargs)
@@ -129,11 +115,6 @@ class _Averaged(Callback):
     def after_fit(self): vars(self.learn).pop('_do_epoch_validate', None)
 
 # %% ../nbs/26_averaging.ipynb #f6260023
-def _overall(learn):
-    "Epoch over the whole training, and its number of epochs"
-    done,total = vars(learn).get('plan') or (0,learn.n_epoch)
-    return done+learn.epoch,total
-
 def _swa_settings(start, lr, cycle, every, div):
     "Refuse what cannot be"
     whole = isinstance(start,Integral) and not isinstance(start,bool)
@@ -174,19 +155,19 @@ class SWA(_Averaged):
         return self.swa_net.eval()
     def _begins(self, total): return self.start if isinstance(self.start,Integral) else int(self.start*total+1e-9)
     def _make(self):
-        net = _bare(self.learn.model)
+        net = bare(self.learn.model)
         self.average,self.swa_net,self.modes = AveragedModel(net,'cpu',get_swa_avg_fn()).double(),deepcopy(net).requires_grad_(False),[True for _ in net.modules()]
     @torch.no_grad()
     def _round(self):
         for a,b in zip(self.swa_net.parameters(),self.average.module.parameters()): a.copy_(b)
     def before_train(self):
         "Is the training long enough?"
-        (_,total),step = _overall(self.learn),self.cycle or self.every
+        (_,total),step = overall(self.learn),self.cycle or self.every
         due = self._begins(total)+step
         if due>total: raise PtxError(f'SWA(start={self.start}): the first average is due after {due} epochs, and training has {total}; begin earlier'+', or with a shorter cycle'*(step>1))
     def after_train(self):
         "Take the weights in, if this epoch counts"
-        (epoch,total),net = _overall(self.learn),_bare(self.learn.model)
+        (epoch,total),net = overall(self.learn),bare(self.learn.model)
         since = epoch-self._begins(total)
         if since<0 or (since+1)%(self.cycle or self.every): return
         if bad := [k for k,p in net.named_parameters() if not p.isfinite().all()]:
@@ -199,7 +180,7 @@ class SWA(_Averaged):
         self.modes,self.stale = [m.training or not net.training for m in net.modules()],True
     def after_cancel_fit(self):
         "Say so if there is no average"
-        epoch,total = _overall(self.learn)
+        epoch,total = overall(self.learn)
         if not self.ready: notice('trainings stopped before SWA began', [f'in epoch {epoch} of {total}, it begins with epoch {self._begins(total)}'])
 
 # %% ../nbs/26_averaging.ipynb #f6260063
@@ -210,7 +191,7 @@ def refresh(self:SWA,
     "Measure batch norm of the averaged network, if that is still to do"
     if not (self.ready and self.stale): return 0
     for m,training in zip(self.swa_net.modules(),self.modes): m.training = training
-    seed = int(np.random.SeedSequence([self.seed,self.n_averaged]).generate_state(1)[0])
+    seed = step_seed(self.seed,self.n_averaged)
     n = refresh_bn(self.swa_net, self.learn.dls.train if dl is None else dl, seed)
     self.stale = False
     return n
@@ -230,7 +211,7 @@ def after_fit(self:SWA):
 @patch
 def before_batch(self:SWA):
     "The learning rate, from the first epoch that counts"
-    (epoch,total),learn = _overall(self.learn),self.learn
+    (epoch,total),learn = overall(self.learn),self.learn
     since = epoch-self._begins(total)
     if self.lr is None or since<0: return
     done = (since%self.cycle+(learn.iter+1)/learn.n_iter)/self.cycle if self.cycle else 0.
@@ -293,7 +274,7 @@ class EMA(_Averaged):
         return self.average.module
     def _pair(self):
         "Tensors of the mean and of the network, those with fractions and the others"
-        net = _bare(self.learn.model)
+        net = bare(self.learn.model)
         if self.average is None: self.average = AveragedModel(net).requires_grad_(False)
         both = [[t.detach() for t in chain(m.parameters(),m.buffers())] for m in (self.average.module,net)]
         self.pairs = [[[t for t in ts if t.is_floating_point()==f] for ts in both] for f in (True,False)]
@@ -385,7 +366,7 @@ def average_checkpoints(
     if model is None:
         config = read_run(run)['model']['config']
         with torch.random.fork_rng(devices=[]): net = xray_model(**config)
-    else: net = deepcopy(_bare(model))
+    else: net = deepcopy(bare(model))
     try: net.load_state_dict(state)
     except RuntimeError as e: raise PtxError(f'{run}/epochs: the weights do not fit the network ({str(e).splitlines()[0]})') from None
     net = net.to(dls.device or 'cpu').eval()

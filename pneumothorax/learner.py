@@ -108,13 +108,13 @@ def write_record(
 def describe(
     learn:Learner, # from `xray_learner`
     args:dict, # arguments of the training function
-    hist:pd.DataFrame=None, # a row per epoch; `history(learn)` if None
+    hist:pd.DataFrame=None, # a row per epoch, maybe none yet; `history(learn)` if None
 )->dict: # what `run.json` holds
     "How a run was made"
-    h = (history(learn) if hist is None else hist).drop(columns='epoch')
+    last = (history(learn) if hist is None else hist).tail(1).to_dict('records')
     return dict(format=FORMAT, made=time.strftime('%Y-%m-%dT%H:%M:%SZ',time.gmtime()), args=args, seed=args.get('seed'), versions=versions(), model=learn.xray,
         data=learn.dls.xray, device=str(learn.dls.device), threads=torch.get_num_threads(),
-        final={k:round(float(v),6) for k,v in h.iloc[-1].items()})
+        final={k:round(float(v),6) for r in last for k,v in r.items() if k!='epoch'})
 
 # %% ../nbs/24_learner.ipynb #346e5043
 KINDS = 'plain','swa','ema','avg'
@@ -135,7 +135,7 @@ def save_run(
     "Write weights, history and the record of a run"
     out,hist = Path(out),history(learn) if hist is None else hist
     out.mkdir(parents=True, exist_ok=True)
-    models = dict(plain=learn.model, **{k:m for k in ('swa','ema') if (m := getattr(getattr(learn,k,None),'model',None)) is not None})
+    models = dict(plain=learn.model, **{k:getattr(learn,k).model for k in ('swa','ema') if getattr(getattr(learn,k,None),'ready',False)})
     for k,m in models.items(): save_weights(m, weights_file(out,k))
     hist.to_csv(out/'history.csv', index=False)
     use = 'avg' if weights_file(out,'avg').exists() else next(k for k in ('swa','ema','plain') if k in models)
