@@ -7,7 +7,7 @@ __all__ = ['THRESH', 'MIN_AREA', 'SCORES', 'known_images', 'fold_table', 'fold_p
            'summarise', 'summary_text', 'cross_validate']
 
 # %% ../nbs/35_crossval.ipynb #d9000005
-import gc, hashlib, json, os
+import gc, hashlib, json
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -20,7 +20,6 @@ from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
 from .data import XrayInput, _source
-from .metrics import auroc
 from .learner import FORMAT, RunError, load_run, read_run, train, versions
 from .watch import written
 from .predict import predict_rows
@@ -91,6 +90,7 @@ def _array(f, n, size):
     if maps.shape!=(n,size,size): raise RunError(f'{f}: maps of shape {maps.shape}, where {n:,} images at {size} px are wanted; remove the folder {f.parent}, and they are predicted again')
     return maps
 
+# %% ../nbs/35_crossval.ipynb #d9000051
 def out_of_fold(
     out:Path, # folder of the cross-validation
     k:int, # fold, whose run is in out/fold-k
@@ -106,15 +106,15 @@ def out_of_fold(
         if _note(out,k): return
         (oof/'predict.json').unlink(missing_ok=True)
         model,r = load_run(run, device)
-        how,held = XrayInput.of(r['data']),np.flatnonzero(folds.to_numpy()==k)
-        rows = held[(table.error.iloc[held]=='').to_numpy()]
+        how,held,sound = XrayInput.of(r['data']),folds.to_numpy()==k,(table.error=='').to_numpy()
+        rows,lost = np.flatnonzero(held&sound),np.flatnonzero(held&~sound)
         t,maps = table.iloc[rows],_array(oof/'maps.npy', len(table), how.size)
         files = t.row.astype(int).tolist() if cache else t.path.tolist()
         try: done,bad = predict_rows(model, how, files, t.ImageId.tolist(), maps, rows, cache, device=device, **kwargs)
         except PtxError as e: raise PtxError(f'{run}: {e}') from None
         maps.flush()
-        failed = dict(zip(held[(table.error.iloc[held]!='').to_numpy()].tolist(), table.error.iloc[held][table.error.iloc[held]!='']))|{int(rows[i]):e for i,e in bad}
-        note = dict(run=_digest(run), size=how.size, done=[(int(rows[i]),round(int(maps[rows[i]].max())/255,4)) for i in done], failed=sorted(failed.items()))
+        failed = [(int(i),table.error[i]) for i in lost]+[(int(rows[i]),e) for i,e in bad]
+        note = dict(run=_digest(run), size=how.size, done=[(int(rows[i]),round(int(maps[rows[i]].max())/255,4)) for i in done], failed=failed)
         with written(oof/f'fold-{k}.json') as part: part.write_text(json.dumps(note), encoding='utf-8')
 
 # %% ../nbs/35_crossval.ipynb #d9000022
@@ -157,40 +157,49 @@ def oof_scores(
     for r in (progress_bar(index.row.tolist(),leave=False) if progress else index.row):
         p,t = prob_to_mask(maps[r], THRESH, MIN_AREA)>0,rles_to_mask(table.rles.iloc[r])>0
         areas.append([(p&t).sum(),p.sum(),t.sum()])
-    a,t = np.array(areas,int).reshape(-1,3),table.iloc[index.row.to_numpy(int)]
-    return pd.DataFrame(dict(ImageId=index.ImageId, fold=index.fold, patient_id=who[index.row.to_numpy(int)], has_ptx=t.has_ptx.to_numpy(bool), dice=score_areas(*a.T), prob=index.max_prob, area=a[:,2], pred_area=a[:,1]))
+    a,r = np.array(areas,int).reshape(-1,3),index.row.to_numpy(int)
+    t = index[['ImageId','fold']].assign(patient_id=who[r], has_ptx=table.has_ptx.to_numpy(bool)[r], dice=score_areas(*a.T))
+    return t.assign(prob=index.max_prob, area=a[:,2], pred_area=a[:,1])
 
 # %% ../nbs/35_crossval.ipynb #d9000029
 SCORES = 'dice','dice_pos','dice_neg','auroc','sensitivity','specificity'
 
-def _parts(t):
-    "Score → rows that count, and their values"
-    pos,some = t.has_ptx.to_numpy(bool),t.pred_area.to_numpy()>0
-    return dict(dice=(pos|True,t.dice), dice_pos=(pos,t.dice), dice_neg=(~pos,t.dice), sensitivity=(pos,some), specificity=(~pos,~some))
+def _auc(p, y):
+    "`auroc`, fast enough for thousands of resamples; nan with one class only"
+    pos,neg = p[y],np.sort(p[~y])
+    if not len(pos) or not len(neg): return np.nan
+    return float((np.searchsorted(neg,pos,'left')+np.searchsorted(neg,pos,'right')).sum()/(2*len(pos)*len(neg)))
 
-def _interval(t, what):
-    "A score over all images with its interval"
-    try:
-        if what=='auroc': return bootstrap_stat(auroc, [t.prob,t.has_ptx], t.patient_id)
-        keep,v = _parts(t)[what]
-        return bootstrap_ci(np.asarray(v,float)[keep], t.patient_id.to_numpy()[keep])
-    except PtxError as e:   # undefined on these images, or on too many resamples
-        return Interval(_value(t,what), np.nan, np.nan, .95, len(t), t.patient_id.nunique(), why=str(e))
+def _values(t, what):
+    "The values that a score is the mean of"
+    pos,some = t.has_ptx.to_numpy(bool),t.pred_area.to_numpy()>0
+    keep,v = dict(dice=(pos|True,t.dice), dice_pos=(pos,t.dice), dice_neg=(~pos,t.dice), sensitivity=(pos,some), specificity=(~pos,~some))[what]
+    return np.asarray(v,float)[keep],t.patient_id.to_numpy()[keep]
 
 def _value(t, what):
     "A score; nan where it is undefined"
-    if what=='auroc': return auroc(t.prob, t.has_ptx) if t.has_ptx.nunique()==2 else np.nan
-    keep,v = _parts(t)[what]
-    return float(np.asarray(v,float)[keep].mean()) if keep.any() else np.nan
+    if what=='auroc': return _auc(t.prob.to_numpy(), t.has_ptx.to_numpy(bool))
+    v,_ = _values(t, what)
+    return float(v.mean()) if len(v) else np.nan
+
+# %% ../nbs/35_crossval.ipynb #d9000054
+def _interval(t, what):
+    "A score over all images with its interval"
+    try:
+        if what=='auroc': return bootstrap_stat(_auc, [t.prob,t.has_ptx.to_numpy(bool)], t.patient_id)
+        return bootstrap_ci(*_values(t, what))
+    except PtxError as e:   # undefined on these images, or on too many resamples
+        return Interval(_value(t,what), np.nan, np.nan, .95, len(t), t.patient_id.nunique(), why=str(e))
 
 def summarise(
     scores:pd.DataFrame, # from `oof_scores`
+    pool:bool=True, # over all images, too?
 )->tuple: # table with a row per fold and the row 'all', with lo and hi of each score; Interval by score
     "Scores by fold, and over all images with their intervals"
     row = lambda k,t: dict(fold=str(k), n=len(t), n_pos=int(t.has_ptx.sum()), **{s:_value(t,s) for s in SCORES})
-    pooled = {s:_interval(scores,s) for s in SCORES}
+    rows,pooled = [row(k,t) for k,t in scores.groupby('fold')],{s:_interval(scores,s) for s in SCORES if pool}
     ends = {f'{s}_{e}':getattr(i,e) for s,i in pooled.items() for e in ('lo','hi')}
-    return pd.DataFrame([*(row(k,t) for k,t in scores.groupby('fold')), row('all',scores)|ends]),pooled
+    return pd.DataFrame(rows+[row('all',scores)|ends]*pool),pooled
 
 # %% ../nbs/35_crossval.ipynb #d9000033
 def summary_text(
@@ -228,6 +237,7 @@ def _finished(run, valid, args):
     if other: raise RunError(f'{run}: a run with {"; ".join(other)}; give the same arguments and folds, or remove it')
     return True
 
+# %% ../nbs/35_crossval.ipynb #d9000056
 @contextmanager
 def _alone(out, k):
     "Keep other processes from the same fold"
@@ -245,22 +255,23 @@ def _wanted(fold, ks):
 # %% ../nbs/35_crossval.ipynb #d9000039
 def _summary(out, ks, have, table, who, share, progress):
     "Scores of the folds at hand; with all of them, everything that is written"
-    scores = oof_scores(out, have, table, who, progress)
-    summary,pooled = summarise(scores)
-    failed = {k:len(_note(out,k)['failed']) for k in have}
-    epochs = {k:len(pd.read_csv(out/f'fold-{k}'/'history.csv')) for k in have}
-    for i,(c,v) in enumerate((('n_failed',[*failed.values(),sum(failed.values())]),('epochs',[*epochs.values(),sum(epochs.values())]))): summary.insert(3+i, c, v)
-    if missing := [k for k in ks if k not in have]:
-        notice('folds are missing, the summary is written when they are there', missing)
-        return summary[summary.fold!='all'].drop(columns=[c for c in summary if c.endswith(('_lo','_hi'))])
+    scores,missing = oof_scores(out, have, table, who, progress),[k for k in ks if k not in have]
+    summary,pooled = summarise(scores, not missing)
+    add = lambda c,v: summary.insert(3, c, v if missing else [*v,sum(v)])
+    add('epochs', [len(pd.read_csv(out/f'fold-{k}'/'history.csv')) for k in have])
+    add('n_failed', failed := [len(_note(out,k)['failed']) for k in have])
+    notice('folds are missing, the summary is written when they are there', missing)
+    if missing: return summary
     gather(out, ks, table)
-    record = dict(format=FORMAT, n=len(scores), n_pos=int(scores.has_ptx.sum()), n_patients=scores.patient_id.nunique(), n_failed=sum(failed.values()), patients_shared=share,
-        decision=dict(thresh=THRESH,min_area=MIN_AREA), scores={s:{k:None if isinstance(v,float) and np.isnan(v) else v for k,v in i._asdict().items()} for s,i in pooled.items()}, versions=versions())
-    with written(out/'oof.csv') as part: scores.to_csv(part, index=False)
-    with written(out/'summary.csv') as part: summary.to_csv(part, index=False)
+    plain = lambda i: {k:None if v!=v else v for k,v in i._asdict().items()}
+    record = dict(format=FORMAT, n=len(scores), n_pos=int(scores.has_ptx.sum()), n_failed=sum(failed), n_patients=scores.patient_id.nunique(),
+        patients_shared=share, decision=dict(thresh=THRESH,min_area=MIN_AREA), scores={s:plain(i) for s,i in pooled.items()}, versions=versions())
+    for o,f in ((scores,'oof.csv'),(summary,'summary.csv')):
+        with written(out/f) as part: o.to_csv(part, index=False)
     with written(out/'summary.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
     return summary
 
+# %% ../nbs/35_crossval.ipynb #d9000058
 def cross_validate(
     data:str, # folder of radiographs with labels, or a cache made by `prepare`
     out:str, # folder of the cross-validation; made anew, or gone on with

@@ -11,6 +11,7 @@ import errno, os, sys, time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
@@ -134,8 +135,7 @@ def draw_images(
     "What the network says now about some images"
     xb,yb = images
     bs = _own(learn.dls.valid).bs
-    with evaluating(learn.model) as net:
-        out = [o[0] if isinstance(o := net(xb[i:i+bs]),(tuple,list)) else o for i in range(0,len(xb),bs)]
+    with evaluating(learn.model) as net: out = [o[0] if isinstance(o := net(xb[i:i+bs]),(tuple,list)) else o for i in range(0,len(xb),bs)]
     pred = (torch.cat(out)[:,0].float().sigmoid()>=.5).cpu().numpy().astype(np.uint8)
     (mean,std),true = learn.dls.xray['stats'],yb.cpu().numpy()
     dice = kaggle_dice(pred, true)
@@ -264,34 +264,38 @@ class Watch(Callback):
             with _disk(self.out/'tensorboard'): self._board.close()
         self._board = None
 
-    def _row(self):
-        "The row of this epoch, and the number of all epochs"
-        epoch,total = _overall(self.learn)
-        stage,rec = getattr(self.learn,'stage',None),self.learn.recorder
-        stage = stage if isinstance(stage,dict) else {}
-        names = [n for n in rec.metric_names if n not in ('epoch','time') and not (rec.cancel_train and n.startswith('train_'))]
-        size = stage.get('size') or getattr(self.learn.dls,'xray',{}).get('size')
-        row = dict(epoch=epoch, stage=stage.get('stage',0), size=size, **{n:float('nan') if v is None else float(v) for n,v in zip(names,self.learn.final_record)})
-        return {**row, 'lr':float(rec.lrs[-1]) if rec.lrs else float('nan'), 'secs':0.},total
+# %% ../nbs/27_watch.ipynb #d7000055
+@patch
+def _row(self:Watch):
+    "The row of this epoch, and the number of all epochs"
+    epoch,total = _overall(self.learn)
+    stage,rec = getattr(self.learn,'stage',None),self.learn.recorder
+    stage = stage if isinstance(stage,dict) else {}
+    names = [n for n in rec.metric_names if n not in ('epoch','time') and not (rec.cancel_train and n.startswith('train_'))]
+    size = stage.get('size') or getattr(self.learn.dls,'xray',{}).get('size')
+    row = dict(epoch=epoch, stage=stage.get('stage',0), size=size, **{n:float('nan') if v is None else float(v) for n,v in zip(names,self.learn.final_record)})
+    return {**row, 'lr':float(rec.lrs[-1]) if rec.lrs else float('nan'), 'secs':0.},total
 
-    def _write(self, epoch):
-        "Curves, overlays, and what TensorBoard gets"
-        draw_history(pd.DataFrame(self.rows), self.out/'history.png')
-        if self._picture is not None:
-            for f in (self.out/'overlays'/f'epoch-{epoch:03d}.png', self.out/'valid.png'):
-                with written(f) as part: part.write_bytes(_png(self._picture))
-        if not self.tensorboard: return
-        row = self.rows[-1]
-        self._log(**{k:v for k,v in row.items() if k not in ('epoch','stage','size','lr','secs')})
-        with _disk(self.out/'tensorboard'):
-            if self._picture is not None: self._board.add_image('overlays', self._picture, self.steps, dataformats='HWC')
-            self._board.flush()
+@patch
+def _log(self:Watch, **values):
+    "Scalars for TensorBoard; what a stopped training wrote beyond this batch is forgotten"
+    if self._board is None: self._board = tensorboard_writer(self.out/'tensorboard', self.steps)
+    with _disk(self.out/'tensorboard'):
+        for k,v in values.items(): self._board.add_scalar(k, v, self.steps)
 
-    def _log(self, **values):
-        "Scalars for TensorBoard; what a stopped training wrote beyond this batch is forgotten"
-        if self._board is None: self._board = tensorboard_writer(self.out/'tensorboard', self.steps)
-        with _disk(self.out/'tensorboard'):
-            for k,v in values.items(): self._board.add_scalar(k, v, self.steps)
+@patch
+def _write(self:Watch, epoch):
+    "Curves, overlays, and what TensorBoard gets"
+    draw_history(pd.DataFrame(self.rows), self.out/'history.png')
+    if self._picture is not None:
+        for f in (self.out/'overlays'/f'epoch-{epoch:03d}.png', self.out/'valid.png'):
+            with written(f) as part: part.write_bytes(_png(self._picture))
+    if not self.tensorboard: return
+    row = self.rows[-1]
+    self._log(**{k:v for k,v in row.items() if k not in ('epoch','stage','size','lr','secs')})
+    with _disk(self.out/'tensorboard'):
+        if self._picture is not None: self._board.add_image('overlays', self._picture, self.steps, dataformats='HWC')
+        self._board.flush()
 
 # %% ../nbs/27_watch.ipynb #d7000049
 def run_figures(
