@@ -231,8 +231,8 @@ class Watch(Callback):
         "Nothing was trained yet"
         self._trained,self._picture,self._start = False,None,time.perf_counter()
 
-    def before_train(self):
-        "From here on it is a training, and not `validate`"
+    def after_train(self):
+        "It is a training, and not `validate`"
         self._trained = True
 
     def after_batch(self):
