@@ -101,7 +101,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
         raise KeyboardInterrupt
     assert [f.name for f in tmp_path.iterdir()] == ['file']
 
-LINES = 'from pneumothorax.watch import _say\nfor i in range(3000): ok = _say("loss 1.000 → 0.900 "+"x"*60+" ★")\nimport sys; sys.stderr.write(str(ok))'
+LINES = 'from pneumothorax.watch import _say\nread = [_say("loss 1.000 → 0.900 "+"x"*60+" ★") for _ in range(3000)]\nimport sys; sys.stderr.write(str(all(read)))'
 
 def test_a_reader_who_leaves_does_not_stop_it():
     env = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'PYTHONIOENCODING': 'ascii'}
