@@ -292,7 +292,8 @@ class SharedTraining:
         join_processes()
         from accelerate import DistributedDataParallelKwargs
         how = DistributedDataParallelKwargs(broadcast_buffers=not sync_bn, find_unused_parameters=find_unused_parameters)
-        super().__init__(sync_bn, kwargs_handlers=[how,*kwargs.pop('kwargs_handlers',[])], **kwargs)
+        kwargs = {'mixed_precision':'no', **kwargs, 'kwargs_handlers':[how,*kwargs.get('kwargs_handlers',[])]}
+        super().__init__(sync_bn, **kwargs)
         self.undo = ExitStack()
 
     def before_fit(self):
