@@ -303,11 +303,12 @@ class SharedTraining:
         how = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
         kwargs = {'mixed_precision':'no', **kwargs, 'kwargs_handlers':[how,*kwargs.get('kwargs_handlers',[])]}
         super().__init__(sync_bn, **kwargs)
-        self.undo = ExitStack()
+        self.undo,self.depth = ExitStack(),0
 
     def before_fit(self):
         "Wrap the network and the loaders"
-        self.restore()
+        self.depth += 1
+        if self.depth>1: return
         self.share_loss()
         device = self.accelerator.device
         for dl in self.dls: dl.to(device)
@@ -338,10 +339,12 @@ class SharedTraining:
     def restore(self):
         "Network and loaders as they were before the fit"
         self.undo.close()
+        self.depth = 0
 
     def after_fit(self):
-        "All as it was"
-        self.restore()
+        "All as it was, unless this was a prediction within a fit"
+        self.depth -= 1
+        if not self.depth: self.restore()
 
 # %% ../nbs/19_distributed.ipynb #a9000064
 def distributed_callback(
