@@ -7,7 +7,7 @@ __all__ = ['DistributedError', 'is_main', 'join_processes', 'on_main', 'main_fir
            'sync_batch_norm', 'synced', 'SharedTraining', 'distributed_callback', 'processes']
 
 # %% ../nbs/19_distributed.ipynb #a9000005
-import pickle
+import pickle, warnings
 from contextlib import contextmanager, ExitStack
 from datetime import timedelta
 from functools import lru_cache
@@ -282,6 +282,15 @@ class _LossOfAll(AvgLoss):
         self.total += learn.to_detach(learn.loss.mean())*n
         self.count += n
 
+def _average_norms(model):
+    "Running statistics become their mean over the processes"
+    for m in model.modules():
+        if not isinstance(m,nn.modules.batchnorm._BatchNorm) or not m.track_running_stats: continue
+        for b in (m.running_mean,m.running_var):
+            dist.all_reduce(b)
+            b /= dist.get_world_size()
+
+# %% ../nbs/19_distributed.ipynb #a9000061
 class SharedTraining:
     "Mixed into fastai's `DistributedTrainer`: batches shared by `SharedBatches`, batch norms by `synced`"
     def __init__(self,
@@ -291,13 +300,15 @@ class SharedTraining:
     ):
         join_processes()
         from accelerate import DistributedDataParallelKwargs
-        how = DistributedDataParallelKwargs(broadcast_buffers=not sync_bn, find_unused_parameters=find_unused_parameters)
-        super().__init__(sync_bn, kwargs_handlers=[how,*kwargs.pop('kwargs_handlers',[])], **kwargs)
-        self.undo = ExitStack()
+        how = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+        kwargs = {'mixed_precision':'no', **kwargs, 'kwargs_handlers':[how,*kwargs.get('kwargs_handlers',[])]}
+        super().__init__(sync_bn, **kwargs)
+        self.undo,self.depth = ExitStack(),0
 
     def before_fit(self):
         "Wrap the network and the loaders"
-        self.restore()
+        self.depth += 1
+        if self.depth>1: return
         self.share_loss()
         device = self.accelerator.device
         for dl in self.dls: dl.to(device)
@@ -308,7 +319,9 @@ class SharedTraining:
             undo.callback(self.accelerator.free_memory)
             if self.sync_bn: undo.enter_context(synced(plain))
             self.learn.dls.loaders = [self._wrap_dl(dl) for dl in old]
-            self.learn.model = self.accelerator.prepare(plain)
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning)     # newer torch has another name for it, which older torch and Accelerate do not know
+                self.learn.model = self.accelerator.prepare(plain)
             self.undo = undo.pop_all()
 
     def _wrap_dl(self, dl): return dl if isinstance(dl,SharedBatches) else shared_dl(dl, device=self.accelerator.device)
@@ -320,16 +333,20 @@ class SharedTraining:
     def before_validate(self):
         "Outside of a fit too"
         super().before_validate()
+        if not self.sync_bn: _average_norms(self.model)
         if not isinstance(self.recorder.loss,_LossOfAll): self.share_loss()
 
     def restore(self):
         "Network and loaders as they were before the fit"
         self.undo.close()
+        self.depth = 0
 
     def after_fit(self):
-        "All as it was"
-        self.restore()
+        "All as it was, unless this was a prediction within a fit"
+        self.depth -= 1
+        if not self.depth: self.restore()
 
+# %% ../nbs/19_distributed.ipynb #a9000064
 def distributed_callback(
     sync_bn:bool=True, # batch norm over all processes?
     **kwargs # of `SharedTraining`, and of `accelerate.Accelerator`

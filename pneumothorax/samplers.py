@@ -221,8 +221,8 @@ class Seeded(Callback):
         self.at += 1
         self._seed()
 
-    def after_epoch(self):
-        "Count"
+    def after_train(self):
+        "Count; `after_epoch` would count validations too"
         self.epochs += 1
 
     def _seed(self): seed_all(step_seed(self.seed,self.now,self.at,rank_distrib()))
