@@ -14,7 +14,7 @@ from fastcore.foundation import L
 from fastai.optimizer import Lookahead, Optimizer, adam_step, average_grad, average_sqr_grad, momentum_step, radam_step, step_stat, weight_decay
 from .rle import PtxError
 
-# %% ../nbs/17_optimizers.ipynb #f1700017
+# %% ../nbs/17_optimizers.ipynb #f1700051
 class OptimizerError(PtxError): "An optimiser that does not exist, or a state that belongs to another"
 
 def _plain(v): return v.item() if hasattr(v,'item') else v
@@ -25,6 +25,7 @@ def _copied(state, p):
     if wrong: raise OptimizerError(f'state {wrong[0][0]} of shape {wrong[0][1]} for a weight of shape {tuple(p.shape)}: it was saved with another network')
     return {k:v.to(p.device, copy=True) if isinstance(v,torch.Tensor) else v for k,v in state.items()}
 
+# %% ../nbs/17_optimizers.ipynb #f1700017
 class XrayOptimizer(Optimizer):
     "fastai's `Optimizer`, in which frozen weights stay, norms and biases do not decay, and the state is plain and copied"
     def __init__(self,
@@ -91,33 +92,37 @@ class XrayLookahead(Lookahead):
         self.slow_weights = slow and L(L(_copied(dict(slow=s),p)['slow'] for s,p in zip(*pgs)) for pgs in zip(slow,self.param_lists))
 
 # %% ../nbs/17_optimizers.ipynb #f1700020
-OPTIMIZERS = dict(radam=dict(mom=.9, sqr_mom=.99, eps=1e-5, wd=0.), adamw=dict(mom=.9, sqr_mom=.99, eps=1e-5, wd=.01), sgd=dict(mom=.9, wd=0.),
+_ADAM = dict(mom=.9, sqr_mom=.99, eps=1e-5)
+OPTIMIZERS = dict(radam=dict(**_ADAM, wd=0.), adamw=dict(**_ADAM, wd=.01), sgd=dict(mom=.9, wd=0.),
     ranger=dict(mom=.95, sqr_mom=.99, eps=1e-6, wd=.01, k=6, alpha=.5))
 
-_MOMENTS = [weight_decay, partial(average_grad,dampening=True), average_sqr_grad, step_stat]
-_STEPS = dict(radam=[*_MOMENTS,radam_step], adamw=[*_MOMENTS,adam_step], sgd=[weight_decay,average_grad,momentum_step])
-_share = (lambda v: 0<=v<1, "0 or more and below 1")
-_VALID = dict(mom=_share, sqr_mom=_share, eps=(lambda v: 0<v<math.inf, 'above 0'), wd=(lambda v: 0<=v<math.inf, '0 or more'), k=(lambda v: v>=1 and v==int(v), 'a whole number of at least 1'), alpha=(lambda v: 0<v<=1, 'above 0 and at most 1'))
-
-def _make(params, lr, name, **options):
-    "An optimiser of `OPTIMIZERS`"
-    k,alpha = (options.pop(o,None) for o in ('k','alpha'))
-    base = 'radam' if name=='ranger' else name
-    opt = XrayOptimizer(params, _STEPS[base], lr=lr, **options, **(dict(beta=0.) if base=='radam' else {}))    # beta is of a variant that is not used
-    return XrayLookahead(opt, k=k, alpha=alpha) if k else opt
+_share = lambda v: 0<=v<1,'0 or more and below 1'
+_RANGES = dict(mom=_share, sqr_mom=_share, eps=(lambda v: v>0,'above 0'), wd=(lambda v: v>=0,'0 or more'),
+    k=(lambda v: v>=1 and v%1==0,'that is whole and at least 1'), alpha=(lambda v: 0<v<=1,'above 0 and at most 1'))
 
 def _option(name, text):
     "Key and value of one option"
     k,_,v = (o.strip() for o in text.partition('='))
     if k=='lr': raise OptimizerError(f'optimizer {name}: lr is not its option; give the learning rate to the training')
-    if k not in OPTIMIZERS[name]: raise OptimizerError(f'optimizer {name}: {k!r} is not an option; there are {", ".join(f"{o}={d:g}" for o,d in OPTIMIZERS[name].items())}')
+    if k not in OPTIMIZERS[name]:
+        raise OptimizerError(f'optimizer {name}: {k!r} is not an option; there are {", ".join(f"{o}={d:g}" for o,d in OPTIMIZERS[name].items())}')
     try: number = float(v)
     except ValueError: number = math.nan
-    ok,what = _VALID[k]
+    ok,what = _RANGES[k]
     if not math.isfinite(number) or not ok(number): raise OptimizerError(f'optimizer {name}: {k}={v!r}; give a number {what}, such as {k}={OPTIMIZERS[name][k]:g}')
     return k,int(number) if k=='k' else number
 
 # %% ../nbs/17_optimizers.ipynb #f1700021
+_MOMENTS = [weight_decay, partial(average_grad,dampening=True), average_sqr_grad, step_stat]
+_STEPS = dict(radam=[*_MOMENTS,radam_step], adamw=[*_MOMENTS,adam_step], sgd=[weight_decay,average_grad,momentum_step])
+
+def _make(params, lr, name, k=None, alpha=None, **options):
+    "An optimiser of `OPTIMIZERS`"
+    base = 'radam' if name=='ranger' else name
+    if base=='radam': options['beta'] = 0.       # fastai's switch of a variant, which must be there
+    opt = XrayOptimizer(params, _STEPS[base], lr=lr, **options)
+    return XrayLookahead(opt, k=k, alpha=alpha) if k else opt
+
 def xray_optimizer(
     spec:str='radam', # one of `OPTIMIZERS`; options may follow, as in 'sgd:mom=0.9,wd=1e-4'
 )->Callable: # takes parameters and `lr`, returns an `XrayOptimizer` or `XrayLookahead`
