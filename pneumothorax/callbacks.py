@@ -12,10 +12,10 @@ from numbers import Real
 from torch import nn
 from torch.amp import GradScaler, autocast
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.training import GradientClip
 from fastai.torch_core import find_bs, get_model, rank_distrib
 from .rle import PtxError
 from .siim import few
@@ -149,21 +149,24 @@ class Accumulate(Callback):
 
     def _ends(self): return self.last=='step' or self.epoch==self.n_epoch-1
 
-    def state_dict(self)->dict: # tensors and plain values
-        "The gradient that waits, by name of the weight, and its count"
-        grads = {n:p.grad.detach().clone() for n,p in get_model(self.model).named_parameters() if p.grad is not None} if self.count else {}
-        return dict(n_acc=self.n_acc, count=self.count, grads=grads)
+# %% ../nbs/23_callbacks.ipynb #f2300067
+@patch
+def state_dict(self:Accumulate)->dict: # tensors and plain values
+    "The gradient that waits, by name of the weight, and its count"
+    grads = {n:p.grad.detach().clone() for n,p in get_model(self.model).named_parameters() if p.grad is not None} if self.count else {}
+    return dict(n_acc=self.n_acc, count=self.count, grads=grads)
 
-    def load_state_dict(self,
-        d:dict, # from `state_dict`
-    ):
-        "Go on with a gradient that waited; raises `CallbackError` if it is another network's, or of another `n_acc`"
-        ps = dict(get_model(self.model).named_parameters())
-        if d['n_acc']!=self.n_acc: raise CallbackError(f'n_acc={self.n_acc}, but the state was saved with n_acc={d["n_acc"]}; go on with that, or begin anew')
-        if unknown := [n for n in d['grads'] if n not in ps or ps[n].shape!=d['grads'][n].shape]:
-            raise CallbackError(f'the state has gradients of {few(unknown)}, which this network has not; it was saved with another one')
-        for n,v in d['grads'].items(): ps[n].grad = v.to(ps[n].device, copy=True)
-        self.count,self.unit = d['count'],self.n_acc
+@patch
+def load_state_dict(self:Accumulate,
+    d:dict, # from `state_dict`
+):
+    "Go on with a gradient that waited; raises `CallbackError` if it is another network's, or of another `n_acc`"
+    ps = dict(get_model(self.model).named_parameters())
+    if d['n_acc']!=self.n_acc: raise CallbackError(f'n_acc={self.n_acc}, but the state was saved with n_acc={d["n_acc"]}; go on with that, or begin anew')
+    if unknown := [n for n in d['grads'] if n not in ps or ps[n].shape!=d['grads'][n].shape]:
+        raise CallbackError(f'the state has gradients of {few(unknown)}, which this network has not; it was saved with another one')
+    for n,v in d['grads'].items(): ps[n].grad = v.to(ps[n].device, copy=True)
+    self.count,self.unit = d['count'],self.n_acc
 
 # %% ../nbs/23_callbacks.ipynb #f2300037
 class XrayPrecision(MixedPrecision):
@@ -223,6 +226,7 @@ class XrayPrecision(MixedPrecision):
         self.kept = d['scaler']
         if self.kept and getattr(self.learn,'scaler',None) is not None and self.learn.scaler.is_enabled(): self.learn.scaler.load_state_dict(self.kept)
 
+# %% ../nbs/23_callbacks.ipynb #f2300073
 def mixed_precision(
     device:str=None, # 'cuda' or 'cpu', or a torch device; CUDA where there is one if None
     dtype:torch.dtype=None, # float16 on CUDA and bfloat16 on the CPU if None
