@@ -382,3 +382,37 @@ def test_side_outputs_that_are_missing_or_meet_another_loss():
     assert AuxLoss()((l, None, None), t) == AuxLoss()(l, t)
     with pytest.raises(LossError, match='AuxLoss'): LogitAdjustedLoss(.01)((l, None, []), t)
     assert AuxLoss(LogitAdjustedLoss(.01))((l, torch.zeros(2, 2), [torch.zeros(2, 1, 2, 2)]), t) > 0
+
+# --- label smoothing
+
+@pytest.mark.parametrize('name', ['bce', 'focal', 'bce+dice', '3:1:4', '2*focal+boundary'])
+def test_smoothing_mixes_the_mask_and_its_complement_in_pixel_terms_only(name):
+    l, t = rand()
+    hard, soft = xray_loss(name, reduction='none'), xray_loss(name, smooth=.2, reduction='none')
+    want = sum(w*((.9*LOSSES[k](l, t, reduction='none')+.1*LOSSES[k](l, 1-t, reduction='none')) if k in ('bce', 'focal') else LOSSES[k](l, t, reduction='none'))
+        for k, w in hard.weights.items())
+    assert torch.allclose(soft(l, t), want, atol=1e-12)
+    assert not torch.allclose(soft(l, t), hard(l, t))
+    assert torch.equal(xray_loss(name, smooth=0, reduction='none')(l, t), hard(l, t))
+
+def test_smoothing_weighs_positive_pixels_as_torch_does():
+    l, t = rand()
+    y = t[:, None].double()*.7+.15
+    want = torch.nn.functional.binary_cross_entropy_with_logits(l, y, pos_weight=torch.tensor(4., dtype=torch.float64))
+    assert torch.allclose(ComboLoss(bce=1, smooth=.3, options={'bce': {'pos_weight': 4}})(l, t), want, atol=1e-12)
+
+def test_smoothing_has_the_right_slope_survives_pickling_and_reaches_the_side_outputs():
+    l, t = rand()
+    f = AuxLoss(xray_loss('bce+focal', smooth=.1), image=0, deep=1)
+    assert torch.autograd.gradcheck(lambda l: f(l, t), l.requires_grad_())
+    same = pickle.loads(pickle.dumps(f))
+    assert same.main.smooth == .1
+    assert torch.equal(same(l, t), f(l, t))
+    assert torch.allclose(f((l, None, [l]), t), 2*f(l, t))
+
+@pytest.mark.parametrize('bad', [-.1, 1, 1., 2, math.nan, math.inf, True, '0.1', None])
+def test_smoothing_outside_its_range_is_refused(bad):
+    with pytest.raises(LossError, match='smooth='): xray_loss('bce+dice', smooth=bad)
+
+def test_smoothing_without_a_term_to_smooth_is_refused():
+    with pytest.raises(LossError, match='hard mask'): xray_loss('dice+lovasz', smooth=.1)
