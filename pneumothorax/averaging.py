@@ -27,6 +27,7 @@ from .rle import PtxError
 from .siim import notice
 from .samplers import overall, seeded, step_seed
 from .checkpoints import bare
+from .distributed import world
 from .models import xray_model
 from .learner import read_run
 
@@ -45,11 +46,9 @@ def _undisturbed(dl, seed):
     finally:
         for now,before in kept: now.update(before)
 
-def _processes(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
 def _gather(norms):
     "Statistics over the batches of all processes"
-    if _processes()<2: return
+    if world()<2: return
     t = torch.cat([torch.cat([m.running_mean,m.running_var,m.running_mean.new_ones(1)])*m.num_batches_tracked for m in norms])
     dist.all_reduce(t)
     for m,v in zip(norms, t.split([2*len(m.running_mean)+1 for m in norms])):
@@ -269,7 +268,7 @@ class EMA(_Averaged):
         return self.average.module.eval()
     def _network(self):
         if not self.ready or any(isinstance(cb,SWA) and cb.ready for cb in self.learn.cbs): return None
-        if _processes()>1:
+        if world()>1:
             for b in self.average.module.buffers(): dist.broadcast(b, 0)
         return self.average.module
     def _pair(self):

@@ -19,17 +19,11 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import find_bs, get_model, rank_distrib
 from .rle import PtxError
 from .siim import few
+from .samplers import overall, step_seed
+from .distributed import world
 
 # %% ../nbs/23_callbacks.ipynb #f2300011
-class CallbackError(PtxError):
-    "Arguments or a state of a callback that cannot be"
-    def __init__(self,
-        message:str, # what is wrong, and what to do
-    ):
-        super().__init__(message)
-        self.message = message
-
-    def __str__(self): return self.message
+class CallbackError(PtxError): "Arguments or a state of a callback that cannot be"
 
 def _number(name, v, ok, what):
     "A finite number that is `ok`"
@@ -37,13 +31,6 @@ def _number(name, v, ok, what):
     return v
 
 # %% ../nbs/23_callbacks.ipynb #f2300014
-def _step_seed(*ints): return int(np.random.SeedSequence(ints).generate_state(1,np.uint64)[0]>>np.uint64(1))
-
-def _world():
-    "Number of processes that train together"
-    d = torch.distributed
-    return d.get_world_size() if d.is_available() and d.is_initialized() else 1
-
 def _live(opt): return [p for pg in opt.param_lists for p in pg if p.requires_grad and p.grad is not None]
 
 # %% ../nbs/23_callbacks.ipynb #f2300015
@@ -71,11 +58,11 @@ class GradientNoise(Callback):
 
     def _add(self, grads, sigma):
         "All numbers in one draw"
-        g = torch.Generator(grads[0].device).manual_seed(_step_seed(self.seed, self.t, *([rank_distrib()] if self.by_rank else [])))
+        g = torch.Generator(grads[0].device).manual_seed(step_seed(self.seed, self.t, *([rank_distrib()] if self.by_rank else [])))
         noise = torch.empty(sum(d.numel() for d in grads), device=grads[0].device).normal_(0, sigma, generator=g)
-        if self.by_rank and _world()>1:
+        if self.by_rank and world()>1:
             torch.distributed.all_reduce(noise)
-            noise /= _world()
+            noise /= world()
         for d,n in zip(grads, noise.split([d.numel() for d in grads])): d.add_(n.view(d.shape))
 
     def state_dict(self)->dict: # plain values
@@ -106,19 +93,19 @@ class Accumulate(Callback):
         "Drop what a broken fit left; slow batch norm down"
         self.after_fit()
         if self.bn_momentum: self._norms = [(m,m.momentum) for m in self.model.modules() if isinstance(m,_BatchNorm) and m.momentum is not None]
-        for m,v in self._norms: m.momentum = v*min(1, self.dls.train.bs*_world()/self.n_acc)
+        for m,v in self._norms: m.momentum = v*min(1, self.dls.train.bs*world()/self.n_acc)
 
     def before_batch(self):
         "Count the images, of all processes"
         n = find_bs(self.yb)
         self.total = n
-        if _world()>1:
+        if world()>1:
             total = torch.tensor(n, device=self.yb[0].device)
             torch.distributed.all_reduce(total)
             self.total = total.item()
         self.end = self.iter==self.n_iter-1 and self._ends()
         if not self.count: self.unit = self.total if self.end or self.total>self.n_acc else self.n_acc
-        self.weight = n*_world()/self.unit
+        self.weight = n*world()/self.unit
 
     def before_backward(self):
         "Weigh the loss by the batch's share"
@@ -283,7 +270,7 @@ class StopNaN(Callback):
         return None if names is None or not hasattr(dl,'batch_items') else [names.iloc[i] for i in dl.batch_items(self.iter)]
 
     def _stop(self, what):
-        epoch = (getattr(self.learn,'plan',None) or (0,))[0]+self.epoch
+        epoch,_ = overall(self.learn)
         name = lambda i: f'image {images[i]}' if images and i<len(images) else f'number {i} of the batch'
         images,wrong = self._images(),[]
         for part,t in (('input',self.xb[0]),('mask',self.yb[0])): wrong += [f'{part} of {name(i)} is not finite' for i in _bad(t)]

@@ -29,8 +29,8 @@ def manners(): # wraps the body of a command
             if len(lines)>100: lines = [*lines[:100],f'and {len(lines)-100:,} more']
             print('error: '+' '.join(head.split()), *(' '.join(l.split()) for l in lines), sep='\n  ', file=sys.stderr)
             raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            print('interrupted', file=sys.stderr)
+        except KeyboardInterrupt as e:
+            print(e if str(e) else 'interrupted', file=sys.stderr)
             raise SystemExit(130) from None
         finally: warnings.formatwarning = plain
 
@@ -71,27 +71,65 @@ def ptx_prepare(
 # %% ../nbs/41_cli.ipynb #71e1000c
 @call_parse
 def ptx_train(
-    data:str, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
-    out:str='run', # folder for the run; made anew
-    size:int=None, # pixels along one side; default: the cache's, or else 256
-    bs:int=8, # images per batch
-    epochs:int=12, # passes over the training images
-    encoder:str='tf_efficientnet_lite0', # any name that timm or torchvision knows
-    lr:float=2e-3, # highest learning rate
-    seed:int=0, # of split, order, augmentation and random weights
+    data:str=None, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
+    out:str='run', # folder for the run; an unfinished training in it goes on
+    recipe:str='default', # or fast, stable, progressive, hypercolumns, first_place, everything; what follows below changes it
+    show:bool=False, # print the recipe in full, and train nothing
+    seed:int=0, # of split, order, augmentation, noise and random weights
     weights:str=None, # file of encoder weights (.pth, .safetensors), a run folder, 'lite0', 'imagenet' (downloads) or 'none'; default: the installed ones
     valid:float=.2, # share of the images held back, by patient
+    folds:str=None, # table of ptx_folds: train by fold, and predict each image by the model that has not seen it
+    fold:str='all', # one fold of it, or all
     labels:str=None, # label file, if it is not to be found in the folder
     workers:int=2, # processes that read files
+    fresh:bool=False, # remove an earlier training in the folder, and begin anew
+    every:int=0, # write a checkpoint after so many steps too, not only after each epoch
+    tensorboard:bool=False, # write logs for it
+    model:str=None, # hyperunet, fastai_unet, unet, unetplusplus, fpn, deeplabv3plus, manet, segformer; options as hyperunet:attention=scse,aux=True
+    encoder:str=None, # any name that timm or torchvision knows
+    loss:str=None, # terms with weights as 3*bce+dice+4*focal, or a preset such as 3:1:4; also jaccard, tversky, lovasz, boundary
+    smooth:float=None, # label smoothing in the cross-entropy
     equalize:str=None, # on every image: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     equalize_first:bool=False, # equalise before the resize, not after
-    model:str='hyperunet', # or fastai_unet, unet, unetplusplus, fpn, deeplabv3plus, manet, segformer; options as hyperunet:attention=scse,aux=True
-    loss:str='bce+dice', # terms with weights as 3*bce+dice+4*focal, or a preset such as 3:1:4; also jaccard, tversky, lovasz, boundary
+    size:str=None, # pixels along one side; default: the cache's, or else 256; several as 128,256 for stages
+    epochs:str=None, # passes over the training images; several for stages
+    bs:str=None, # images per batch, over all processes; several for stages
+    lr:str=None, # highest learning rate, or find; several for stages
+    encoder_lr:str=None, # rate of the first layers as a share of lr; several for stages
+    freeze:str=None, # 1: the encoder is fixed; several for stages, as 1,0
+    schedule:str=None, # one_cycle, flat, cosine, restarts:3 or constant; several for stages
+    opt:str=None, # radam, adamw, sgd or ranger; options as adamw:wd=0.01
+    keep_opt:bool=False, # carry the optimiser's moments into the next stage
+    accumulate:int=None, # images per optimiser step, if more than a batch
+    bn_momentum:bool=False, # scale the momentum of batch norm with it
+    clip:float=None, # largest norm of the gradient
+    noise:float=None, # eta of the gradient noise
+    noise_gamma:float=None, # its gamma
+    sampling:str=None, # plain, balanced, share:0.6 or sliding:0.8,0.4: share of positives in an epoch
+    swa:float=None, # average weights from this share of the training on
+    swa_lr:float=None, # constant rate while averaging
+    swa_cycle:int=None, # epochs of a cycle of the rate while averaging
+    ema:float=None, # decay of the running average of weights
+    keep:int=None, # so many best epochs are kept, and averaged in the end
+    monitor:str=None, # by which they are the best, and by which training stops early: dice, dice_pos, valid_loss
+    patience:int=None, # stop after so many epochs without a new best
+    precision:str=None, # full, or mixed (float16 on CUDA, bfloat16 on the CPU)
+    compile:bool=False, # compile the network
 ):
-    "Train a segmentation model on a folder of radiographs, and write a run folder that says how it was made."
+    "Train a segmentation model on a folder of radiographs, and write a run folder that says how it was made. Stopped, it goes on when it is started again."
+    given = dict(locals())
     with manners():
-        from pneumothorax.learner import train
-        learn = train(data, out, size, bs, epochs, encoder, lr, seed, weights, valid, labels, workers, True, equalize, equalize_first, model, loss)
+        from pneumothorax import train as t
+        changes = {f:given[f] for f in t.FIELDS if given[f] is not False}
+        if show: return print(t.show_recipe(t.make_recipe(recipe, **changes)))
+        if not data: raise PtxError('which radiographs? give a folder or a cache, or --show')
+        kw = dict(recipe=recipe, seed=seed, labels=labels, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard, **changes)
+        if folds:
+            from pneumothorax.crossval import cross_validate
+            cross_validate(data, out, folds, fold=fold, **kw)
+            return
+        learn = t.train(data, out, valid=valid, **kw)
+        if not t.is_main(): return
         print(f'{learn.dls.xray["n_train"]} images trained on, {len(learn.dls.xray["valid"])} held back; run in {out}\nnext: ptx_predict {out} IMAGES --out pred')
 
 # %% ../nbs/41_cli.ipynb #fold0001
@@ -166,12 +204,13 @@ def ptx_predict(
     bs:int=8, # images per batch
     workers:int=2, # processes that read files
     device:str='cpu', # where the model runs: cpu, cuda, mps
+    which:str=None, # weights: plain, swa, ema or avg; default: those that the run recommends
     variant:str=None, # one more equalisation at test time: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
 ):
     "Predict radiographs: writes maps.npy, index.csv, and failed.csv for what could not be read."
     with manners():
         from pneumothorax.predict import open_maps, predict_maps
-        index,maps,failed = open_maps(predict_maps(run, images, out, bs, workers, device, True, variant))
+        index,maps,failed = open_maps(predict_maps(run, images, out, bs, workers, device, True, variant, which))
         print(f'{len(index)} radiographs predicted at {maps.shape[1]} px, {len(failed)} failed; maps in {out}\nnext: ptx_submit {out} --out submission.csv')
 
 # %% ../nbs/41_cli.ipynb #e8d7753c
@@ -221,7 +260,7 @@ def demo(
 )->dict: # the score on the test part
     "Sample, train, predict, submit and score in one folder"
     import shutil
-    from pneumothorax.learner import train
+    from pneumothorax.train import train
     from pneumothorax.phantom import make_phantoms
     from pneumothorax.predict import predict_maps
     from pneumothorax.siim import find_images

@@ -20,8 +20,9 @@ from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
 from .data import XrayInput, _source
-from .learner import FORMAT, RunError, load_run, read_run, train, versions
-from .watch import written
+from .checkpoints import written
+from .learner import FORMAT, RunError, load_run, read_run, versions
+from .train import FIELDS, make_recipe, train
 from .predict import predict_rows
 from .decide import prob_to_mask
 
@@ -215,7 +216,14 @@ def summary_text(
     return '\n'.join(lines)
 
 # %% ../nbs/35_crossval.ipynb #d9000036
-def _plain(v): return json.loads(json.dumps(v, default=str))
+_OWN = 'labels','weights','workers','progress','every','tensorboard','sync_bn','recipe'
+
+def _given(kwargs):
+    "What the arguments of `train` come to, as its record has them"
+    name = kwargs.get('recipe') or 'default'
+    r = make_recipe(name, **{k:v for k,v in kwargs.items() if k not in _OWN})
+    given = dict(recipe=name if isinstance(name,str) else 'own', labels=kwargs.get('labels'), weights=kwargs.get('weights'))
+    return json.loads(json.dumps({**given, **{k:getattr(r,k) for k in FIELDS}}, default=str))
 
 def _record(out, want):
     "Keep the arguments, or compare them with those kept"
@@ -282,15 +290,15 @@ def cross_validate(
     **kwargs # further arguments of `train`
 )->pd.DataFrame: # a row per fold, and the row 'all' with intervals once all are there; also in out/summary.csv
     "Train on all folds but one, in turn, and predict that one; raises `PtxError`"
-    if taken := sorted({'valid','fresh'}&set(kwargs)): raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
-    out = Path(out)
+    if taken := [k for k in ('valid','fresh') if kwargs.pop(k,None)]: raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
+    args,out = _given(kwargs),Path(out)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the cross-validation')
     cache,table = known_images(data, kwargs.get('labels'))
     f = fold_table(table, out, folds, n, seed)
     ks = sorted(f.unique().tolist())
-    wanted,(who,share),args = _wanted(fold,ks),fold_patients(table,f),{k:_plain(v) for k,v in kwargs.items() if k not in ('workers','progress')}
+    wanted,(who,share) = _wanted(fold,ks),fold_patients(table,f)
     if rank_distrib()==0: _record(out, dict(data=str(cache.path if cache else data), seed=seed, **args))
-    look = dict(bs=kwargs.get('bs') or 8, workers=kwargs.get('workers',2), progress=kwargs.get('progress',True))
+    look = dict(bs=np.min(args['bs']).item(), workers=kwargs.get('workers',2), progress=kwargs.get('progress',True))
     held = {k:table.ImageId[(f.to_numpy()==k)&(table.error=='').to_numpy()].tolist() for k in ks}
     there = {k:_finished(out/f'fold-{k}', held[k], dict(seed=seed,**args)) for k in ks}
     for k in wanted:

@@ -19,7 +19,7 @@ from .siim import notice
 from .samplers import Seeded
 from .encoders import ENCODER, find_encoder
 from .hyperunet import unet_split
-from .checkpoints import XrayLearner, last_state, save_weights
+from .checkpoints import XrayLearner, last_state, save_weights, written
 from .losses import AuxLoss, xray_loss
 from .metrics import KaggleDice, DicePos, DiceNeg
 from .models import xray_model
@@ -101,9 +101,8 @@ def write_record(
     path:str, # file
 )->Path: # the file
     "Write JSON, wholly or not at all"
-    tmp = Path(path).with_suffix('.part')
-    tmp.write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8')
-    return tmp.replace(path)
+    with written(path) as part: part.write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8')
+    return Path(path)
 
 def describe(
     learn:Learner, # from `xray_learner`
@@ -134,10 +133,9 @@ def save_run(
 )->Path: # the folder
     "Write weights, history and the record of a run"
     out,hist = Path(out),history(learn) if hist is None else hist
-    out.mkdir(parents=True, exist_ok=True)
     models = dict(plain=learn.model, **{k:getattr(learn,k).model for k in ('swa','ema') if getattr(getattr(learn,k,None),'ready',False)})
     for k,m in models.items(): save_weights(m, weights_file(out,k))
-    hist.to_csv(out/'history.csv', index=False)
+    with written(out/'history.csv') as part: hist.to_csv(part, index=False)
     use = 'avg' if weights_file(out,'avg').exists() else next(k for k in ('swa','ema','plain') if k in models)
     write_record({**describe(learn,args,hist),'use':use}, out/'run.json')
     return out

@@ -10,7 +10,13 @@ __all__ = ['PtxError', 'LabelError', 'rle_runs', 'rle_area', 'rle_decode', 'mask
 import re, numpy as np
 
 # %% ../nbs/00_rle.ipynb #94e5ca9d
-class PtxError(ValueError): "Something about the data or the arguments that the user can put right"
+class PtxError(ValueError):
+    "Something about the data or the arguments that the user can put right"
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.said = str(args[0]) if args else ''
+    def __str__(self): return self.said     # also where fastai puts a sentence of its own before it
+
 class LabelError(PtxError): "A run-length or a table of labels that cannot be right"
 
 # %% ../nbs/00_rle.ipynb #37a0ae66
