@@ -133,6 +133,8 @@ class XrayLearner(Learner):
     "A `Learner` whose next fit can begin at `first_epoch`, and there at the batch `first_step`"
     first_epoch = first_step = 0
     def _do_fit(self):
+        bar = getattr(getattr(self,'progress',None),'mbar',None)
+        if bar and self.first_epoch: bar.update(0)     # fastprogress starts its clock at 0 only
         for epoch in range(self.first_epoch, self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)

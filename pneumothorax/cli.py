@@ -69,9 +69,11 @@ def ptx_prepare(
         print(f'{len(c)} radiographs at {c.size} px, {(c.path/"rows.npy").stat().st_size/1e6:.0f} MB, in {out}\nnext: ptx_train {out} --out run')
 
 # %% ../nbs/41_cli.ipynb #71e1000c
+_DATA = 'folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare'
+
 @call_parse
 def ptx_train(
-    data:str=None, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
+    data:Param(_DATA, str, opt=False, nargs='?')=None, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
     out:str='run', # folder for the run; an unfinished training in it goes on
     recipe:str='default', # or fast, stable, progressive, hypercolumns, first_place, everything; what follows below changes it
     show:bool=False, # print the recipe in full, and train nothing
@@ -91,6 +93,7 @@ def ptx_train(
     smooth:float=None, # label smoothing in the cross-entropy
     equalize:str=None, # on every image: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     equalize_first:bool=False, # equalise before the resize, not after
+    augment:int=None, # 0: no augmentation
     size:str=None, # pixels along one side; default: the cache's, or else 256; several as 128,256 for stages
     epochs:str=None, # passes over the training images; several for stages
     bs:str=None, # images per batch, over all processes; several for stages

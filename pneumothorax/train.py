@@ -40,6 +40,7 @@ class Recipe:
     smooth:float=0. # label smoothing in the cross-entropy
     equalize:str=None # on every image: a name such as 'clahe', see `equalizer`
     equalize_first:bool=False # before the resize?
+    augment:int=1 # 0: no augmentation
     size:object=None # pixels along one side; the cache's if None, or else 256
     epochs:object=12 # passes over the training images
     bs:object=8 # images per batch, over all processes
@@ -132,7 +133,9 @@ def _value(name, v):
     if name not in PER_STAGE: return v
     vs = v.split(',') if isinstance(v,str) else list(v) if isinstance(v,(list,tuple)) else [v]
     cast = lambda x: x if x is None or x=='find' else PER_STAGE[name](x)
-    try: vs = [cast(x.strip() if isinstance(x,str) else x) for x in vs]
+    try:
+        vs = [cast(x.strip() if isinstance(x,str) else x) for x in vs]
+        if not vs: raise ValueError
     except (TypeError,ValueError): raise PtxError(f'{name}={v!r}: give a {PER_STAGE[name].__name__}, or one per stage as in {name}="a,b"') from None
     return vs[0] if len(vs)==1 else vs
 
@@ -187,7 +190,7 @@ def stage_loaders(
     progress:bool=False, # show a bar while every file is read?
 )->list: # `DataLoaders` for each stage; the same object where nothing differs
     "Loaders of all stages with one split and one measurement; raises `PtxError`"
-    sts,kw = stages(r),dict(seed=seed, workers=workers, equalize=r.equalize, equalize_first=r.equalize_first)
+    sts,kw = stages(r),dict(seed=seed, workers=workers, equalize=r.equalize, equalize_first=r.equalize_first, tfms=None if r.augment else [])
     big = max(sts, key=lambda s: s['size'] or 0)
     first = xray_dls(data, big['size'], big['bs'], valid, labels=labels, progress=progress, **kw)
     held,made = first.xray['valid'],{(big['size'],big['bs']):first}
@@ -313,7 +316,7 @@ def _fit(learn, r, sts, loaders, state, ckpt, config, found, progress, sync_bn):
     "All stages, or those that are left"
     total,done = sum(s['epochs'] for s in sts),0
     with ExitStack() as stack:
-        for c in (learn.no_logging(), soft_stop(ckpt), _Explain(learn,ckpt.out), *([] if progress else [learn.no_bar()])): stack.enter_context(c)
+        for c in (learn.no_logging(), learn.no_mbar(), soft_stop(ckpt), _Explain(learn,ckpt.out), *([] if progress else [learn.no_bar()])): stack.enter_context(c)
         for i,(s,dls) in enumerate(zip(sts,loaders)):
             learn.dls,learn.plan,learn.stage = dls,(done,total),dict(stage=i,size=dls.xray['size'])
             done += s['epochs']

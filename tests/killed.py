@@ -16,13 +16,14 @@ import pneumothorax.averaging
 import pneumothorax.checkpoints
 import pneumothorax.train as t
 
-EVERYTHING = {'size': [32, 64], 'epochs': [2, 2], 'bs': 4, 'lr': [2e-3, 1e-3], 'encoder': 'mobilenetv3_small_050', 'accumulate': 6, 'bn_momentum': True, 'clip': 1., 'noise': 1e-10,
+EVERYTHING = {'size': [32, 64], 'epochs': [2, 2], 'bs': 2, 'lr': [2e-3, 1e-3], 'encoder': 'mobilenetv3_small_050', 'accumulate': 6, 'bn_momentum': True, 'clip': 1., 'noise': 1e-10,
     'sampling': 'sliding:0.8,0.4', 'smooth': .02, 'swa': .5, 'ema': .9, 'keep': 2, 'opt': 'ranger', 'freeze': [1, 0], 'encoder_lr': .1}
 
 # function, and at which of its calls the process dies (counted anew in every fork)
 MOMENTS = {
     'in the first epoch': ('pneumothorax.callbacks.StopNaN.after_loss', 2),
-    'in the second epoch of a stage': ('pneumothorax.callbacks.StopNaN.after_loss', 6),
+    'in the second epoch of a stage': ('pneumothorax.callbacks.StopNaN.after_loss', 4),
+    'in the middle of an epoch, saved step by step': ('pneumothorax.callbacks.StopNaN.after_loss', 3),
     'checkpoint written, not yet forced to the disk': ('os.fsync', 2),
     'old checkpoint moved away, new one not yet in place': ('os.replace', 9),
     'while batch norm is measured for the average': ('pneumothorax.averaging.update_bn', 1),
@@ -67,6 +68,6 @@ if __name__ == '__main__':
     trained(data, out/'whole')
     for k, m in MOMENTS.items():
         run = out/k.replace(' ', '-').replace(',', '')
-        kills = trained(data, run, m)
+        kills = trained(data, run, m, every='step by step' in k)
         result[k] = {'kills': kills, 'differ': differ(out/'whole', run)}
     print(json.dumps({'result': result, 'files': sorted(f.name for f in (out/'whole').iterdir()), 'secs': round(time.perf_counter()-t0, 1)}))

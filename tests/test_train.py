@@ -1,0 +1,276 @@
+"Training as a whole: recipes and the command line, killed and continued, alone and in two processes, and everything that can go wrong"
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, ok, ptx
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+
+from pneumothorax import cli
+from pneumothorax import train as t
+from pneumothorax.callbacks import DivergedError
+from pneumothorax.checkpoints import CheckpointError, last_state, read_state, write_state
+from pneumothorax.folds import FoldError, make_folds, save_folds
+from pneumothorax.crossval import cross_validate
+from pneumothorax.learner import RunError, load_run, read_run
+from pneumothorax.rle import PtxError
+from pneumothorax.siim import PtxNotice, siim_train
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+KW = {'size': 64, 'bs': 4, 'epochs': 2, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'progress': False, 'valid': .5}
+SCRIPTS = Path(__file__).parent
+BIN = Path(sys.executable).parent
+
+def weights(run): return {f.name: f.read_bytes() for f in run.glob('*.safetensors')}
+
+# --- recipes
+
+def test_command_has_all_fields_of_a_recipe():
+    "Under their names, and with the words of the recipe's table at hand"
+    given = set(inspect.signature(cli.ptx_train).parameters)
+    assert set(t.FIELDS) <= given
+    own = set(inspect.signature(t.train).parameters)-{'changes', 'progress', 'sync_bn'}
+    assert given-set(t.FIELDS)-own == {'show', 'folds', 'fold'} and own <= given
+
+@pytest.mark.parametrize('name', t.RECIPES)
+def test_show_prints_every_field_and_trains_nothing(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.ptx_train.__wrapped__(recipe=name, show=True) if hasattr(cli.ptx_train, '__wrapped__') else cli.ptx_train(recipe=name, show=True)
+    out = capsys.readouterr().out
+    assert all(re.search(rf'^[* ] {f} ', out, re.M) for f in t.FIELDS) and t.RECIPES[name].source in out
+    assert not list(tmp_path.iterdir())
+
+def test_show_from_the_command_line():
+    out = ok('ptx_train', '--recipe', 'progressive', '--size', '64,128', '--show').stdout
+    assert re.search(r'^\* size +64,128$', out, re.M) and re.search(r'^2 +128 +2 +4 ', out, re.M)
+
+@pytest.mark.parametrize('bad', [{'size': '64,x'}, {'epochs': '0'}, {'lr': '-1'}, {'freeze': '-1'}, {'clip': float('nan')}, {'swa': 1.5}, {'ema': -.1}, {'opt': 'adan'},
+    {'sampling': 'sliding:2'}, {'schedule': 'cosine:3'}, {'precision': 'fp8'}, {'monitor': 'dise', 'patience': 1}, {'smooth': 1.}, {'bs': []}, {'smooth': .1, 'loss': 'dice'}])
+def test_values_that_cannot_be(bad, phantoms, tmp_path):
+    with pytest.raises(PtxError, match=next(iter(bad))): t.train(phantoms, tmp_path/'r', **{**KW, **bad})
+    assert not (tmp_path/'r'/'run.json').exists()
+
+# --- killed and continued
+
+@pytest.fixture(scope='module')
+def killed(phantoms, tmp_path_factory):
+    "What tests/killed.py found"
+    out = tmp_path_factory.mktemp('killed')
+    p = subprocess.run([sys.executable, '-W', 'ignore', SCRIPTS/'killed.py', phantoms, out], capture_output=True, text=True, check=False)
+    assert p.returncode == 0, p.stderr[-3000:]
+    return json.loads(p.stdout.splitlines()[-1])
+
+def test_killed_at_any_moment_it_ends_with_the_same_bits(killed):
+    assert len(killed['result']) == 7
+    for moment, r in killed['result'].items(): assert r['kills'] > 0 and r['differ'] == [], moment
+    assert {'model.safetensors', 'model-swa.safetensors', 'model-ema.safetensors', 'model-avg.safetensors', 'run.json'} <= set(killed['files'])
+    assert not [f for f in killed['files'] if f.startswith('checkpoint') or f.endswith('.part')]
+
+def start(args): return subprocess.Popen([BIN/'ptx_train', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def until(seen, p, secs=120):
+    "Wait for something, as long as the process lives"
+    end = time.monotonic()+secs
+    while not seen():
+        assert p.poll() is None and time.monotonic() < end, p.communicate()
+        time.sleep(.02)
+
+def test_ctrl_c_then_kill_then_to_the_end(phantoms, tmp_path):
+    "The same command three times: interrupted, killed, finished; and the weights of one that nobody disturbed"
+    args = [phantoms, *TINY, '--epochs', 6, '--valid', .5, '--every', 1, '--ema', .9]
+    run = tmp_path/'run'
+    p = start([*args, '--out', run])
+    until((run/'overlays'/'epoch-000.png').exists, p)
+    p.send_signal(signal.SIGINT)
+    assert p.wait(60) == 130
+    said = p.communicate()[1].strip().splitlines()
+    assert said[-1].startswith('interrupted; the weights after') and 'same command' in said[-1] and 'Traceback' not in '\n'.join(said)
+    before = last_state(run)
+    assert before['epochs'] >= 1
+    with pytest.warns(PtxNotice, match=r'of 6 epochs'): load_run(run)   # usable as it is
+    p = start([*args, '--out', run])
+    until(lambda: (run/'overlays'/f'epoch-{before["epochs"]:03}.png').exists() or (run/'run.json').exists(), p)
+    p.kill()
+    p.communicate()
+    ok('ptx_train', *args, '--out', run)
+    t.train(phantoms, tmp_path/'whole', **{**KW, 'epochs': 6, 'ema': .9})
+    assert weights(run) == weights(tmp_path/'whole')
+    same = [pd.read_csv(r/'history.csv').drop(columns='secs') for r in (run, tmp_path/'whole')]
+    np.testing.assert_array_equal(*same)
+    assert len(same[0]) == 6
+
+def test_workers_and_earlier_draws_change_nothing(phantoms, tmp_path):
+    t.train(phantoms, tmp_path/'a', **KW)
+    set_seed(99)
+    torch.rand(7)
+    t.train(phantoms, tmp_path/'b', **{**KW, 'workers': 2})
+    assert weights(tmp_path/'a') == weights(tmp_path/'b')
+    t.train(phantoms, tmp_path/'c', **KW, seed=1)
+    assert weights(tmp_path/'a') != weights(tmp_path/'c')
+
+class Stop(Callback):
+    "Raise once, in the given epoch"
+    order = 200
+    def __init__(self, epoch, what): self.at, self.what = epoch, what
+    def before_train(self):
+        if self.epoch == self.at: raise self.what
+
+def broken_off(phantoms, out, epoch=1, **kw):
+    "A training that stops before an epoch"
+    usual = t.recipe_callbacks
+    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Stop(epoch, RuntimeError('power cut'))]), pytest.raises(RuntimeError, match='power cut'):
+        t.train(phantoms, out, **{**KW, **kw})
+    return out
+
+def test_damaged_checkpoint_is_noticed_and_the_one_before_taken(phantoms, tmp_path):
+    run = broken_off(phantoms, tmp_path/'r', 2, epochs=3)
+    t.train(phantoms, tmp_path/'whole', **{**KW, 'epochs': 3})
+    raw = bytearray((run/'checkpoint.pt').read_bytes())
+    raw[len(raw)//2] ^= 8
+    (run/'checkpoint.pt').write_bytes(raw)
+    read_state(run/'checkpoint.prev.pt')
+    with pytest.warns(PtxNotice, match='damaged'): t.train(phantoms, run, **{**KW, 'epochs': 3})
+    assert weights(run) == weights(tmp_path/'whole')
+
+def test_both_damaged_is_an_error_and_fresh_begins_anew(phantoms, tmp_path):
+    run = broken_off(phantoms, tmp_path/'r')
+    for f in run.glob('checkpoint*.pt'): f.write_bytes(f.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match='--fresh'): t.train(phantoms, run, **KW)
+    t.train(phantoms, run, **KW, fresh=True)
+    assert read_run(run)['final']
+
+def test_another_configuration_is_refused(phantoms, tmp_path):
+    run = broken_off(phantoms, tmp_path/'r')
+    with pytest.raises(RunError, match=r'lr=0\.002 \(now 0\.001\).*--fresh'): t.train(phantoms, run, **{**KW, 'lr': 1e-3})
+    with pytest.raises(RunError, match='seed=0 .now 5'): t.train(phantoms, run, **KW, seed=5)
+    state = last_state(run)
+    del state['callbacks']['Seeded']
+    write_state(state, run/'checkpoint.pt')
+    with pytest.raises(CheckpointError, match='Seeded'): t.train(phantoms, run, **KW)
+
+def test_full_disk_keeps_the_last_good_checkpoint(phantoms, tmp_path):
+    "It is full when the second checkpoint is written; with room again, the same command goes on"
+    real, calls = os.fsync, []
+    def full(fd):
+        calls.append(fd)
+        if len(calls) == 2: raise OSError(28, 'No space left on device')
+        return real(fd)
+    with patch('os.fsync', full), pytest.raises(PtxError, match='disk is full.*goes on'): t.train(phantoms, tmp_path/'r', **KW)
+    assert last_state(tmp_path/'r')['epochs'] == 1
+    t.train(phantoms, tmp_path/'r', **KW)
+    t.train(phantoms, tmp_path/'whole', **KW)
+    assert weights(tmp_path/'r') == weights(tmp_path/'whole')
+
+# --- what goes wrong inside
+
+class Poison(Callback):
+    "The network's output becomes NaN in the second epoch"
+    order = 0
+    def after_pred(self):
+        if self.training and self.epoch == 1: self.learn.pred = self.pred*float('nan')
+
+def test_nan_names_the_images_and_keeps_good_weights(phantoms, tmp_path):
+    usual = t.recipe_callbacks
+    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Poison()]), pytest.raises(DivergedError) as e: t.train(phantoms, tmp_path/'r', **KW)
+    named = re.findall(r'[\d.]{20,}|phantom[-\w]*', str(e.value))
+    ids = set(siim_train(phantoms).ImageId)
+    assert any(i in str(e.value) for i in ids), (str(e.value), named)
+    assert f'the weights after 1 epochs are in {tmp_path}/r' in str(e.value) and 'ptx_predict' in str(e.value) and 'Exception occured' not in str(e.value)
+    with pytest.warns(PtxNotice, match='1 of 2 epochs'): model, _ = load_run(tmp_path/'r')
+    assert all(p.isfinite().all() for p in model.parameters())
+
+def test_batch_larger_than_the_data_trains_on_all_of_it(phantoms, tmp_path):
+    "Plainly sampled, a batch is at most the data; a share of positives that leaves less than a batch is an error"
+    learn = t.train(phantoms, tmp_path/'r', **{**KW, 'bs': 500, 'epochs': 1})
+    assert learn.dls.train.bs == learn.dls.xray['n_train'] == 6
+    with pytest.raises(PtxError, match='bs=6.*smaller'): t.train(phantoms, tmp_path/'s', **{**KW, 'bs': 500, 'sampling': 'share:0.9'})
+
+def test_early_stop_ends_with_a_complete_run(phantoms, tmp_path):
+    t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 9, 'patience': 1, 'lr': 1e-9, 'monitor': 'dice', 'keep': 5})
+    r = read_run(tmp_path/'r')
+    n = len(pd.read_csv(tmp_path/'r'/'history.csv'))
+    assert 1 < n < 9 and r['use'] == 'avg' and len(list((tmp_path/'r'/'epochs').iterdir())) == min(n, 5)
+
+def test_fixed_encoder_is_fixed_in_its_stage_alone(phantoms, tmp_path):
+    seen = []
+    class Look(Callback):
+        order = 200
+        def before_fit(self): seen.append(np.mean([p.requires_grad for p in self.learn.model.encoder.parameters()]))
+    usual = t.recipe_callbacks
+    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Look()]): t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': [1, 1], 'freeze': [1, 0]})
+    assert seen[0] < 1 and seen[1] == 1
+
+def test_optimiser_is_reset_or_kept_between_stages(phantoms, tmp_path):
+    steps = {keep: t.train(phantoms, tmp_path/str(keep), **{**KW, 'epochs': [2, 2]}, keep_opt=keep).opt for keep in (False, True)}
+    count = {k: max(s.get('step', 0) for s in o.state.values()) for k, o in steps.items()}
+    assert count[True] == 2*count[False] > 0
+
+def test_mixed_precision_on_the_cpu(phantoms, tmp_path):
+    a, b = (t.train(phantoms, tmp_path/p, **{**KW, 'epochs': 1}, precision=p) for p in ('full', 'mixed'))
+    losses = [x.recorder.values[-1][0] for x in (a, b)]
+    assert losses[0] != losses[1] and abs(losses[0]-losses[1]) < .05
+
+@pytest.mark.slow
+def test_compiled_training_is_close_and_can_be_averaged(phantoms, tmp_path):
+    a, b = (t.train(phantoms, tmp_path/str(c), **{**KW, 'epochs': 1}, ema=.9, compile=c) for c in (False, True))
+    assert abs(a.recorder.values[-1][1]-b.recorder.values[-1][1]) < 1e-3
+    load_run(tmp_path/'True')
+
+# --- folds
+
+def test_folds_from_the_command_line(phantoms, tmp_path):
+    save_folds(make_folds(siim_train(phantoms), n=2), tmp_path/'folds.csv')
+    args = [phantoms, *TINY, '--folds', tmp_path/'folds.csv', '--out', tmp_path/'cv']
+    p = ok('ptx_train', *args, '--fold', 1)
+    assert 'fold is missing' in p.stderr and not (tmp_path/'cv'/'summary.csv').exists()
+    p = ok('ptx_train', *args)
+    assert '95 % intervals by patient' in p.stdout
+    s = pd.read_csv(tmp_path/'cv'/'summary.csv', dtype={'fold': str})
+    assert s.fold.tolist() == ['0', '1', 'all'] and s.n.tolist() == [6, 6, 12]
+    ok('ptx_submit', tmp_path/'cv'/'oof', '--out', tmp_path/'oof.csv')
+    assert len(pd.read_csv(tmp_path/'oof.csv')) == 12
+    p = ptx('ptx_train', *args, '--lr', '1e-4')
+    assert p.returncode == 1 and 'lr=' in p.stderr and 'Traceback' not in p.stderr
+
+def test_folds_that_do_not_match(phantoms, tmp_path):
+    f = make_folds(siim_train(phantoms), n=2)
+    with pytest.raises(FoldError, match='no fold'): cross_validate(phantoms, tmp_path/'cv', f[1:], **{k: v for k, v in KW.items() if k != 'valid'})
+
+# --- two processes
+
+def launch(n, *args):
+    "ptx_train in several processes, as `accelerate launch` starts them"
+    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'COLUMNS': '400'}
+    return subprocess.run([BIN/'accelerate', 'launch', '--multi_gpu', '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+        '--main_process_port', '0', '--no_python', BIN/'ptx_train', *map(str, args)], capture_output=True, text=True, check=False, env=env, timeout=240)
+
+def test_two_processes_make_the_run_of_one(phantoms, tmp_path):
+    "The same losses to 1e-4 and the same metrics, one run folder, said once"
+    args = [phantoms, *TINY, '--epochs', 2, '--bs', 4, '--valid', .5, '--augment', 0, '--sampling', 'sliding:0.6,0.5', '--swa', .5, '--keep', 1]
+    p = launch(2, *args, '--out', tmp_path/'two')
+    assert p.returncode == 0, p.stdout[-1500:]+p.stderr[-3000:]
+    assert p.stdout.count('run in ') == 1 and p.stdout.count('epoch 1/2') == 1
+    ok('ptx_train', *args, '--out', tmp_path/'one')
+    one, two = (pd.read_csv(tmp_path/k/'history.csv') for k in ('one', 'two'))
+    np.testing.assert_allclose(two[['train_loss', 'valid_loss']], one[['train_loss', 'valid_loss']], atol=1e-4)
+    np.testing.assert_array_equal(two[['dice', 'dice_pos', 'dice_neg', 'lr']], one[['dice', 'dice_pos', 'dice_neg', 'lr']])
+    assert {f.name for f in (tmp_path/'two').iterdir()} == {f.name for f in (tmp_path/'one').iterdir()}
+    for which in ('plain', 'swa', 'avg'):
+        for a, b in zip(*(load_run(tmp_path/k, which=which)[0].state_dict().values() for k in ('one', 'two'))):
+            if a.is_floating_point(): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)   # counts of batches are those of all processes
+
+def test_two_processes_and_a_batch_that_cannot_be_shared(phantoms, tmp_path):
+    p = launch(2, phantoms, *TINY, '--bs', 3, '--out', tmp_path/'r')
+    assert p.returncode != 0 and 'share evenly' in p.stderr
