@@ -7,7 +7,7 @@ __all__ = ['CallbackError', 'GradientNoise', 'Accumulate', 'XrayPrecision', 'mix
            'EarlyStop']
 
 # %% ../nbs/23_callbacks.ipynb #f2300005
-import math, numpy as np, torch
+import math, torch
 from numbers import Real
 from torch import nn
 from torch.amp import GradScaler, autocast

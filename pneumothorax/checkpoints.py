@@ -203,8 +203,7 @@ class _Best:
         row = -value if self.monitor.endswith('loss') else value,-epoch
         rows = sorted([*self.rows,row], reverse=True)
         self.rows = rows[:self.n]
-        if row in self.rows and not rank_distrib():
-            save_weights(learn.model, self.file(row))
+        if row in self.rows and not rank_distrib(): save_weights(learn.model, self.file(row))
         return [] if rank_distrib() else [self.file(r) for r in rows[self.n:]]
 
 # %% ../nbs/18_checkpoints.ipynb #c8000034

@@ -29,6 +29,7 @@ def world()->int: # 1 if there is no other
     "How many processes share the training that runs now"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
+# %% ../nbs/19_distributed.ipynb #a90000a3
 def join_processes(
     timeout:float=10., # minutes that the others may keep one waiting
 )->int: # how many processes there are

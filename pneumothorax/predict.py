@@ -129,7 +129,8 @@ def predict_maps(
     pd.DataFrame(dict(ImageId=[ids[i] for i in done], path=[str(paths[i]) for i in done], row=done, max_prob=np.round(top,4))).to_csv(out/'index.csv', index=False)
     pd.DataFrame([(ids[i],str(paths[i]),e) for i,e in failed], columns=['ImageId','path','error']).to_csv(out/'failed.csv', index=False)
     if not done: raise PtxError(f'none of the {len(ids)} files could be read, see {out}/failed.csv; the first: {failed[0][1]}')
-    record = dict(format=FORMAT, run=str(run), which=which or r.get('use','plain'), variant=variant and variant.spec(), size=size, n=len(done), n_failed=len(failed), versions=versions())
+    record = dict(format=FORMAT, run=str(run), which=which or r.get('use','plain'), variant=variant and variant.spec(), size=size,
+        n=len(done), n_failed=len(failed), versions=versions())
     (out/'predict.json').write_text(json.dumps(record,indent=1)+'\n')
     notice('files could not be read, listed in failed.csv', [f'{ids[i]} ({e})' for i,e in failed])
     return out

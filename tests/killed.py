@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-import pneumothorax.averaging
-import pneumothorax.checkpoints
 import pneumothorax.train as t
 
 EVERYTHING = {'size': [32, 64], 'epochs': [2, 2], 'bs': 2, 'lr': [2e-3, 1e-3], 'encoder': 'mobilenetv3_small_050', 'accumulate': 6, 'bn_momentum': True, 'clip': 1., 'noise': 1e-10,

@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY, ok, ptx
 from safetensors.numpy import load_file
 
-from pneumothorax.learner import train
+from pneumothorax.train import train
 from pneumothorax.predict import open_maps, predict_maps
 
 

@@ -22,8 +22,8 @@ from pneumothorax import cli
 from pneumothorax import train as t
 from pneumothorax.callbacks import DivergedError
 from pneumothorax.checkpoints import CheckpointError, last_state, read_state, write_state
-from pneumothorax.folds import FoldError, make_folds, save_folds
 from pneumothorax.crossval import cross_validate
+from pneumothorax.folds import FoldError, make_folds, save_folds
 from pneumothorax.learner import RunError, load_run, read_run
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import PtxNotice, siim_train
@@ -49,12 +49,12 @@ def test_show_prints_every_field_and_trains_nothing(name, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     cli.ptx_train.__wrapped__(recipe=name, show=True) if hasattr(cli.ptx_train, '__wrapped__') else cli.ptx_train(recipe=name, show=True)
     out = capsys.readouterr().out
-    assert all(re.search(rf'^[* ] {f} ', out, re.M) for f in t.FIELDS) and t.RECIPES[name].source in out
+    assert all(re.search(rf'^[* ] {f} ', out, re.MULTILINE) for f in t.FIELDS) and t.RECIPES[name].source in out
     assert not list(tmp_path.iterdir())
 
 def test_show_from_the_command_line():
     out = ok('ptx_train', '--recipe', 'progressive', '--size', '64,128', '--show').stdout
-    assert re.search(r'^\* size +64,128$', out, re.M) and re.search(r'^2 +128 +2 +4 ', out, re.M)
+    assert re.search(r'^\* size +64,128$', out, re.MULTILINE) and re.search(r'^2 +128 +2 +4 ', out, re.MULTILINE)
 
 @pytest.mark.parametrize('bad', [{'size': '64,x'}, {'epochs': '0'}, {'lr': '-1'}, {'freeze': '-1'}, {'clip': float('nan')}, {'swa': 1.5}, {'ema': -.1}, {'opt': 'adan'},
     {'sampling': 'sliding:2'}, {'schedule': 'cosine:3'}, {'precision': 'fp8'}, {'monitor': 'dise', 'patience': 1}, {'smooth': 1.}, {'bs': []}, {'smooth': .1, 'loss': 'dice'}])
