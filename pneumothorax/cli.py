@@ -125,7 +125,9 @@ def ptx_train(
         from pneumothorax import train as t
         changes = {f:given[f] for f in t.FIELDS if given[f] is not False}
         if show: return print(t.show_recipe(t.make_recipe(recipe, **changes)))
-        if not data: raise PtxError('which radiographs? give a folder or a cache, or --show')
+        if not data:
+            print('usage: ptx_train DATA [--out RUN] …; give a folder of radiographs or a cache, or --show', file=sys.stderr)
+            raise SystemExit(2)
         kw = dict(recipe=recipe, seed=seed, labels=labels, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard, **changes)
         if folds:
             from pneumothorax.crossval import cross_validate

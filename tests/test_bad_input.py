@@ -370,7 +370,7 @@ def test_an_incomplete_run(tiny_run, tmp_path):
     run = tmp_path/'run'
     shutil.copytree(tiny_run, run)
     cut(run/'model.safetensors', run/'model.safetensors')
-    with pytest.raises(RunError, match='do not fit'): load_run(run)
+    with pytest.raises(RunError, match='not readable'): load_run(run)
     (run/'model.safetensors').unlink()
     with pytest.raises(RunError, match='incomplete'): load_run(run)
     (run/'run.json').unlink()

@@ -87,8 +87,9 @@ def until(seen, p, secs=120):
         assert p.poll() is None and time.monotonic() < end, p.communicate()
         time.sleep(.02)
 
-def test_ctrl_c_then_kill_then_to_the_end(phantoms, tmp_path):
+def test_ctrl_c_then_kill_then_to_the_end(phantoms, tmp_path, monkeypatch):
     "The same command three times: interrupted, killed, finished; and the weights of one that nobody disturbed"
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')   # as many as here: sums depend on it
     args = [phantoms, *TINY, '--epochs', 6, '--valid', .5, '--every', 1, '--ema', .9]
     run = tmp_path/'run'
     p = start([*args, '--out', run])
