@@ -6,8 +6,8 @@ import pytest
 from conftest import TINY, ok, ptx
 from safetensors.numpy import load_file
 
-from pneumothorax.train import train
 from pneumothorax.predict import open_maps, predict_maps
+from pneumothorax.train import train
 
 
 def test_train_predict_submit_score(phantoms, tiny_run, tmp_path):
