@@ -129,7 +129,7 @@ RECIPES = dict(
         model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
         clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
-        size=[128,256], epochs=[8,8], bs=[16,8], lr=[2e-3,1e-3], accumulate=16, noise=1e-10, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
+        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], accumulate=8, noise=1e-12, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
 
 def _value(name, v):
     "A value as the field has it, from Python or from text"
