@@ -21,7 +21,7 @@ from .data import xray_dls
 from .encoders import ENCODER
 from .optimizers import xray_optimizer
 from .checkpoints import Checkpoint, last_state, save_weights, soft_stop
-from .distributed import is_main, main_first, on_main, processes
+from .distributed import is_main, join_processes, main_first, on_main, processes
 from .losses import AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
 from .learner import RunError, _learner, _network, describe, save_run, weights_file, write_record
@@ -283,7 +283,7 @@ def _suits(r, sts, loaders, state, out):
         what = 'has' if r.monitor=='dice_pos' else 'is without'
         raise PtxError(f'monitor={r.monitor}: none of the {len(has)} images held back {what} a pneumothorax; give another monitor=, valid= or seed=')
     cut = [(dls.train.bs,s['bs']) for s,dls in zip(sts,loaders) if dls.train.bs<s['bs']]
-    if is_main(): notice('stages have smaller batches than were asked for, since there are no more images', [f'{a}, not {b}' for a,b in cut])
+    if is_main(): notice('stages have smaller batches than were asked for, for want of images', [f'{a}, not {b}' for a,b in cut])
 
 # %% ../nbs/29_train.ipynb #d900008a
 class _Explain:
@@ -320,6 +320,7 @@ def train(
     r,out = make_recipe(recipe,**changes),Path(out)
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
+    if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
         seed=seed, labels=labels and str(labels), weights=weights and str(weights))
@@ -328,7 +329,7 @@ def train(
     loaders,sts = stage_loaders(data, r, valid, seed, labels, workers, progress),stages(r)
     learn = _learner(loaders[0], *net, loss_func, seed=seed, opt_func=xray_optimizer(r.opt), path=out, model_dir='.')
     _suits(r, sts, loaders, state, out)
-    found = state['lr'] if state else on_main(lambda: _find_lr(learn,progress)) if 'find' in [s['lr'] for s in sts] else None
+    found = state['lr'] if state else _find_lr(learn,progress) if 'find' in [s['lr'] for s in sts] else None
     if r.compile: learn.model.compile(dynamic=False)
     ckpt = Checkpoint(out, every, r.keep, r.monitor)
     learn.add_cbs([*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt])

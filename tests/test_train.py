@@ -225,7 +225,7 @@ def test_nan_names_the_images_and_keeps_good_weights(phantoms, tmp_path):
     named = re.findall(r'[\d.]{20,}|phantom[-\w]*', str(e.value))
     ids = set(siim_train(phantoms).ImageId)
     assert any(i in str(e.value) for i in ids), (str(e.value), named)
-    assert f'the weights after 1 epochs are in {tmp_path}/r' in str(e.value) and 'ptx_predict' in str(e.value) and 'Exception occured' not in str(e.value)
+    assert f'the weights after 1 epoch are in {tmp_path}/r' in str(e.value) and 'ptx_predict' in str(e.value) and 'Exception occured' not in str(e.value)
     with pytest.warns(PtxNotice, match='1 of 2 epochs'): model, _ = load_run(tmp_path/'r')
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -253,14 +253,13 @@ def test_early_stop_in_the_first_stage_ends_the_training(phantoms, tmp_path):
     assert weights(tmp_path/'s') == weights(tmp_path/'r')
 
 def test_weights_that_were_validated_come_before_the_best_epochs(phantoms, tmp_path):
-    for i, (kw, use) in enumerate([({'keep': 1}, 'avg'), ({'keep': 1, 'ema': .9}, 'ema'), ({'keep': 1, 'ema': .9, 'swa': .5}, 'swa'), ({}, 'plain')]):
-        t.train(phantoms, tmp_path/str(i), **{**KW, 'epochs': 1, **kw})
-        assert read_run(tmp_path/str(i))['use'] == use
+    t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 1, 'keep': 1, 'ema': .9})
+    assert read_run(tmp_path/'r')['use'] == 'ema'
 
 def test_a_score_without_images_cannot_choose(phantoms, tmp_path):
     data = siim_train(phantoms)
     none = data.ImageId[~data.has_ptx].head(3).tolist()
-    with pytest.raises(PtxError, match='monitor=.dice_pos.*none of the 3 images'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': none, 'keep': 1}, monitor='dice_pos')
+    with pytest.raises(PtxError, match='monitor=dice_pos: none of the 3 images'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': none, 'keep': 1}, monitor='dice_pos')
     learn = t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 1, 'valid': none, 'keep': 1})
     learn.recorder.values = [[1., float('nan'), 1., 1., 1.]]
     best = learn.checkpoint.best
@@ -340,13 +339,9 @@ def test_two_processes_make_the_run_of_one(phantoms, tmp_path):
         for a, b in zip(*(load_run(tmp_path/k, which=which)[0].state_dict().values() for k in ('one', 'two'))):
             if a.is_floating_point(): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)   # counts of batches are those of all processes
 
-def test_two_processes_search_one_rate(phantoms, tmp_path):
-    "What is drawn differs between the processes, and so would what they find"
-    p = launch(2, phantoms, *TINY, '--lr', 'find', '--valid', .5, '--out', tmp_path/'two')
-    assert p.returncode == 0 and p.stdout.count('learning rate found') == 1, p.stdout[-1500:]+p.stderr[-3000:]
-    ok('ptx_train', phantoms, *TINY, '--lr', 'find', '--valid', .5, '--out', tmp_path/'one')
-    one, two = (read_run(tmp_path/k)['args']['lr_found'] for k in ('one', 'two'))
-    assert one == two > 0
+def test_a_rate_is_not_searched_by_two_processes(tmp_path):
+    "Each would find its own, since what is drawn differs"
+    with patch.object(t, 'join_processes', lambda: 2), pytest.raises(PtxError, match='lr=find: each process'): t.train(tmp_path, tmp_path/'r', **{**KW, 'lr': 'find'})
 
 def test_two_processes_and_a_batch_that_cannot_be_shared(phantoms, tmp_path):
     p = launch(2, phantoms, *TINY, '--bs', 3, '--out', tmp_path/'r')
