@@ -79,9 +79,9 @@ def ptx_train(
     show:bool=False, # print the recipe in full, and train nothing
     seed:int=0, # of split, order, augmentation, noise and random weights
     weights:str=None, # file of encoder weights (.pth, .safetensors), a run folder, 'lite0', 'imagenet' (downloads) or 'none'; default: the installed ones
-    valid:float=.2, # share of the images held back, by patient
+    valid:float=None, # share of the images held back, by patient; default: 0.2
     folds:str=None, # table of ptx_folds: train by fold, and predict each image by the model that has not seen it
-    fold:str='all', # one fold of it, or all
+    fold:str=None, # one fold of it, or all; default: all
     labels:str=None, # label file, if it is not to be found in the folder
     workers:int=2, # processes that read files
     fresh:bool=False, # remove an earlier training in the folder, and begin anew
@@ -128,12 +128,14 @@ def ptx_train(
         if not data:
             print('usage: ptx_train DATA [--out RUN] …; give a folder of radiographs or a cache, or --show', file=sys.stderr)
             raise SystemExit(2)
+        if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
+        if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
         kw = dict(recipe=recipe, seed=seed, labels=labels, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard, **changes)
         if folds:
             from pneumothorax.crossval import cross_validate
-            cross_validate(data, out, folds, fold=fold, **kw)
+            cross_validate(data, out, folds, fold=fold or 'all', **kw)
             return
-        learn = t.train(data, out, valid=valid, **kw)
+        learn = t.train(data, out, valid=.2 if valid is None else valid, **kw)
         if not t.is_main(): return
         print(f'{learn.dls.xray["n_train"]} images trained on, {len(learn.dls.xray["valid"])} held back; run in {out}\nnext: ptx_predict {out} IMAGES --out pred')
 
