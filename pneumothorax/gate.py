@@ -8,7 +8,7 @@ __all__ = ['FEATURES', 'GateError', 'highest_means', 'map_features', 'image_feat
            'best_gate_threshold', 'keep_out_of_fold', 'dice_if_kept', 'keep_by_expected_dice', 'soft_dice', 'weigh_map',
            'fit_gate', 'load_gate']
 
-# %% ../nbs/33_gate.ipynb #0e42a1b6
+# %% ../nbs/33_gate.ipynb #7a14271a
 import hashlib, json
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, sklearn, timm, torch
@@ -37,7 +37,7 @@ from .metrics import ece
 from .predict import open_maps
 from .decide import FRAME, prob_to_mask
 
-# %% ../nbs/33_gate.ipynb #ac420a7c
+# %% ../nbs/33_gate.ipynb #f78c355a
 class GateError(PtxError): "Features or labels that a gate cannot use"
 
 def _unit(p, what='probability map'):
@@ -59,7 +59,7 @@ def highest_means(
     c = np.r_[0,np.cumsum(s,dtype=np.float64)]
     return [float((c[int(k)]+(k-int(k))*(s[int(k)] if int(k)<n else 0))/k) for k in ks]
 
-# %% ../nbs/33_gate.ipynb #082542b2
+# %% ../nbs/33_gate.ipynb #924d1d3f
 _TOPS,_LEVELS = (64,1024,8192),(.1,.3,.5,.7,.9)   # pixels of the frame; probabilities
 _SPREAD = dict(area='mean over the finding, 0 to 0.5', max='largest in the map, 0 to 0.5', rel='mean over the finding, as a share of its mean probability')
 FEATURES = dict(map_max='highest probability, 0 to 1', **{f'map_top{k}':f'mean of the {k:,} highest pixels (of the frame), 0 to 1' for k in _TOPS},
@@ -100,7 +100,7 @@ def map_features(
         out |= {f'{g}_area':mean, f'{g}_max':s.max(), f'{g}_rel':mean/x[on].mean() if on.any() else np.nan}
     return {k:float(v) for k,v in out.items()}
 
-# %% ../nbs/33_gate.ipynb #5fbd030e
+# %% ../nbs/33_gate.ipynb #d40f5936
 _SIDE = 128
 _LOOK = dict(mean='mean, 0 to 1', sd='standard deviation', **{f'p{q}':f'{q} % quantile, 0 to 1' for q in (1,25,50,75,99)}, tilt='left half minus right half, in deviations',
     mirror='correlation with the mirror image', sharp='log of the variance of the Laplacian, in squared deviations')
@@ -117,7 +117,7 @@ def image_features(
         tilt=z[:,:_SIDE//2].mean()-z[:,_SIDE//2:].mean(), mirror=(z*z[:,::-1]).mean(), sharp=np.log(max(cv2.Laplacian(z,cv2.CV_64F).var(),1e-12)))
     return {f'image_{k}':float(v) for k,v in look.items()}
 
-# %% ../nbs/33_gate.ipynb #2ebbcfe5
+# %% ../nbs/33_gate.ipynb #cfcf6629
 FEATURES |= dict(meta_age='age, years', meta_male='sex: 1 male, 0 female', meta_ap='view: 1 anterior-posterior, 0 posterior-anterior')
 
 def meta_features(
@@ -128,7 +128,7 @@ def meta_features(
     code = lambda c,one,zero: get(c).map(lambda v: {one:1.,zero:0.}.get(str(v).strip().upper(),np.nan)).astype(float)
     return pd.DataFrame(dict(meta_age=pd.to_numeric(get('age'),errors='coerce').astype(float), meta_male=code('sex','M','F'), meta_ap=code('view','AP','PA')), t.index)
 
-# %% ../nbs/33_gate.ipynb #85266878
+# %% ../nbs/33_gate.ipynb #3b708ce8
 class Embedder:
     "Pooled deepest maps of a fixed encoder; raises `ModelError`"
     def __init__(self,
@@ -170,7 +170,7 @@ def embed_images(
     rows = [embed([images.image(i) if cached else read_xray(i) for i in items[k:k+bs]]) for k in (progress_bar(parts,leave=False) if progress else parts)]
     return pd.DataFrame(np.concatenate(rows), pd.Index(ids,name='ImageId'), embed.columns)
 
-# %% ../nbs/33_gate.ipynb #6c1df200
+# %% ../nbs/33_gate.ipynb #c2fd6358
 _FILES = dict(views='spread.npy', runs='spread_runs.npy')
 
 def _opened(pred, what):
@@ -195,7 +195,7 @@ def _meta(meta, table, cache):
     t = _patient_table(t) if isinstance(t,(str,Path)) else t.drop_duplicates('ImageId').set_index('ImageId')
     return t.reindex(table.ImageId).reset_index()
 
-# %% ../nbs/33_gate.ipynb #e615523f
+# %% ../nbs/33_gate.ipynb #2ab25013
 def features(
     pred:object, # folder of predictions; or (table with ImageId, row, path; maps N×h×w), and maybe deviations between views, between runs
     what:object=None, # groups: map, views, runs, image, meta, emb; all but emb that there are if None
@@ -232,7 +232,7 @@ def features(
     if 'meta' in what: out = out.join(meta_features(_meta(meta,table,cache)).set_axis(out.index))
     return out.astype(np.float32)
 
-# %% ../nbs/33_gate.ipynb #7cf477b0
+# %% ../nbs/33_gate.ipynb #17d2fbfe
 _KINDS = dict(boosting=('boosting',), logistic=('logistic',), both=('boosting','logistic'))
 
 class _Known(BaseEstimator, TransformerMixin):
@@ -244,7 +244,7 @@ class _Known(BaseEstimator, TransformerMixin):
 
 def _odds(x, eps=1/510): return logit(np.clip(x,eps,1-eps))
 
-# %% ../nbs/33_gate.ipynb #f4fbaf7f
+# %% ../nbs/33_gate.ipynb #71f4575b
 def _prepared(columns, n, pca, seed, tree):
     "Columns made ready for a model"
     pick = lambda test: [i for i,c in enumerate(columns) if test(c)]
@@ -268,7 +268,7 @@ def _models(kind, columns, n, pca, seed):
 
 def _raw(models, A): return np.mean([m.predict_proba(A)[:,1] for m in models], 0)
 
-# %% ../nbs/33_gate.ipynb #791a0b53
+# %% ../nbs/33_gate.ipynb #38b628fd
 _CALIBRATIONS = 'auto','platt','isotonic','none'
 
 def fit_calibration(
@@ -297,7 +297,7 @@ def calibrate(
     if how['kind']=='none': return np.asarray(raw,float)
     return np.interp(raw,how['x'],how['y']) if how['kind']=='isotonic' else expit(how['slope']*_odds(raw,1e-4)+how['offset'])
 
-# %% ../nbs/33_gate.ipynb #6943f377
+# %% ../nbs/33_gate.ipynb #83b1d29e
 _MAY_BE_NAN = 'map_side','map_y','map_lateral','map_apical'
 
 def _matrix(X):
@@ -330,7 +330,7 @@ def _labels(y, ids):
     if v.nunique()<2: raise GateError(f'labels: all {len(v):,} images are {"positive" if v.iloc[0] else "negative"}; a gate needs both kinds')
     return np.array(v,int)
 
-# %% ../nbs/33_gate.ipynb #4f286179
+# %% ../nbs/33_gate.ipynb #be8fc669
 def _without(f, g, *ks):
     "Rows of other folds, and of other patients than those folds have"
     held = np.isin(f, ks)
@@ -383,7 +383,7 @@ class Gate:
         models = self._train(T, f'without fold {k}')
         return _raw(models,self.A[f==k]),fit_calibration(inner[T],self.y[T],self.args['calibration']),models
 
-# %% ../nbs/33_gate.ipynb #3faebd6f
+# %% ../nbs/33_gate.ipynb #1422a566
 def _patients(groups, ids):
     "Patient of each image as text; unknown ones each for themselves"
     if groups is None: groups = [None]*len(ids)
@@ -429,7 +429,7 @@ def predict(self:Gate,
     "Calibrated probabilities of new images; raises `GateError`"
     return pd.Series(calibrate(_raw(self.models,self._asked(X)),self.calibration), X.index, name='p')
 
-# %% ../nbs/33_gate.ipynb #f54bc579
+# %% ../nbs/33_gate.ipynb #19620121
 @patch
 def _finish(self:Gate, kept):
     "The models of all images, and what the rules need"
@@ -449,7 +449,7 @@ def _asked(self:Gate, X):
     notice('metadata columns are missing, taken as unknown', meta)
     return _matrix(X.assign(**{c:np.float32(np.nan) for c in meta})[self.columns])
 
-# %% ../nbs/33_gate.ipynb #38c5b3e8
+# %% ../nbs/33_gate.ipynb #59f72cf1
 @patch
 def importance(self:Gate,
     by:str='group', # 'group', or 'feature'
@@ -490,7 +490,7 @@ def show_importance(
     ax.tick_params(labelsize=8)
     return ax
 
-# %% ../nbs/33_gate.ipynb #ff33b641
+# %% ../nbs/33_gate.ipynb #f1f41078
 def keep_by_threshold(
     p:np.ndarray, # p(pneumothorax), one per image
     t:float, # threshold
@@ -528,7 +528,7 @@ def keep_out_of_fold(
     for k in np.unique(f): out[f==k] = keep_by_threshold(p[f==k], best_gate_threshold(p[f!=k],d[f!=k],y[f!=k])[0])
     return out
 
-# %% ../nbs/33_gate.ipynb #846b5943
+# %% ../nbs/33_gate.ipynb #a33b074a
 def dice_if_kept(
     pred:object, # folder of predictions, or (table with ImageId and row; maps N×h×w)
     rles:object, # run-lengths over 1024×1024 (list of str) by ImageId, or one list per row
@@ -546,7 +546,7 @@ def dice_if_kept(
     a = np.array(out,int).reshape(-1,3)
     return pd.DataFrame(dict(dice=score_areas(*a.T),area=a[:,1],true=a[:,2]), pd.Index(table.ImageId,name='ImageId'))
 
-# %% ../nbs/33_gate.ipynb #058ae5da
+# %% ../nbs/33_gate.ipynb #0b505b93
 def keep_by_expected_dice(
     p:np.ndarray, # p(pneumothorax), one per image
     d:np.ndarray, # expected Dice of its mask, given a pneumothorax; one per image, or one for all
@@ -557,7 +557,7 @@ def keep_by_expected_dice(
         if v.size and not (v.min()>=0 and v.max()<=1): raise GateError(f'{name} from {v.min():.3g} to {v.max():.3g}: give 0 to 1')
     return p*(1+d)>1
 
-# %% ../nbs/33_gate.ipynb #5653dfca
+# %% ../nbs/33_gate.ipynb #ebc7e20a
 def soft_dice(
     p:np.ndarray, # h×w probabilities, floats in [0,1], uint8 or uint16
     mask:np.ndarray, # h×w in {0,1}
@@ -569,7 +569,7 @@ def soft_dice(
     q = np.minimum(x/max(prob,1e-6),1)
     return float(2*q[m].sum(dtype=float)/(q.sum(dtype=float)+m.sum())) if m.any() else 0.
 
-# %% ../nbs/33_gate.ipynb #6b576307
+# %% ../nbs/33_gate.ipynb #779177be
 _MANY = 40   # so many positives make a regression
 
 @patch
@@ -599,7 +599,7 @@ def _dice_of(model, A):
     if model is None: return np.zeros(len(A))   # no positive image has a mask
     return np.full(len(A),model) if isinstance(model,float) else model.predict(A).clip(0,1)
 
-# %% ../nbs/33_gate.ipynb #34e99c4a
+# %% ../nbs/33_gate.ipynb #1a44ea8b
 @patch
 def expected_dice(self:Gate,
     X:pd.DataFrame, # from `features`
@@ -608,7 +608,7 @@ def expected_dice(self:Gate,
     if self.kept is None: raise GateError('expected Dice: the gate was fitted without the Dice of masks; give kept= to fit, see dice_if_kept')
     return pd.Series(_dice_of(self.dice_model,self._asked(X)), X.index, name='dice')
 
-# %% ../nbs/33_gate.ipynb #4d911848
+# %% ../nbs/33_gate.ipynb #d5fea4a4
 def weigh_map(
     m:np.ndarray, # h×w probabilities, floats in [0,1], uint8 or uint16
     p:float, # p(pneumothorax) of the image
@@ -617,7 +617,7 @@ def weigh_map(
     if not 0<=p<=1: raise GateError(f'p={p!r}: give a probability')
     return np.sqrt(_unit(m)*np.float32(p))
 
-# %% ../nbs/33_gate.ipynb #09491fa4
+# %% ../nbs/33_gate.ipynb #7f8b2828
 def fit_gate(
     oof:str, # folder of out-of-fold predictions, with labels.csv (ImageId, EncodedPixels, patient_id, fold)
     what:object=None, # groups of features, see `features`
@@ -641,7 +641,7 @@ def fit_gate(
     kept = dice_if_kept((table,maps), [[] if pd.isna(r) or r.strip()=='-1' else [r] for r in t.EncodedPixels], to_mask, progress)
     return gate.fit(features(oof,what,cache,meta,embed,progress=progress), kept.true>0, t.get('patient_id'), t.fold, kept, progress)
 
-# %% ../nbs/33_gate.ipynb #296363d6
+# %% ../nbs/33_gate.ipynb #32eb9734
 _FORMAT = 1
 
 def _digest(out):
