@@ -26,5 +26,6 @@ from pneumothorax.train import *
 from pneumothorax.tta import *
 from pneumothorax.predict import *
 from pneumothorax.decide import *
+from pneumothorax.gate import *
 from pneumothorax.submission import *
 from pneumothorax.crossval import *
