@@ -34,7 +34,7 @@ from .bootstrap import score_areas
 from .encoders import ENCODER, create_encoder, encoder_levels, load_weights
 from .checkpoints import written
 from .metrics import ece
-from .predict import open_maps
+from .predict import from_bytes, oof_folder, open_maps, open_oof
 from .decide import FRAME, prob_to_mask
 
 # %% ../nbs/33_gate.ipynb #f78c355a
@@ -44,7 +44,7 @@ def _unit(p, what='probability map'):
     "A map as float32 in [0,1]"
     p = np.asarray(p)
     if p.ndim!=2 or not p.size: raise GateError(f'{what} of shape {p.shape}: give one H×W map')
-    x = p.astype(np.float32)/np.iinfo(p.dtype).max if p.dtype in (np.uint8,np.uint16) else p.astype(np.float32)
+    x = from_bytes(p) if p.dtype in (np.uint8,np.uint16) else p.astype(np.float32)
     if not (x.min()>=0 and x.max()<=1): raise GateError(f'{what}: values from {x.min():.3g} to {x.max():.3g}; give 0 to 1, or uint8 or uint16 over their whole range')
     return x
 
@@ -619,7 +619,7 @@ def weigh_map(
 
 # %% ../nbs/33_gate.ipynb #7f8b2828
 def fit_gate(
-    oof:str, # folder of out-of-fold predictions, with labels.csv (ImageId, EncodedPixels, patient_id, fold)
+    oof:str, # folder of a cross-validation, or of `predict_oof`
     what:object=None, # groups of features, see `features`
     cache:object=None, # an `XrayCache` or its folder
     meta:object=None, # table with ImageId, age, sex, view, or its CSV
@@ -629,17 +629,10 @@ def fit_gate(
     **kwargs # arguments of `Gate`, such as kind='logistic'
 )->Gate: # fitted, with its rules
     "From a folder of out-of-fold predictions to a gate; raises `PtxError`"
-    gate,f = Gate(**kwargs),Path(oof)/'labels.csv'
-    if not f.exists(): raise GateError(f'{f}: missing; give the folder of out-of-fold predictions that a cross-validation wrote')
-    table,maps,_ = open_maps(oof)
-    t = pd.read_csv(f, dtype=str, skipinitialspace=True)
-    if lost := {'ImageId','EncodedPixels','fold'}-set(t): raise GateError(f'{f}: no column {few(sorted(lost))}; cross-validate again')
-    t = t.set_index('ImageId')
-    if len(lost := table.ImageId[~table.ImageId.isin(t.index)]): raise GateError(f'{f}: {counted(len(lost),"images have no label")} ({few(lost,3)}); cross-validate again')
-    notice('labelled images have no prediction, not fitted on', t.index.difference(table.ImageId).tolist())
-    t = t.loc[table.ImageId]
-    kept = dice_if_kept((table,maps), [[] if pd.isna(r) or r.strip()=='-1' else [r] for r in t.EncodedPixels], to_mask, progress)
-    return gate.fit(features(oof,what,cache,meta,embed,progress=progress), kept.true>0, t.get('patient_id'), t.fold, kept, progress)
+    gate,(t,maps) = Gate(**kwargs),open_oof(oof)
+    kept = dice_if_kept((t,maps), [[] if r=='-1' else [r] for r in t.rle], to_mask, progress)
+    y = t.set_index('ImageId')
+    return gate.fit(features(oof_folder(oof),what,cache,meta,embed,progress=progress), y.has_ptx, y.patient_id, y.fold, kept, progress)
 
 # %% ../nbs/33_gate.ipynb #32eb9734
 _FORMAT = 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'to_bytes', 'from_bytes', 'list_images', 'Network', 'fold_runs', 'networks', 'unpad', 'predict_batches',
            'MapStore', 'finish_store', 'fill_store', 'image_digest', 'predict_jobs', 'predict_maps', 'open_maps',
-           'open_oof']
+           'oof_folder', 'open_oof']
 
 # %% ../nbs/31_predict.ipynb #29e643e9
 import hashlib, json, os, time
@@ -378,16 +378,23 @@ def open_maps(
     return read('index.csv'),np.load(p/'maps.npy', mmap_mode='r'),read('failed.csv')
 
 # %% ../nbs/31_predict.ipynb #oof00002
-def open_oof(
+def oof_folder(
     folder:str, # of `cross_validate`, its `oof`, or of `predict_oof`
-)->tuple: # table with ImageId, path, row, max_prob, fold, patient_id, has_ptx, rle; N×size×size maps, memory-mapped
-    "Predictions of images by networks that have not seen them, with their truth; raises `RunError`"
+)->Path: # with labels.csv
+    "Where the out-of-fold predictions are; raises `RunError`"
     p = Path(folder)
     if (p/'crossval.json').exists():
         if not (p/'oof'/'predict.json').exists(): raise RunError(f'{p}: not all folds are trained and predicted; start the cross-validation again, it goes on')
         p = p/'oof'
+    if (p/'predict.json').exists() and not (p/'labels.csv').exists(): raise RunError(f'{p}: no labels.csv, so no out-of-fold predictions; give a folder of ptx_train --folds, or of ptx_predict on one')
+    return p
+
+def open_oof(
+    folder:str, # as for `oof_folder`
+)->tuple: # table with ImageId, path, row, max_prob, fold, patient_id, has_ptx, rle; N×size×size maps, memory-mapped
+    "Predictions of images by networks that have not seen them, with their truth; raises `RunError`"
+    p = oof_folder(folder)
     index,maps,_ = open_maps(p)
-    if not (p/'labels.csv').exists(): raise RunError(f'{p}: no labels.csv, so no out-of-fold predictions; give a folder of ptx_train --folds, or of ptx_predict on one')
     y = pd.read_csv(p/'labels.csv', dtype=str, keep_default_na=False).rename(columns=dict(EncodedPixels='rle'))
     if gone := sorted(set(index.ImageId)-set(y.ImageId)): raise RunError(f'{p}/labels.csv: no row for {few(gone)}; predict again')
     t = index.drop(columns=[c for c in ('fold','patient_id') if c in index]).merge(y.astype({'fold':int}), on='ImageId', how='left')
