@@ -1,0 +1,110 @@
+"Predictions that are killed, shared by processes, averaged; and questions that cannot be answered"
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ok, ptx
+
+from pneumothorax.predict import *
+from pneumothorax.rle import PtxError
+from pneumothorax.tta import PRESETS, View, views
+
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
+KILLED = """
+import os, signal, sys
+from pneumothorax.predict import MapStore, predict_maps
+moment, at = sys.argv[1], int(sys.argv[2])
+def dies(name, after):
+    usual, n = getattr(MapStore, name), [0]
+    def f(self, *args):
+        n[0] += 1
+        if n[0] == at and not after: os.kill(os.getpid(), signal.SIGKILL)
+        usual(self, *args)
+        if n[0] == at and after: os.kill(os.getpid(), signal.SIGKILL)
+        if name == 'add': self.flush()
+    setattr(MapStore, name, f)
+dies(*moment.split(',')) if ',' in moment else dies(moment, '')
+predict_maps(*sys.argv[3:6], bs=3, workers=0, progress=False, tta='hflip', spread=True)
+"""
+
+def same(a, b, files=('maps.npy', 'spread.npy', 'index.csv', 'failed.csv')):
+    return all((Path(a)/f).read_bytes() == (Path(b)/f).read_bytes() for f in files)
+
+@pytest.fixture(scope='module')
+def whole(phantoms, tiny_run, tmp_path_factory):
+    "Images with a broken one among them, and their undisturbed prediction"
+    images = tmp_path_factory.mktemp('images')
+    for f in phantoms.rglob('*.dcm'): shutil.copy(f, images)
+    (images/'broken.dcm').write_bytes(b'no radiograph')
+    out = images.parent/'whole'
+    predict_maps(tiny_run, images, out, bs=3, workers=0, progress=False, tta='hflip', spread=True)
+    return images, out
+
+@pytest.mark.parametrize(('moment', 'at'), [('add', 1), ('add', 3), ('add,after', 4), ('flush', 1), ('flush,after', 1)])
+def test_killed_at_any_moment_it_goes_on(moment, at, whole, tiny_run, tmp_path):
+    images, want = whole
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', KILLED, moment, str(at), tiny_run, images, tmp_path/'pred'], capture_output=True, text=True, check=False)
+    assert p.returncode == -9, p.stderr[-2000:]
+    with pytest.raises(PtxError, match='start the same command again'): open_maps(tmp_path/'pred')
+    before = len(list((tmp_path/'pred').glob('batches-*')) and [r for f in (tmp_path/'pred').glob('batches-*') for r in f.read_text().splitlines()])
+    seen, usual = [], MapStore.add
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(MapStore, 'add', lambda self, batch, *args: (seen.append(batch), usual(self, batch, *args)))
+        predict_maps(tiny_run, images, tmp_path/'pred', bs=3, workers=0, progress=False, tta='hflip', spread=True)
+    assert len(seen)+before == 6
+    assert same(tmp_path/'pred', want)
+
+@pytest.mark.skipif(find_spec('accelerate') is None, reason='accelerate is not installed')
+def test_two_processes_write_what_one_does(whole, tiny_run, tmp_path):
+    images, want = whole
+    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    args = [Path(sys.executable).parent/'ptx_predict', tiny_run, images, '--out', tmp_path/'pred', '--bs', 3, '--workers', 0, '--tta', 'hflip', '--spread']
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+        '--dynamo_backend', 'no', '--main_process_port', '0', '--no_python', *map(str, args)], env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert p.returncode == 0, p.stderr[-3000:]
+    assert p.stdout.count('radiographs predicted') == 1
+    assert same(tmp_path/'pred', want)
+
+def test_networks_are_averaged_by_command(whole, tiny_run, tmp_path):
+    images, _ = whole
+    other = shutil.copytree(tiny_run, tmp_path/'other')
+    r = json.loads((other/'run.json').read_text())
+    (other/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'size': 96}}))
+    ok('ptx_predict', tiny_run, other, images, '--out', tmp_path/'both', '--weights', '3,1', '--dtype', 'uint16', '--workers', 0, '--spread')
+    alone = [open_maps(predict_maps(run, images, tmp_path/run.name, workers=0, progress=False, dtype='uint16', size=96))[1] for run in (tiny_run, other)]
+    maps = open_maps(tmp_path/'both')[1]
+    assert maps.shape[1:] == (96, 96)
+    assert np.abs(from_bytes(maps)-(3*from_bytes(alone[0])+from_bytes(alone[1]))/4).max() < 2e-5
+    record = json.loads((tmp_path/'both'/'predict.json').read_text())
+    assert record['weights'] == [3, 1] and record['run'] == [str(tiny_run), str(other)] and (tmp_path/'both'/'spread_runs.npy').exists()
+
+def test_what_cannot_be_asked_is_said_by_the_command(whole, tiny_run, tmp_path):
+    images, want = whole
+    for args, why in (((tiny_run,), 'which images'), ((tiny_run, images, '--tta', 'elastic'), 'cannot be undone'), ((tiny_run, images, '--weights', 'a'), 'give numbers'),
+            ((tiny_run, images, '--device', 'cuda:77'), 'not available'), ((tiny_run, images, '--out', want), 'holds predictions already')):
+        p = ptx('ptx_predict', *args, '--out', tmp_path/'p') if '--out' not in args else ptx('ptx_predict', *args)
+        assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr, p.stderr
+    assert not (tmp_path/'p').exists()
+
+def test_another_run_another_size_other_images(whole, tiny_run, tmp_path):
+    images, _ = whole
+    def stops(*args): raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(MapStore, 'add', stops)
+        with pytest.raises(KeyboardInterrupt): predict_maps(tiny_run, images, tmp_path/'p', workers=0, progress=False)
+    few = sorted(images.glob('*.dcm'))[:3]
+    for kw, why in ((dict(size=32), 'size=64 .now 32.'), (dict(images=few), 'other images'), (dict(tta='hflip'), 'views='), (dict(dtype='uint16'), 'dtype=')):
+        with pytest.raises(PtxError, match=why): predict_maps(**{'run': tiny_run, 'images': images, 'out': tmp_path/'p', 'workers': 0, 'progress': False, **kw})
+    predict_maps(tiny_run, few, tmp_path/'p', workers=0, progress=False, fresh=True)
+    assert len(open_maps(tmp_path/'p')[0]) == 3
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_presets_see_the_whole_image_and_differ(preset):
+    vs = views(preset)
+    assert View() in vs and len(set(vs)) == len(vs)
