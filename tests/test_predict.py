@@ -99,7 +99,7 @@ def test_another_run_another_size_other_images(whole, tiny_run, tmp_path):
         m.setattr(MapStore, 'add', stops)
         with pytest.raises(KeyboardInterrupt): predict_maps(tiny_run, images, tmp_path/'p', workers=0, progress=False)
     few = sorted(images.glob('*.dcm'))[:3]
-    for kw, why in ((dict(size=32), 'size=64 .now 32.'), (dict(images=few), 'other images'), (dict(tta='hflip'), 'views='), (dict(dtype='uint16'), 'dtype=')):
+    for kw, why in (({"size": 32}, 'size=64 .now 32.'), ({"images": few}, 'other images'), ({"tta": 'hflip'}, 'views='), ({"dtype": 'uint16'}, 'dtype=')):
         with pytest.raises(PtxError, match=why): predict_maps(**{'run': tiny_run, 'images': images, 'out': tmp_path/'p', 'workers': 0, 'progress': False, **kw})
     predict_maps(tiny_run, few, tmp_path/'p', workers=0, progress=False, fresh=True)
     assert len(open_maps(tmp_path/'p')[0]) == 3
