@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['sample_ids', 'component_rles', 'write_submission', 'check_submission', 'score_images', 'score_submission',
-           'score_report', 'report_text', 'submission_figure', 'shrink_to']
+           'score_report', 'report_text', 'submission_figure', 'shrink_to', 'sheet_picks', 'contact_sheet', 'vote_runs',
+           'most_agreeing', 'merge_submissions']
 
 # %% ../nbs/34_submission.ipynb #dbf8417e
 import hashlib, os, warnings
@@ -51,7 +52,7 @@ def component_rles(
 _ROWS = dict(image=lambda m: [rle_encode(m)], component=component_rles)
 
 # %% ../nbs/34_submission.ipynb #sub00007
-def _checksum(mask): return hashlib.blake2b(np.packbits(mask), digest_size=16).digest()
+def _checksum(mask): return hashlib.blake2b(np.packbits(mask), digest_size=16).digest() if mask.any() else b''
 
 def _verify(f, sums, out):
     "Decode a file again; raises `PtxError` unless each image has its mask, and stands in its order"
@@ -470,3 +471,138 @@ def shrink_to(
     import cv2
     k = size/max(x.shape)
     return x if k>=1 else cv2.resize(x, (max(1,round(x.shape[1]*k)),max(1,round(x.shape[0]*k))), interpolation=cv2.INTER_AREA)
+
+# %% ../nbs/34_submission.ipynb #sub00021
+def _spread(t, n):
+    "So many rows, from the first to the last"
+    return t.iloc[np.unique(np.linspace(0, max(len(t)-1,0), n).astype(int))] if len(t) else t
+
+def sheet_picks(
+    t:pd.DataFrame, # ImageId, area (pixels of the 1024² frame), prob (NaN where it is not known); a row for each image
+    n:int=4, # of each kind
+    doubt:float=.5, # probability at which an image is most in doubt
+)->dict: # kind → rows of `t`; a kind without images is left out
+    "Images worth a look before a submission is handed in"
+    left = t.sort_values('area', ascending=False, kind='stable')
+    far = lambda p: (p-doubt).abs()
+    kinds = dict(largest=lambda t: t[t.area>0].head(n), smallest=lambda t: t[t.area>0].tail(n)[::-1],
+        doubtful=lambda t: t[t.prob.notna()].sort_values('prob', key=far, kind='stable').head(n),
+        empty=lambda t: _spread(t[t.area==0].sort_values('prob', kind='stable'), n))
+    out = {}
+    for k,pick in kinds.items():
+        out[k] = pick(left)
+        left = left.drop(out[k].index)
+    return {k:v for k,v in out.items() if len(v)}
+
+# %% ../nbs/34_submission.ipynb #sub00024
+def contact_sheet(
+    sub:str, # submission, CSV
+    images:dict, # identifier → path of the radiograph
+    out:str, # PNG to write
+    prob:pd.Series=None, # by ImageId: highest probability of its map, or that of a gate
+    n:int=4, # pictures of each kind
+    doubt:float=.5, # probability at which an image is most in doubt
+    size:int=256, # pixels of each picture
+)->Path: # the PNG
+    "Outlines on the largest, the smallest, the most doubtful and some empty images; raises `PtxError`"
+    from matplotlib.figure import Figure
+    from pneumothorax.dicom import XrayError, read_xray, show_xray
+    if n<1: raise PtxError(f'n={n}: give at least 1 picture of each kind')
+    t = read_labels(sub)
+    t = t.assign(prob=t.ImageId.map({} if prob is None else dict(prob)).astype(float))[t.ImageId.isin(images)].reset_index(drop=True)
+    if not len(t): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
+    picks = sheet_picks(t, n, doubt)
+    fig = Figure(figsize=(1.8*n,2.05*len(picks)), dpi=100, layout='constrained')
+    axs = fig.subplots(len(picks), n, squeeze=False)
+    for ax in axs.flat: ax.axis('off')
+    for k,line in zip(picks,axs):
+        for ax,r in zip(line,picks[k].itertuples()):
+            title = f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f', p {r.prob:.2f}')
+            try: show_xray(shrink_to(read_xray(images[r.ImageId]),size), None, rles_to_mask(r.rles), ax=ax, title=title)
+            except XrayError as e: ax.set_title(f'{title}\n…{str(e)[-28:]}', fontsize=7)
+    with _whole(out) as part: fig.savefig(part, format='png')
+    return Path(out)
+
+# %% ../nbs/34_submission.ipynb #sub00031
+def vote_runs(
+    runs:list, # one mask per voter: starts and lengths, sorted and without overlap
+    least:float, # votes that a pixel needs, more than 0
+    weights:list=None, # votes of each voter; 1 if None
+)->tuple: # starts and lengths
+    "Pixels with at least so many votes, without drawing a mask"
+    if not least>0: raise PtxError(f'least={least!r}: a pixel needs more than 0 votes')
+    w = np.ones(len(runs)) if weights is None else np.asarray(weights,float)
+    edges = np.unique(np.concatenate([np.r_[s,s+n] for s,n in runs]))
+    votes = np.zeros(len(edges))
+    for (s,n),v in zip(runs,w):
+        if not len(s): continue
+        k = np.searchsorted(s, edges, 'right')-1
+        votes += v*((k>=0)&(edges<(s+n)[k]))
+    step = np.diff(np.r_[0,votes>=least-1e-9*w.sum(),0])
+    first,last = edges[step[:-1]==1],edges[np.flatnonzero(step==-1)] if len(edges) else edges
+    return first.astype(np.int64),(last-first).astype(np.int64)
+
+# %% ../nbs/34_submission.ipynb #sub00034
+def most_agreeing(
+    runs:list, # one mask per voter: starts and lengths, sorted and without overlap
+    weights:list=None, # of the voters; 1 if None
+)->int: # number of the mask
+    "The mask with the highest mean Dice to the others"
+    k,w = len(runs),np.ones(len(runs)) if weights is None else np.asarray(weights,float)
+    area,dice = np.array([int(n.sum()) for _,n in runs]),np.ones((k,k))
+    for a,b in combinations(range(k),2): dice[a,b] = dice[b,a] = score_areas(runs_overlap(runs[a],runs[b]), area[a], area[b])[0]
+    return int(np.argmax(np.round(dice@w, 12)))
+
+# %% ../nbs/34_submission.ipynb #sub00037
+def _same_images(tables, files, missing):
+    "All images of some submissions, in the order of the first; raises `PtxError` where some lack an image"
+    ids = list(dict.fromkeys(i for t in tables for i in t))
+    lost = {f:[i for i in ids if i not in t] for f,t in zip(files,tables)}
+    said = [f'{f} lacks {counted(len(v),"images")} ({few(v)})' for f,v in lost.items() if v]
+    if said and missing!='empty': raise PtxError(f"{'; '.join(said)}; give submissions of the same images, or count what is missing as empty with missing='empty' (--missing empty)")
+    for f,v in lost.items(): notice(f'images are not in {f}, which counts as empty', v)
+    return ids
+
+def _images_vote(runs, w, least):
+    "Pixels of half of the masks that are not empty, if these are enough"
+    some = np.array([len(s)>0 for s,_ in runs])
+    if w[some].sum()<least-1e-9*w.sum(): return rle_runs('-1')
+    return vote_runs([r for r,o in zip(runs,some) if o], w[some].sum()/2, w[some])
+
+_HOW = dict(vote=lambda runs,w,least: vote_runs(runs,least,w), images=_images_vote, agree=lambda runs,w,_: runs[most_agreeing(runs,w)],
+    union=lambda runs,w,_: vote_runs(runs,w.min(),w), intersection=lambda runs,w,_: vote_runs(runs,w.sum(),w))
+
+# %% ../nbs/34_submission.ipynb #sub00039
+def _ballot(how, votes, weights, k):
+    "Weights of `k` files, and the votes that are needed; raises `PtxError`"
+    if how not in _HOW: raise PtxError(f'how={how!r}: expected one of {", ".join(_HOW)}')
+    if k<2: raise PtxError(f'{counted(k,"submissions")} to merge: give at least two')
+    w = np.ones(k) if weights is None else np.asarray(weights,float)
+    if len(w)!=k or not (np.isfinite(w)&(w>0)).all(): raise PtxError(f'weights={weights!r}: give a positive number for each of the {k} submissions')
+    if votes is not None and how not in ('vote','images'): raise PtxError(f'votes={votes!r}: {how} does not count votes; leave it out, or choose vote or images')
+    if votes is not None and not 0<votes<=w.sum()*(1+1e-9): raise PtxError(f'votes={votes!r}: more than 0, and at most {w.sum():g}, which all together have')
+    return w,votes or w.sum()/2*(1+1e-8)
+
+def merge_submissions(
+    files:list, # submissions, CSV, at least two; of equals the first counts
+    out:str, # CSV to write
+    how:str='vote', # vote (of pixels), images (are enough files positive, then pixels), agree (the mask closest to the others), union, intersection
+    votes:float=None, # that a pixel needs, or with images that an image needs; more than half if None
+    weights:list=None, # votes of each file; 1 if None
+    sample:str=None, # sample submission, CSV: its images, in its order
+    missing:str='error', # images that a file lacks: 'error' or 'empty'
+)->pd.DataFrame: # ImageId, EncodedPixels, as written
+    "One submission from several, decoded again and compared before it takes its name; raises `PtxError`"
+    files = [str(f) for f in files]
+    w,least = _ballot(how, votes, weights, len(files))
+    _free(out)
+    tables = [dict(unite_rows(_load(f))[['ImageId','rles']].itertuples(index=False)) for f in files]
+    notice('submissions are given more than once', [f for f in dict.fromkeys(files) if files.count(f)>1])
+    have = _same_images(tables, files, missing)
+    return _save(((i,_drawn(_HOW[how]([rles_runs(t.get(i,[])) for t in tables], w, least))) for i in have), _images_of(have,sample,missing,'the submissions'), out)
+
+def _drawn(runs):
+    "The mask of runs"
+    m = np.zeros(2**20,np.uint8)
+    for s,n in zip(*runs): m[s:s+n] = 1
+    return m.reshape(1024,1024).T
