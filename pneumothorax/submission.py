@@ -9,7 +9,7 @@ __all__ = ['sample_ids', 'component_rles', 'write_submission', 'check_submission
 
 # %% ../nbs/34_submission.ipynb #dbf8417e
 import hashlib, os, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from numbers import Integral
 from pathlib import Path
@@ -72,7 +72,8 @@ def _whole(out):
         yield part
         part.replace(out)
     except OSError as e: raise PtxError(f'{out}: cannot be written ({e.strerror or e}); make room, or give another file') from e
-    finally: part.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): part.unlink()
 
 # %% ../nbs/34_submission.ipynb #sub00009
 def _free(out):
@@ -495,11 +496,16 @@ def sheet_picks(
     return {k:v for k,v in out.items() if len(v)}
 
 # %% ../nbs/34_submission.ipynb #sub00024
+def _visible(mask):
+    "A mask whose outline can be seen in a small picture"
+    import cv2
+    return cv2.dilate(mask, np.ones((60,60),np.uint8)) if mask.sum()<1000 else mask
+
 def contact_sheet(
     sub:str, # submission, CSV
-    images:dict, # identifier → path of the radiograph
+    images:dict, # identifier → path of the radiograph; or a folder of `predict_maps`, which knows them
     out:str, # PNG to write
-    prob:pd.Series=None, # by ImageId: highest probability of its map, or that of a gate
+    prob:pd.Series=None, # by ImageId: highest probability of its map, or that of a gate; the former if None and `images` is a folder
     n:int=4, # pictures of each kind
     doubt:float=.5, # probability at which an image is most in doubt
     size:int=256, # pixels of each picture
@@ -508,6 +514,10 @@ def contact_sheet(
     from matplotlib.figure import Figure
     from pneumothorax.dicom import XrayError, read_xray, show_xray
     if n<1: raise PtxError(f'n={n}: give at least 1 picture of each kind')
+    if not isinstance(images,dict):
+        from pneumothorax.predict import open_maps
+        index = open_maps(images)[0].set_index('ImageId')
+        images,prob = index.path.to_dict(),index.max_prob if prob is None else prob
     t = read_labels(sub)
     t = t.assign(prob=t.ImageId.map({} if prob is None else dict(prob)).astype(float))[t.ImageId.isin(images)].reset_index(drop=True)
     if not len(t): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
@@ -518,7 +528,7 @@ def contact_sheet(
     for k,line in zip(picks,axs):
         for ax,r in zip(line,picks[k].itertuples()):
             title = f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f', p {r.prob:.2f}')
-            try: show_xray(shrink_to(read_xray(images[r.ImageId]),size), None, rles_to_mask(r.rles), ax=ax, title=title)
+            try: show_xray(shrink_to(read_xray(images[r.ImageId]),size), None, _visible(rles_to_mask(r.rles)), ax=ax, title=title)
             except XrayError as e: ax.set_title(f'{title}\n…{str(e)[-28:]}', fontsize=7)
     with _whole(out) as part: fig.savefig(part, format='png')
     return Path(out)
