@@ -8,8 +8,9 @@ __all__ = ['sample_ids', 'component_rles', 'write_submission', 'check_submission
            'most_agreeing', 'merge_submissions']
 
 # %% ../nbs/34_submission.ipynb #dbf8417e
-import hashlib, os, warnings
+import hashlib, json, os, warnings
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from itertools import combinations
 from numbers import Integral
 from pathlib import Path
@@ -75,20 +76,37 @@ def _whole(out):
     finally:
         with suppress(OSError): part.unlink()
 
-# %% ../nbs/34_submission.ipynb #sub00009
-def _free(out):
-    "Refuse a folder before the work, not after it"
-    if Path(out).is_dir(): raise PtxError(f'{out}: a folder; give the name of the CSV to write')
+# %% ../nbs/34_submission.ipynb #sub00060
+def _record_file(out):
+    "Where the record of a submission stands; refuses a folder or somebody else's file before the work, not after it"
+    out,f = Path(out),Path(out).with_suffix('.json')
+    if out.is_dir(): raise PtxError(f'{out}: a folder; give the name of the CSV to write')
+    if f.exists():
+        try: ours = 'n_masks' in json.loads(f.read_text(encoding='utf-8'))
+        except (OSError,ValueError): ours = False
+        if not ours: raise PtxError(f'{f}: the record of the submission belongs there, and another file has the name; move it, or give another name than {out.name}')
+    return f
 
-def _save(masks, ids, out, rows='image'):
-    "Write masks, pairs of an identifier and 1024×1024 pixels in any order, as the rows of `ids`"
-    empty = np.zeros((1024,1024),np.uint8)
-    sums,rles = dict.fromkeys(ids,_checksum(empty)),dict.fromkeys(ids,['-1'])
-    for i,m in masks: sums[i],rles[i] = _checksum(m),_ROWS[rows](m)
+def _plain(o):
+    "A decision as JSON has it"
+    if hasattr(o,'_asdict'): o = o._asdict()
+    elif is_dataclass(o): o = asdict(o)
+    if isinstance(o,dict): return {k:_plain(v) for k,v in o.items()}
+    if isinstance(o,(list,tuple)): return [_plain(v) for v in o]
+    return o if o is None or isinstance(o,(bool,int,float,str)) else getattr(o,'__name__',str(o))
+
+# %% ../nbs/34_submission.ipynb #sub00009
+def _save(masks, ids, out, rows='image', **about):
+    "Write masks, pairs of an identifier and 1024×1024 pixels in any order, as the rows of `ids`, and the record"
+    beside = _record_file(out)
+    sums,rles,area = dict.fromkeys(ids,_checksum(np.zeros((1,1),np.uint8))),dict.fromkeys(ids,['-1']),dict.fromkeys(ids,0)
+    for i,m in masks: sums[i],rles[i],area[i] = _checksum(m),_ROWS[rows](m),int(m.sum())
     df = pd.DataFrame([(i,r) for i,rs in rles.items() for r in rs], columns=['ImageId','EncodedPixels'])
+    record = dict(submission=Path(out).name, **about, rows=rows, n=len(ids), n_masks=int(np.count_nonzero([*area.values()])), area=sum(area.values()))
     with _whole(out) as part:
         df.to_csv(part, index=False)
         _verify(part, sums, out)
+    with _whole(beside) as part: part.write_text(json.dumps(_plain(record),indent=1)+'\n', encoding='utf-8')
     return df
 
 # %% ../nbs/34_submission.ipynb #sub00014
@@ -105,7 +123,7 @@ def _by_image(s, ids, name):
 def _decider(thresh, min_area, decision, keep, weigh):
     "A function of an identifier and its map that gives the mask"
     from pneumothorax.decide import prob_to_mask, upsample
-    cut = lambda p: prob_to_mask(p, thresh, min_area)
+    cut = decision or (lambda p: prob_to_mask(p, thresh, min_area))
     def mask(i, p):
         if not keep.get(i,True): return np.zeros((1024,1024),np.uint8)
         return cut(upsample(p)*np.float32(weigh[i]) if i in weigh else p)
@@ -133,22 +151,27 @@ def write_submission(
     sample:str=None, # sample submission, CSV: its images, in its order
     missing:str='error', # images of the sample submission without a prediction: 'error' or 'empty'
     rows:str='image', # a row for each 'image', or for each 'component' of its mask
+    decision:callable=None, # from a map to a mask, 1024×1024 uint8 in {0,1}; in place of `thresh` and `min_area`
     keep:pd.Series=None, # by ImageId: may the image have a mask?
     weigh:pd.Series=None, # by ImageId: a probability that its map is multiplied by
     blank:bool=False, # accept maps that are empty, or full, in every pixel?
+    note:dict=None, # what else the record beside the file should say, such as where the decision comes from
 )->pd.DataFrame: # ImageId, EncodedPixels, as written
     "Turn predictions into a submission, decoded again and compared before it takes its name; raises `PtxError`"
     from fastprogress import progress_bar   # scoring alone should wait neither for this nor for OpenCV and torch
     from pneumothorax.predict import open_maps
-    _free(out)
+    from pneumothorax.learner import versions
+    _record_file(out)
     if rows not in _ROWS: raise PtxError(f'rows={rows!r}: expected one of {", ".join(_ROWS)}')
     index,maps,failed = open_maps(pred)
     ids = _images_of([*index.ImageId,*failed.ImageId], sample, missing, pred)
-    mask = _decider(thresh, min_area, None, *(_by_image(s,index.ImageId,k) for s,k in ((keep,'keep'),(weigh,'weigh'))))
+    mask = _decider(thresh, min_area, decision, *(_by_image(s,index.ImageId,k) for s,k in ((keep,'keep'),(weigh,'weigh'))))
     todo = list(zip(index.ImageId, index.row))
     full = np.iinfo(maps.dtype).max if maps.dtype.kind=='u' else 1
     pairs = ((i,maps[r],mask(i,maps[r])) for i,r in (progress_bar(todo,leave=False) if progress else todo))
-    df = _save(_told(pairs,blank,full), ids, out, rows)
+    about = dict(pred=str(pred), decision=decision or dict(thresh=thresh,min_area=min_area), weighed=weigh is not None,
+        dropped=None if keep is None else sum(not keep[i] for i in index.ImageId), sample=sample and str(sample), versions=versions(), **(note or {}))
+    df = _save(_told(pairs,blank,full), ids, out, rows, **about)
     notice('unreadable radiographs are submitted as empty', failed.ImageId.tolist())
     return df
 
@@ -605,11 +628,13 @@ def merge_submissions(
     "One submission from several, decoded again and compared before it takes its name; raises `PtxError`"
     files = [str(f) for f in files]
     w,least = _ballot(how, votes, weights, len(files))
-    _free(out)
+    _record_file(out)
     tables = [dict(unite_rows(_load(f))[['ImageId','rles']].itertuples(index=False)) for f in files]
     notice('submissions are given more than once', [f for f in dict.fromkeys(files) if files.count(f)>1])
     have = _same_images(tables, files, missing)
-    return _save(((i,_drawn(_HOW[how]([rles_runs(t.get(i,[])) for t in tables], w, least))) for i in have), _images_of(have,sample,missing,'the submissions'), out)
+    masks = ((i,_drawn(_HOW[how]([rles_runs(t.get(i,[])) for t in tables], w, least))) for i in have)
+    ids = _images_of(have, sample, missing, 'the submissions')
+    return _save(masks, ids, out, files=files, how=how, votes=votes and float(votes), weights=w.tolist(), sample=sample and str(sample))
 
 def _drawn(runs):
     "The mask of runs"

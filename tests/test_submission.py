@@ -126,6 +126,21 @@ def test_verdicts_of_a_gate(pred, tmp_path):
     for kw, why in (({'keep': {'a': True}}, r'nothing of 3 images \(b, c, d\)'), ({'weigh': dict.fromkeys('abcd', 2)}, '2 for a'), ({'keep': dict.fromkeys('abcd', .3)}, 'True or False')):
         with pytest.raises(PtxError, match=why): write(pred, tmp_path/'x.csv', **kw)
 
+def test_the_record_beside_the_file(pred, tmp_path, table, capsys):
+    write(pred, tmp_path/'s.csv', keep=dict(zip('abcd', [1, 1, 0, 1])), sample=table('sample.csv', 'e,-1\nd,-1\nc,-1\nb,-1\na,-1\n'), note={'source': 'a guess'})
+    r, t = json.loads((tmp_path/'s.json').read_text()), read_labels(tmp_path/'s.csv')
+    assert (r['n'], r['n_masks'], r['area']) == (5, t.has_ptx.sum(), t.area.sum()) == (5, 2, t.area.sum()) and t.area.sum() > 0
+    assert r['decision'] == {'thresh': .5, 'min_area': 800} and r['dropped'] == 1 and not r['weighed'] and r['source'] == 'a guess' and 'torch' in r['versions']
+    (tmp_path/'own.json').write_text('{"mine": 1}')
+    both(capsys, pred, tmp_path/'own.csv', 'own.json: the record of the submission belongs there')
+    assert (tmp_path/'own.json').read_text() == '{"mine": 1}'
+
+def test_any_function_may_decide(pred, tmp_path):
+    def left(p): return np.repeat(np.arange(1024) < p.max(), 1024).reshape(1024, 1024).T.astype(np.uint8)
+    df, _ = write(pred, tmp_path/'s.csv', decision=left)
+    assert df.EncodedPixels.tolist() == [f'0 {255*1024}']*3+['-1']*2
+    assert json.loads((tmp_path/'s.json').read_text())['decision'] == 'left'
+
 def scrambled(kind):
     "Encoders that are wrong"
     return {'absolute': lambda m: rle_encode(m, relative=False), 'by rows': lambda m: rle_encode(m.T), 'one pixel short': lambda m: rle_encode(np.roll(m, 1, 0)),
@@ -191,6 +206,8 @@ def test_merged_by_hand(files, tmp_path, how, votes):
     assert df.ImageId.tolist() == list('abcd') and df.EncodedPixels.tolist() == MERGED[how, votes]
     cli.ptx_merge(files, tmp_path/'n.csv', how, votes)
     assert (tmp_path/'n.csv').read_text() == (tmp_path/'m.csv').read_text()
+    r = json.loads((tmp_path/'n.json').read_text())
+    assert (r['how'], r['votes'], r['n_masks']) == (how, votes, sum(v != '-1' for v in MERGED[how, votes])) and len(r['files']) == 3
 
 def test_weights_and_their_sum(files, tmp_path):
     merged = lambda **kw: merge_submissions(files, tmp_path/'m.csv', **kw).EncodedPixels.tolist()
