@@ -25,5 +25,6 @@ from pneumothorax.watch import *
 from pneumothorax.train import *
 from pneumothorax.predict import *
 from pneumothorax.decide import *
+from pneumothorax.gate import *
 from pneumothorax.submission import *
 from pneumothorax.crossval import *
