@@ -230,11 +230,15 @@ def ptx_submit(
     rows:str='image', # a row for each image, or for each component of a mask
     sheet:str=None, # picture to write (.png): outlines on the largest, smallest, most doubtful and some empty images
     blank:bool=False, # accept maps that are empty, or full, in every pixel
+    gate:str=None, # a saved gate, or a folder of out-of-fold predictions to fit one on: says which images have a pneumothorax
+    gate_rule:str='threshold', # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker
 ):
-    "Turn probability maps into masks and write a submission (ImageId,EncodedPixels)."
+    "Turn probability maps into masks and write a submission (ImageId,EncodedPixels), with a record beside it."
     with manners():
-        from pneumothorax.submission import contact_sheet, write_submission
-        df = write_submission(pred, out, thresh, min_area, sample=sample, missing=missing, rows=rows, blank=blank)
+        from pneumothorax.decide import prob_to_mask
+        from pneumothorax.submission import contact_sheet, gate_verdict, write_submission
+        said = gate_verdict(pred, gate, gate_rule, lambda p: prob_to_mask(p,thresh,min_area)) if gate else {}
+        df = write_submission(pred, out, thresh, min_area, sample=sample, missing=missing, rows=rows, blank=blank, **said)
         if sheet: contact_sheet(out, pred, sheet)
         drawn = df.ImageId[df.EncodedPixels!='-1'].nunique()
         print(f'{df.ImageId.nunique()} images, {drawn} with a mask; written to {out}'+(f', a sheet of them to {sheet}' if sheet else '')+f'\nnext: ptx_score {out} LABELS')

@@ -121,10 +121,31 @@ def test_wrong_arguments(pred, tmp_path, capsys):
 def test_verdicts_of_a_gate(pred, tmp_path):
     df, _ = write(pred, tmp_path/'k.csv', keep=pd.Series([False, True, True, True], list('abcd')))
     assert (df.EncodedPixels != '-1').tolist() == [False, True, True, False, False]
-    df, _ = write(pred, tmp_path/'w.csv', weigh=pd.Series([1, .4, .6, 1.], list('abcd')))
+    df, _ = write(pred, tmp_path/'w.csv', weigh=pd.Series([1, .2, .3, 1.], list('abcd')))
     assert (df.EncodedPixels != '-1').tolist() == [True, False, True, False, False]
     for kw, why in (({'keep': {'a': True}}, r'nothing of 3 images \(b, c, d\)'), ({'weigh': dict.fromkeys('abcd', 2)}, '2 for a'), ({'keep': dict.fromkeys('abcd', .3)}, 'True or False')):
         with pytest.raises(PtxError, match=why): write(pred, tmp_path/'x.csv', **kw)
+
+def test_a_saved_gate_by_the_command(tmp_path, capsys):
+    from pneumothorax.gate import Gate, dice_if_kept, features
+    maps, y = np.zeros((40, 32, 32), np.uint8), np.arange(40)%2
+    for k, m in enumerate(maps): m[5:20, 5:12] = 130+3*k if y[k] else 129+k//4   # all of them get a mask, that of a negative one is fainter
+    p = predictions(tmp_path/'p', maps, [f'{k:02}' for k in range(40)])
+    truth = [[r] if v else [] for r, v in zip(write(p, tmp_path/'all.csv')[0].EncodedPixels, y)]
+    gate, _ = quietly(Gate('logistic').fit, features(p, 'map', progress=False), y, kept=dice_if_kept(p, truth))
+    gate.save(tmp_path/'gate')
+    df, _ = write(p, tmp_path/'s.csv', **submission.gate_verdict(p, gate, progress=False))
+    kept = (df.EncodedPixels != '-1').to_numpy()
+    assert (kept == (gate.predict(features(p, 'map', progress=False)) >= gate.threshold)).all() and 15 <= kept.sum() <= 25
+    quietly(cli.ptx_submit, p, tmp_path/'c.csv', gate=tmp_path/'gate')
+    assert (tmp_path/'c.csv').read_text() == (tmp_path/'s.csv').read_text()
+    r = json.loads((tmp_path/'c.json').read_text())
+    assert r['gate']['rule'] == 'threshold' and r['gate']['threshold'] == gate.threshold and r['dropped'] == 40-kept.sum()
+    assert "rule='guess'" in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=tmp_path/'gate', gate_rule='guess')
+    assert 'labels.csv: missing' in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=p)
+    plain, _ = quietly(Gate('logistic').fit, features(p, 'map', progress=False), y)
+    with pytest.raises(PtxError, match='has no threshold'): submission.gate_verdict(p, plain, progress=False)
+    assert submission.gate_verdict(p, plain, 'weigh', progress=False)['weigh'].between(0, 1).all()
 
 def test_the_record_beside_the_file(pred, tmp_path, table, capsys):
     write(pred, tmp_path/'s.csv', keep=dict(zip('abcd', [1, 1, 0, 1])), sample=table('sample.csv', 'e,-1\nd,-1\nc,-1\nb,-1\na,-1\n'), note={'source': 'a guess'})
@@ -222,7 +243,7 @@ def test_merging_takes_the_order_of_the_sample_submission(files, tmp_path, table
 
 def test_what_cannot_be_merged(files, tmp_path, table, capsys):
     less, bad = table('less.csv', 'a,-1\nb,-1\nx,-1\n'), table('bad.csv', 'a,1 2 3\nb,-1\nc,-1\nd,-1\n')
-    for fs, kw, why in ((files[:1], {}, 'at least two'), ([files[0], less], {}, r'one.csv lacks 1 image \(x\); .*less.csv lacks 2 images \(c, d\)'), ([files[0], bad], {}, 'bad.csv: 1 faulty line'),
+    for fs, kw, why in ((files[:1], {}, 'at least two'), ([files[0], less], {}, r'1 image not in .*one.csv \(x\); 2 images not in .*less.csv \(c, d\)'), ([files[0], bad], {}, 'bad.csv: 1 faulty line'),
         (files, {'how': 'mean'}, "how='mean'"), (files, {'votes': 4}, 'at most 3'), (files, {'votes': 0}, 'more than 0'), (files, {'how': 'union', 'votes': 2}, 'does not count votes'),
         ([files[0], tmp_path/'none.csv'], {}, 'no such file'), (files, {'sample': table('sample.csv', 'a,-1\nb,-1\n')}, r'no line for 2 images of the submissions \(c, d\)')):
         with pytest.raises(PtxError, match=why): merge_submissions(fs, tmp_path/'m.csv', **kw)
