@@ -26,10 +26,10 @@ demo: $(READY) ## train, predict and score on the embedded sample (out/demo)
 	$(BIN)/ptx_demo --out out/demo
 
 test: $(READY) ## every notebook and every test, except the long ones
-	$(BIN)/python -m pytest -m 'not slow' -q
+	$(BIN)/python -m pytest -m 'not slow' -q -n logical --maxprocesses 4 --dist loadgroup
 
 test-all: $(READY) ## the long ones too
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup
 
 export: $(READY) ## notebooks → package, and clean the notebooks
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_export

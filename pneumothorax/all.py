@@ -23,6 +23,7 @@ from pneumothorax.priors import *
 from pneumothorax.averaging import *
 from pneumothorax.watch import *
 from pneumothorax.train import *
+from pneumothorax.tta import *
 from pneumothorax.predict import *
 from pneumothorax.decide import *
 from pneumothorax.gate import *

@@ -347,7 +347,7 @@ def _best_epochs(run, k, metric):
     h = h[[(run/'epochs'/f'epoch-{e:03d}.safetensors').exists() for e in h.epoch.astype(int)]]
     if len(h)<k: raise PtxError(f'{run}/epochs: weights and {metric} of {len(h)} epochs, and k={k} are to be averaged; keep more of them, or give a smaller k')
     better = h[metric]*(-1 if 'loss' in metric else 1)
-    return sorted(h.epoch.astype(int)[np.lexsort((h.epoch,better))[-k:]].tolist())
+    return sorted(h.epoch.to_numpy(int)[np.lexsort((h.epoch,better))[-k:]].tolist())
 
 def average_checkpoints(
     run:str, # run folder, with history.csv and epochs/

@@ -278,7 +278,7 @@ class StopNaN(Callback):
         self.opt.zero_grad()
         if self.stats: torch._foreach_copy_(self.stats, self.kept)
         raise DivergedError(f'{what} in epoch {epoch}, step {self.iter}'+(f', images {few(images)}' if images else '')+f': {"; ".join(wrong) or "its images and the weights are finite"}. '
-            'The weights are those before this step. '+('Mend or leave out what is named' if wrong else 'Give a lower learning rate, or clip gradients')+', and go on from the last checkpoint')
+            'The weights are those before this step. '+('Mend or leave out what is named' if wrong else 'Give a lower learning rate, or clip gradients')+', and train again')
 
 # %% ../nbs/23_callbacks.ipynb #f2300053
 class EarlyStop(Callback):

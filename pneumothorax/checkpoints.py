@@ -7,7 +7,7 @@ __all__ = ['disk_errors', 'written', 'CheckpointError', 'plain_state', 'write_st
            'save_weights', 'XrayLearner', 'training_state', 'restore_training', 'Checkpoint', 'soft_stop']
 
 # %% ../nbs/18_checkpoints.ipynb #c8000005
-import errno, hashlib, io, json, os, signal, threading
+import errno, hashlib, io, json, math, os, signal, threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np, torch
@@ -68,15 +68,14 @@ def write_state(
     "Write a checkpoint wholly or not at all; raises `CheckpointError`"
     path,buf = Path(path),io.BytesIO()
     torch.save(plain_state(state), buf)
-    body,tmp = buf.getbuffer(),path.with_name(f'.{path.name}.part')
-    with disk_errors(path):
-        with open(tmp,'wb') as f:
+    body = buf.getbuffer()
+    with written(path) as part:
+        with open(part,'wb') as f:
             f.write(json.dumps(dict(sha256=hashlib.sha256(body).hexdigest(),bytes=len(body))).encode()+b'\n')
             f.write(body)
             f.flush()
             os.fsync(f.fileno())
         if path.exists(): os.replace(path, path.with_suffix('.prev.pt'))
-        os.replace(tmp, path)
     return path
 
 # %% ../nbs/18_checkpoints.ipynb #c8000014
@@ -104,6 +103,8 @@ def last_state(
         except CheckpointError as e: faults.append(str(e))
         else:
             notice('checkpoints damaged, the one before is used', faults)
+            if faults:
+                with suppress(OSError): os.replace(files[0], files[0].with_suffix('.damaged'))     # else it would take the place of the sound one
             return s
     if faults: raise CheckpointError(f'{"; ".join(faults)}; nothing to go on from: restore a checkpoint, or begin anew with fresh=True (--fresh)')
 
@@ -200,11 +201,17 @@ class _Best:
     def update(self, learn, epoch):
         "Write this epoch's weights if they are among the best; which files are not any more"
         value = float(dict(zip(learn.recorder.metric_names[1:-1],learn.recorder.values[-1]))[self.monitor])
+        if math.isnan(value): return []
         row = -value if self.monitor.endswith('loss') else value,-epoch
         rows = sorted([*self.rows,row], reverse=True)
         self.rows = rows[:self.n]
         if row in self.rows and not rank_distrib(): save_weights(learn.model, self.file(row))
         return [] if rank_distrib() else [self.file(r) for r in rows[self.n:]]
+    def tidy(self):
+        "Remove what a training that was killed could not remove any more"
+        files = {self.file(r) for r in self.rows}
+        for f in self.folder.glob('epoch-*.safetensors'):
+            if f not in files and not rank_distrib(): f.unlink()
 
 # %% ../nbs/18_checkpoints.ipynb #c8000034
 class Checkpoint(Callback):
@@ -226,6 +233,7 @@ class Checkpoint(Callback):
         state:dict): # from `state_dict`
         "Go on with these"
         self.best.rows = [tuple(b) for b in state['best']]
+        if self.best.n: self.best.tidy()
 
     def before_fit(self):
         "Restore, if there is something to go on from"

@@ -79,9 +79,9 @@ def ptx_train(
     show:bool=False, # print the recipe in full, and train nothing
     seed:int=0, # of split, order, augmentation, noise and random weights
     weights:str=None, # file of encoder weights (.pth, .safetensors), a run folder, 'lite0', 'imagenet' (downloads) or 'none'; default: the installed ones
-    valid:float=.2, # share of the images held back, by patient
+    valid:float=None, # share of the images held back, by patient; default: 0.2
     folds:str=None, # table of ptx_folds: train by fold, and predict each image by the model that has not seen it
-    fold:str='all', # one fold of it, or all
+    fold:str=None, # one fold of it, or all; default: all
     labels:str=None, # label file, if it is not to be found in the folder
     workers:int=2, # processes that read files
     fresh:bool=False, # remove an earlier training in the folder, and begin anew
@@ -128,12 +128,14 @@ def ptx_train(
         if not data:
             print('usage: ptx_train DATA [--out RUN] …; give a folder of radiographs or a cache, or --show', file=sys.stderr)
             raise SystemExit(2)
+        if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
+        if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
         kw = dict(recipe=recipe, seed=seed, labels=labels, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard, **changes)
         if folds:
             from pneumothorax.crossval import cross_validate
-            cross_validate(data, out, folds, fold=fold, **kw)
+            cross_validate(data, out, folds, fold=fold or 'all', **kw)
             return
-        learn = t.train(data, out, valid=valid, **kw)
+        learn = t.train(data, out, valid=.2 if valid is None else valid, **kw)
         if not t.is_main(): return
         print(f'{learn.dls.xray["n_train"]} images trained on, {len(learn.dls.xray["valid"])} held back; run in {out}\nnext: ptx_predict {out} IMAGES --out pred')
 
@@ -201,21 +203,43 @@ def ptx_audit(
         if not files: print('radiographs not looked at (masks outside the body, images without a label or a file): give their folder')
 
 # %% ../nbs/41_cli.ipynb #94e479cd
+_RUNS = 'runs of ptx_train, or of ptx_train --folds for all its folds, one or more; and last a folder of radiographs, or one file. A run with folds alone: the images it held back'
+
+def _floats(name, text):
+    "Numbers with commas"
+    try: return [float(v) for v in text.split(',')] if text else None
+    except ValueError: raise PtxError(f'--{name} {text}: give numbers, as in 2,1') from None
+
 @call_parse
 def ptx_predict(
-    run:str, # run folder of ptx_train
-    images:str, # folder of radiographs, or one file
-    out:str='pred', # folder for the probability maps; made anew
+    files:Param(_RUNS, nargs='+'), # runs of ptx_train, or of ptx_train --folds for all its folds, one or more; and last a folder of radiographs, or one file
+    out:str='pred', # folder for the probability maps; an interrupted prediction in it goes on
     bs:int=8, # images per batch
     workers:int=2, # processes that read files
-    device:str='cpu', # where the model runs: cpu, cuda, mps
-    which:str=None, # weights: plain, swa, ema or avg; default: those that the run recommends
+    device:str='cpu', # where the networks run: cpu, cuda, mps
+    which:str=None, # weights: plain, swa, ema or avg; default: those that each run recommends
     variant:str=None, # one more equalisation at test time: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
+    tta:str=None, # views to average: hflip, first_place, full, or words as identity,hflip,scale:1.25,rotate:5,clahe
+    mean:str='prob', # over views and networks: prob, logit or geometric
+    weights:str=None, # of the networks, as 2,1
+    size:int=None, # pixels along one side of the maps; default: the largest network's
+    dtype:str='uint8', # of the maps, or uint16
+    spread:bool=False, # store the deviations between views and between networks, too
+    fresh:bool=False, # remove what an earlier prediction left in the folder
 ):
-    "Predict radiographs: writes maps.npy, index.csv, and failed.csv for what could not be read."
+    "Predict radiographs by one network or the mean of several: writes maps.npy, index.csv, and failed.csv for what could not be read. Stopped, it goes on when it is started again."
     with manners():
-        from pneumothorax.predict import open_maps, predict_maps
-        index,maps,failed = open_maps(predict_maps(run, images, out, bs, workers, device, True, variant, which))
+        from pneumothorax.predict import is_main, open_maps, predict_maps
+        kw = dict(out=out, bs=bs, workers=workers, device=device, which=which, variant=variant, tta=tta, mean=mean, weights=_floats('weights',weights),
+            size=size, dtype=dtype, spread=spread, fresh=fresh)
+        folds = [(Path(f)/'crossval.json').exists() for f in files]
+        if all(folds):
+            from pneumothorax.crossval import predict_oof
+            predict_oof(files, **kw)
+        elif len(files)<2: raise PtxError(f'{files[0]}: by which run, or which images? give runs and then a folder of radiographs, as in ptx_predict RUN IMAGES')
+        else: predict_maps(files[:-1], files[-1], **kw)
+        if not is_main(): return
+        index,maps,failed = open_maps(out)
         print(f'{len(index)} radiographs predicted at {maps.shape[1]} px, {len(failed)} failed; maps in {out}\nnext: ptx_submit {out} --out submission.csv')
 
 # %% ../nbs/41_cli.ipynb #e8d7753c

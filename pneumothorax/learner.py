@@ -136,7 +136,7 @@ def save_run(
     models = dict(plain=learn.model, **{k:getattr(learn,k).model for k in ('swa','ema') if getattr(getattr(learn,k,None),'ready',False)})
     for k,m in models.items(): save_weights(m, weights_file(out,k))
     with written(out/'history.csv') as part: hist.to_csv(part, index=False)
-    use = 'avg' if weights_file(out,'avg').exists() else next(k for k in ('swa','ema','plain') if k in models)
+    use = next(k for k in ('swa','ema','avg','plain') if k in models or k=='avg' and weights_file(out,k).exists())
     write_record({**describe(learn,args,hist),'use':use}, out/'run.json')
     return out
 

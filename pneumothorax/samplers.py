@@ -70,12 +70,15 @@ def epoch_order(
     seed:int, # of the whole training
     epoch:int, # from 0
     share:float=None, # of positives; all negatives are taken if there are too few for it; all images if None
+    bs:int=1, # images per batch; what is left over at the end is negative, where there are negatives
 )->np.ndarray: # positions, in the order in which the images come
     "The images of one epoch: every positive once, and as many negatives as `share` asks for"
     positive,rng = np.asarray(positive,bool),np.random.default_rng(step_seed(seed,epoch))
     if share is None: return rng.permutation(len(positive))
     pos,neg = np.flatnonzero(positive),np.flatnonzero(~positive)
-    return rng.permutation(np.r_[pos, rng.choice(neg, _negatives(len(pos),len(neg),share), replace=False)])
+    o = rng.permutation(np.r_[pos, rng.choice(neg, _negatives(len(pos),len(neg),share), replace=False)])
+    last = np.flatnonzero(~positive[o])[-(len(o)%bs):] if len(o)%bs else []
+    return np.r_[np.delete(o,last), o[last]] if len(last) else o
 
 # %% ../nbs/08_samplers.ipynb #a8000018
 class XrayDL(TfmdDL):
@@ -155,7 +158,7 @@ class XrayDL(TfmdDL):
 @patch
 def order(self:XrayDL)->np.ndarray: # positions
     "The images of the whole epoch in progress, or of the next"
-    return epoch_order(self._positive(), self.seed, self.epoch, self.share) if self.shuffle else np.arange(self.n)
+    return epoch_order(self._positive(), self.seed, self.epoch, self.share, self.bs if self.drop_last else 1) if self.shuffle else np.arange(self.n)
 
 @patch
 def batch_items(self:XrayDL,

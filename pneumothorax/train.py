@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.vision.all import GradientClip, Learner, ParamScheduler, SchedCos, combined_cos, set_seed
 from .rle import PtxError
+from .siim import counted, few, notice
 from .samplers import sampling
 from .cache import XrayCache
 from .data import xray_dls
 from .encoders import ENCODER
 from .optimizers import xray_optimizer
 from .checkpoints import Checkpoint, last_state, save_weights, soft_stop
-from .distributed import is_main, main_first, on_main, processes
+from .distributed import is_main, join_processes, main_first, on_main, processes
 from .losses import AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
 from .learner import RunError, _learner, _network, describe, save_run, weights_file, write_record
@@ -96,6 +97,7 @@ def stages(
 # %% ../nbs/29_train.ipynb #d9000025
 _LEAST = dict(size=32, epochs=1, bs=1, freeze=0, accumulate=0, keep=0, patience=0, swa_cycle=0)
 _SHARES = 'smooth','swa','ema'
+_MONITORS = 'train_loss','valid_loss','dice','dice_pos','dice_neg'
 
 def _check(r):
     "Raise `PtxError` for values that cannot be"
@@ -111,6 +113,9 @@ def _check(r):
         if not 0<=getattr(r,k)<1: raise PtxError(f'{k}={getattr(r,k)}: give 0 or a share below 1')
     for k in ('clip','noise','swa_lr'):
         if not getattr(r,k)>=0: raise PtxError(f'{k}={getattr(r,k)}: give 0 or more')
+    if r.swa_lr+r.swa_cycle and not r.swa: raise PtxError(f'swa_lr={r.swa_lr}, swa_cycle={r.swa_cycle}: nothing is averaged without swa=; give the share of the training where it begins')
+    if r.swa_cycle and not r.swa_lr: raise PtxError(f'swa_cycle={r.swa_cycle}: give swa_lr=, the rate from which each cycle falls')
+    if r.monitor not in _MONITORS: raise PtxError(f'monitor={r.monitor!r}: choose among {", ".join(_MONITORS)}')
     if r.precision not in ('full','mixed'): raise PtxError(f"precision={r.precision!r}: 'full' or 'mixed'")
     for f,v in ((xray_optimizer,r.opt),(sampling,r.sampling)): f(v)
     xray_loss(r.loss, smooth=r.smooth)
@@ -129,7 +134,7 @@ RECIPES = dict(
         model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
         clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
-        size=[128,256], epochs=[8,8], bs=[16,8], lr=[2e-3,1e-3], accumulate=16, noise=1e-10, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
+        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], accumulate=8, noise=1e-12, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
 
 def _value(name, v):
     "A value as the field has it, from Python or from text"
@@ -221,8 +226,10 @@ def fit_stage(
     learn.fit(s['epochs'], lrs, cbs=ParamScheduler(scheds) if scheds else None)
 
 # %% ../nbs/29_train.ipynb #d9000051
-_FILES = ('run.json','config.json','checkpoint.pt','checkpoint.prev.pt','checkpoint.part','model*.safetensors','history.csv','history.png','valid.png',
+_FILES = ('run.json','config.json','checkpoint*','.*.part','model*.safetensors','history.csv','history.png','valid.png',
     'epochs','overlays','tensorboard')
+
+def _brief(v): return f'[{few(v,2)}]' if isinstance(v,list) else repr(v)
 
 def _clear(out, names=_FILES):
     "Remove what a training wrote"
@@ -239,20 +246,21 @@ def open_run(
     if fresh and out.exists(): _clear(out)
     if (out/'run.json').exists(): raise RunError(f'{out}: holds a run already; give another folder, or replace it with fresh=True (--fresh)')
     f,ours = out/'config.json',json.loads(json.dumps(config))
-    if f.exists() and any(out.glob('checkpoint*.pt')):
+    if any(out.glob('checkpoint*.pt')):
         try: theirs = json.loads(f.read_text(encoding='utf-8'))
-        except ValueError as e: raise RunError(f'{f}: not readable ({e}); begin anew with fresh=True (--fresh)') from None
-        if other := [f'{k}={theirs.get(k)!r} (now {ours.get(k)!r})' for k in {**theirs,**ours} if theirs.get(k)!=ours.get(k)]:
+        except (ValueError,OSError) as e: raise RunError(f'{f}: not readable ({e}); begin anew with fresh=True (--fresh)') from None
+        if other := [f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in {**theirs,**ours} if theirs.get(k)!=ours.get(k)]:
             raise RunError(f'{out}: holds an unfinished training with {", ".join(other)}; give the same, another folder, or begin anew with fresh=True (--fresh)')
         return last_state(out)
     out.mkdir(parents=True, exist_ok=True)
     write_record(config, f)
 
 # %% ../nbs/29_train.ipynb #d9000061
-def _find_lr(learn):
+def _find_lr(learn, progress):
     "The steepest descent of the loss over rising rates, fastai's `valley`"
     with learn.no_bar(), learn.no_mbar(): lr = float(learn.lr_find(show_plot=False).valley)
     learn.opt = None
+    if progress: print(f'learning rate found: {lr:.2e}')
     return lr
 
 def _config(data, r, name, **kwargs):
@@ -264,6 +272,19 @@ def _record(learn, config, total):
     "What a checkpoint needs to be predicted with"
     return json.dumps({**describe(learn,config,pd.DataFrame()),'epochs':total})
 
+# %% ../nbs/29_train.ipynb #d900008d
+def _suits(r, sts, loaders, state, out):
+    "Do the images suit the recipe, and the training that goes on? Raises `PtxError`"
+    x,has,then = loaders[0].xray,loaders[0].valid.items.has_ptx,json.loads(state['record'])['data'] if state else {}
+    if other := [k for k in ('n_train','n_train_pos','valid','broken') if k in then and then[k]!=x[k]]:
+        now = ', '.join(f'{k}={_brief(then[k])}, now {_brief(x[k])}' for k in other)
+        raise RunError(f'{out}: the radiographs or labels changed since this training began ({now}); put them back, or begin anew with fresh=True (--fresh)')
+    if (r.keep or r.patience) and not dict(dice_pos=has,dice_neg=~has).get(r.monitor,has|True).any():
+        what = 'has' if r.monitor=='dice_pos' else 'is without'
+        raise PtxError(f'monitor={r.monitor}: none of the {len(has)} images held back {what} a pneumothorax; give another monitor=, valid= or seed=')
+    cut = [(dls.train.bs,s['bs']) for s,dls in zip(sts,loaders) if dls.train.bs<s['bs']]
+    if is_main(): notice('stages have smaller batches than were asked for, for want of images', [f'{a}, not {b}' for a,b in cut])
+
 # %% ../nbs/29_train.ipynb #d900008a
 class _Explain:
     "Errors of a training, with what to do about them"
@@ -271,8 +292,8 @@ class _Explain:
     def __enter__(self): return self
     def __exit__(self, kind, e, tb):
         s = last_state(self.out) if kind in (DivergedError,KeyboardInterrupt) else None
-        there = f'the weights after {s["epochs"]} epochs are in {self.out}' if s else 'no epoch was completed'
-        if kind is DivergedError: raise DivergedError(f'{e}; {there}' + (f' (ptx_predict {self.out} takes them)' if s else '')) from e
+        there = f'the weights after {counted(s["epochs"],"epochs")} are in {self.out}' if s else 'no epoch was completed'
+        if kind is DivergedError: raise DivergedError(f'{e}; {there}' + (f' (ptx_predict {self.out} takes them); with other arguments, begin anew with fresh=True (--fresh)' if s else '')) from e
         if kind is KeyboardInterrupt: raise KeyboardInterrupt(f'interrupted; {there}; start the same command again to go on') from e
         if kind is ValueError and 'more than 1 value per channel' in str(e):
             x = self.learn.dls.xray
@@ -299,6 +320,7 @@ def train(
     r,out = make_recipe(recipe,**changes),Path(out)
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
+    if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
         seed=seed, labels=labels and str(labels), weights=weights and str(weights))
@@ -306,12 +328,13 @@ def train(
     set_seed(seed)
     loaders,sts = stage_loaders(data, r, valid, seed, labels, workers, progress),stages(r)
     learn = _learner(loaders[0], *net, loss_func, seed=seed, opt_func=xray_optimizer(r.opt), path=out, model_dir='.')
-    found = state['lr'] if state else _find_lr(learn) if 'find' in [s['lr'] for s in sts] else None
+    _suits(r, sts, loaders, state, out)
+    found = state['lr'] if state else _find_lr(learn,progress) if 'find' in [s['lr'] for s in sts] else None
     if r.compile: learn.model.compile(dynamic=False)
     ckpt = Checkpoint(out, every, r.keep, r.monitor)
     learn.add_cbs([*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt])
     _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
-    _finish(learn, r, out, config)
+    _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
     return learn
 
 # %% ../nbs/29_train.ipynb #d9000065
@@ -328,6 +351,9 @@ def _fit(learn, r, sts, loaders, state, ckpt, config, found, progress, sync_bn):
             ckpt.state = state if state and i==state['stage'] else None
             ckpt.extra = dict(stage=i, lr=found, record=_record(learn,config,total))
             with processes(learn, sync_bn): fit_stage(learn, s, r.keep_opt)
+            if r.patience and learn.early_stop.stopped: break     # what is recorded of the data is that of the stage that was trained
+    if r.patience and learn.early_stop.stopped and is_main():
+        notice('trainings stopped early', [f'after epoch {len(learn.watch.rows)} of {total}, since {r.monitor} was no better for {counted(r.patience,"epochs")}'])
 
 def _finish(learn, r, out, config):
     "What a run consists of, when it is complete"

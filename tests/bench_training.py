@@ -1,26 +1,40 @@
-"""What callbacks and optimisers add to a step of training: `python tests/bench_training.py [--sections callbacks optimizers] [--only GradientNoise …]`
+"""What callbacks and optimisers add to training: `python tests/bench_training.py [--sections callbacks optimizers epochs] [--only GradientNoise …]`
 
 A real setting: `hyperunet` around tf_efficientnet_lite0 with random weights, images of 256 px, on the CPU. Learners with a callback and without
 take turns in an order drawn anew each round, as in `bench_radiographs`, and the median of the rounds' ratios is printed with their 10th and 90th
 percentile. A round is `--steps` batches, each of them a whole step of fastai's loop: forward, loss, backward, optimiser, all events of a batch.
-Batches are ready, nothing is read. What acts once per epoch is not seen here.
+Batches are ready, nothing is read. Which callbacks there are stands in `CALLBACKS`: a name, and a function of the batch size that makes them. The aim
+is 1.03 at most.
 
-Which callbacks there are stands in `CALLBACKS`: a name, and a function of the batch size that makes them. The aim is 1.03 at most."""
+What acts once per epoch (averages, files, pictures) is not seen in steps. The section `epochs` trains with the recipe `everything` on the real radiographs,
+and times what each callback does in all its events, as a share of the rest of the epoch: the median over the epochs that follow the first, with the smallest
+and the largest. These events do not grow with the data, apart from those of each step and from the pass for batch norm."""
 import argparse
 import warnings
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from bench_radiographs import race
+from conftest import SHARED
+from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 
+from pneumothorax.averaging import EMA
+from pneumothorax.cache import prepare
 from pneumothorax.callbacks import Accumulate, EarlyStop, GradientNoise, StopNaN, mixed_precision
 from pneumothorax.losses import AuxLoss, xray_loss
 from pneumothorax.models import xray_model
 from pneumothorax.optimizers import OPTIMIZERS, xray_optimizer
+from pneumothorax.train import recipe_callbacks, train
 
 CALLBACKS = {
     'GradientNoise': lambda bs: [GradientNoise()],
@@ -28,6 +42,7 @@ CALLBACKS = {
     'StopNaN': lambda bs: [StopNaN()],
     'Accumulate, 2 batches': lambda bs: [Accumulate(2*bs)],
     'EarlyStop': lambda bs: [EarlyStop('valid_loss')],
+    'EMA': lambda bs: [EMA(.99)],
     'mixed_precision': lambda bs: [mixed_precision('cpu')],
     'all but mixed_precision': lambda bs: [GradientNoise(), GradientClip(1.), StopNaN(), Accumulate(2*bs), EarlyStop('valid_loss')],
 }
@@ -60,7 +75,33 @@ def optimizers(a):
     "Each optimiser against RAdam"
     race(f'a step with another optimiser: {a.encoder}, {a.bs} images of {a.size} px', 'radam', {k: step_of([], a, k) for k in OPTIMIZERS}, [batch(a.bs, a.size)]*a.steps, rounds=a.rounds)
 
-SECTIONS = {'callbacks': callbacks, 'optimizers': optimizers}
+def epochs(a):
+    "What each callback does in an epoch, as a share of what the others and the steps take"
+    call, spent = Callback.__call__, Counter()
+    def timed(self, event):
+        start = perf_counter()
+        try: return call(self, event)
+        finally: spent[type(self).__name__] += perf_counter()-start
+    class Laps(Callback):
+        "Reads and clears the clocks at the end of an epoch"
+        order = 10**6
+        def __init__(self): self.rows, self.start = [], perf_counter()
+        def after_epoch(self):
+            now = perf_counter()
+            self.rows.append((now-self.start, Counter(spent)))
+            spent.clear()
+            self.start = now
+    laps = Laps()
+    made = recipe_callbacks
+    with TemporaryDirectory() as d, patch.object(Callback, '__call__', timed), patch('pneumothorax.train.recipe_callbacks', lambda *args: [*made(*args), laps]):
+        cache = prepare(SHARED/'siim-small', Path(d)/'cache', a.size, progress=False)
+        train(cache, Path(d)/'run', 'everything', weights='none', workers=0, progress=False, size=a.size, epochs=a.rounds//2, bs=a.bs, encoder=a.encoder, accumulate=2*a.bs, lr=1e-5, swa=.5)
+    print(f'\nshare of an epoch of 92 images, {a.encoder}, {a.bs} images of {a.size} px a batch; the rest of an epoch takes {np.median([t-sum(c.values()) for t, c in laps.rows[1:]]):.0f} s')
+    for name in sorted({n for _, c in laps.rows for n in c}-{'Laps'}):
+        shares = [c[name]/(t-c[name]) for t, c in laps.rows[1:]]
+        print(f'{name:24} {100*np.median(shares):6.2f} %  ({100*min(shares):.2f} to {100*max(shares):.2f})')
+
+SECTIONS = {'callbacks': callbacks, 'optimizers': optimizers, 'epochs': epochs}
 
 def arguments():
     "The command line"

@@ -1,5 +1,6 @@
 "What several tests need: the real radiographs, where they are, and a small set of phantoms"
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,14 @@ import matplotlib
 import pytest
 
 matplotlib.use('Agg')
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'   # as many workers as cores; read when torch is imported
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('PTX_SHARED', ROOT.parent/'shared')).resolve()
+
+def pytest_collection_modifyitems(items):
+    "Tests of a file stay in one process, with what they share; notebooks share nothing"
+    for i in items:
+        if i.path.stem != 'test_notebooks': i.add_marker(pytest.mark.xdist_group(i.path.stem))
 
 @pytest.fixture(scope='session')
 def root():
@@ -38,6 +45,10 @@ def phantoms(tmp_path_factory):
     return make_phantoms(tmp_path_factory.mktemp('phantoms')/'sample', n=12, size=64, positive=.5, progress=False)
 
 TINY = ['--size', '64', '--bs', '4', '--epochs', '1', '--encoder', 'mobilenetv3_small_050', '--weights', 'none', '--workers', '0']
+
+def named(o):
+    "Name of a case: the same in every process, without addresses"
+    return re.sub(r' at 0x\w+', '', str(o))
 
 def ptx(command, *args):
     "Run an installed command as a user would; stdout and stderr apart"

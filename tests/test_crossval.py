@@ -84,12 +84,12 @@ def test_patients_on_both_sides_are_noticed_and_recorded(trained, phantoms, tmp_
     assert json.loads((tmp_path/'cv'/'summary.json').read_text())['patients_shared'] == 2/12
 
 def test_an_interrupted_prediction_is_repeated_and_nothing_else(trained, phantoms, tmp_path, monkeypatch):
-    real, seen = cv.predict_rows, []
-    def stops(model, how, files, *args, **kwargs):
+    real, seen = cv.predict_batches, []
+    def stops(nets, files, *args, **kwargs):
         seen.append(len(files))
         if len(seen) == 2: raise KeyboardInterrupt
-        return real(model, how, files, *args, **kwargs)
-    monkeypatch.setattr(cv, 'predict_rows', stops)
+        return real(nets, files, *args, **kwargs)
+    monkeypatch.setattr(cv, 'predict_batches', stops)
     with pytest.raises(KeyboardInterrupt): cross_validate(phantoms, tmp_path, **KW)
     assert not (tmp_path/'oof'/'predict.json').exists() and not (tmp_path/'oof'/'fold-1.json').exists()
     cross_validate(phantoms, tmp_path, **KW)

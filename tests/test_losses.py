@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import named
 from scipy.ndimage import distance_transform_edt
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
@@ -248,7 +249,7 @@ def test_bad_sums_are_refused_when_they_are_made(kw, why):
     with pytest.raises(LossError, match=why): ComboLoss(**kw)
 
 @pytest.mark.parametrize(('f', 'kw'), [(dice_loss, {'eps': 0}), (dice_loss, {'eps': -1}), (jaccard_loss, {'eps': math.nan}), (tversky_loss, {'alpha': 0}), (tversky_loss, {'gamma': 0}), (tversky_loss, {'eps': math.inf}),
-    (focal_loss, {'gamma': -.1}), (focal_loss, {'alpha': 0}), (focal_loss, {'alpha': 1.5}), (bce_loss, {'pos_weight': 0}), (bce_loss, {'pos_weight': math.nan}), (lovasz_loss, {'reduction': 'sum'}), (boundary_loss, {'reduction': ''})], ids=str)
+    (focal_loss, {'gamma': -.1}), (focal_loss, {'alpha': 0}), (focal_loss, {'alpha': 1.5}), (bce_loss, {'pos_weight': 0}), (bce_loss, {'pos_weight': math.nan}), (lovasz_loss, {'reduction': 'sum'}), (boundary_loss, {'reduction': ''})], ids=named)
 def test_bad_options_of_functions(f, kw):
     l, t = rand()
     with pytest.raises(LossError, match=next(iter(kw))): f(l, t, **kw)
@@ -327,7 +328,7 @@ def test_aux_loss_any_size_dtype_and_gradients():
     AuxLoss()((far[0], far[1], far[2:]), t).backward()
     for o in far: assert o.grad.isfinite().all() and o.grad.abs().sum() > 0
 
-@pytest.mark.parametrize(('kw', 'why'), [({'image': -1}, 'image'), ({'deep': math.inf}, 'deep'), ({'image': True}, 'image'), ({'main': 'bce'}, 'xray_loss'), ({'main': bce_loss}, 'instance'), ({'main': ComboLoss}, 'instance')], ids=str)
+@pytest.mark.parametrize(('kw', 'why'), [({'image': -1}, 'image'), ({'deep': math.inf}, 'deep'), ({'image': True}, 'image'), ({'main': 'bce'}, 'xray_loss'), ({'main': bce_loss}, 'instance'), ({'main': ComboLoss}, 'instance')], ids=named)
 def test_bad_aux_losses(kw, why):
     with pytest.raises(LossError, match=why): AuxLoss(**kw)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import named
 from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.all import TensorImageBW, TensorMask, noop
 from torch import nn
@@ -70,7 +71,7 @@ def test_bad_logits(logits):
 
 @pytest.mark.parametrize('kw,why', [({'prior': [.1, .2]}, 'one number, or H×W'), ({'prior': np.full((2, 2, 2), .1)}, 'one number, or H×W'), ({'prior': 2.}, 'outside'),
     ({'prior': .5, 'dim': 1}, 'per class'), ({'prior': [.5, .6], 'dim': 1}, 'off 1'), ({'prior': .1, 'alpha': math.nan}, 'finite'),
-    ({'prior': .1, 'loss_func': bce_loss}, 'instance'), ({'prior': .1, 'loss_func': ComboLoss}, 'instance'), ({'prior': .1, 'loss_func': 'bce'}, 'instance')], ids=str)
+    ({'prior': .1, 'loss_func': bce_loss}, 'instance'), ({'prior': .1, 'loss_func': ComboLoss}, 'instance'), ({'prior': .1, 'loss_func': 'bce'}, 'instance')], ids=named)
 def test_bad_losses(kw, why):
     with pytest.raises(LossError, match=why): LogitAdjustedLoss(**kw)
 

@@ -57,10 +57,10 @@ def test_show_from_the_command_line():
     assert re.search(r'^\* size +64,128$', out, re.MULTILINE) and re.search(r'^2 +128 +2 +4 ', out, re.MULTILINE)
 
 @pytest.mark.parametrize('bad', [{'size': '64,x'}, {'epochs': '0'}, {'lr': '-1'}, {'freeze': '-1'}, {'clip': float('nan')}, {'swa': 1.5}, {'ema': -.1}, {'opt': 'adan'},
-    {'sampling': 'sliding:2'}, {'schedule': 'cosine:3'}, {'precision': 'fp8'}, {'monitor': 'dise', 'patience': 1}, {'smooth': 1.}, {'bs': []}, {'smooth': .1, 'loss': 'dice'}])
+    {'sampling': 'sliding:2'}, {'swa_cycle': 2, 'swa': .5}, {'swa_lr': 1e-3}, {'schedule': 'cosine:3'}, {'precision': 'fp8'}, {'monitor': 'dise', 'patience': 1}, {'smooth': 1.}, {'bs': []}, {'smooth': .1, 'loss': 'dice'}])
 def test_values_that_cannot_be(bad, phantoms, tmp_path):
-    with pytest.raises(PtxError, match=next(iter(bad))): t.train(phantoms, tmp_path/'r', **{**KW, **bad})
-    assert not (tmp_path/'r'/'run.json').exists()
+    with patch.object(t, 'xray_dls', None), pytest.raises(PtxError, match=next(iter(bad))): t.train(phantoms, tmp_path/'r', **{**KW, **bad})
+    assert not (tmp_path/'r').exists()
 
 # --- killed and continued
 
@@ -145,6 +145,43 @@ def test_damaged_checkpoint_is_noticed_and_the_one_before_taken(phantoms, tmp_pa
     with pytest.warns(PtxNotice, match='damaged'): t.train(phantoms, run, **{**KW, 'epochs': 3})
     assert weights(run) == weights(tmp_path/'whole')
 
+def test_damaged_checkpoint_does_not_take_the_place_of_the_sound_one(tmp_path):
+    "Killed between the two renames of the next one"
+    for e in range(2): write_state({'epoch': e}, tmp_path/'checkpoint.pt')
+    (tmp_path/'checkpoint.pt').write_bytes(b'damaged')
+    with pytest.warns(PtxNotice, match='damaged'): assert last_state(tmp_path)['epoch'] == 0
+    real = os.replace
+    def killed(a, b):
+        if Path(b).name == 'checkpoint.pt': raise KeyboardInterrupt
+        real(a, b)
+    with patch('os.replace', killed), pytest.raises(KeyboardInterrupt): write_state({'epoch': 1}, tmp_path/'checkpoint.pt')
+    assert last_state(tmp_path)['epoch'] == 0
+
+def test_killed_before_a_worse_epoch_is_removed(phantoms, tmp_path):
+    "The mean of the best is over as many as it would be"
+    kw = {'epochs': 3, 'keep': 1, 'monitor': 'train_loss'}
+    t.train(phantoms, tmp_path/'whole', **{**KW, **kw})
+    epochs = broken_off(phantoms, tmp_path/'r', 2, **kw)/'epochs'
+    kept, = epochs.iterdir()
+    (epochs/f'epoch-00{1-int(kept.stem[-1])}.safetensors').write_bytes(kept.read_bytes())
+    t.train(phantoms, tmp_path/'r', **{**KW, **kw})
+    assert len(list(epochs.iterdir())) == 1
+    assert weights(tmp_path/'r') == weights(tmp_path/'whole')
+
+def test_full_disk_leaves_no_half_checkpoint(tmp_path):
+    with patch('os.fsync', side_effect=OSError(28, 'No space left on device')), pytest.raises(PtxError, match='full'): write_state({'epoch': 1}, tmp_path/'checkpoint.pt')
+    assert not list(tmp_path.iterdir())
+
+def test_changed_images_are_refused(phantoms, tmp_path):
+    "One more held back than before"
+    data = siim_train(phantoms)
+    broken_off(data, tmp_path/'r')
+    data.loc[len(data)] = {**data.iloc[0].to_dict(), 'ImageId': 'one.more'}
+    with pytest.raises(RunError, match='--fresh'): t.train(data, tmp_path/'r', **KW)
+    same = siim_train(phantoms)
+    same.loc[0, 'has_ptx'] = not same.has_ptx[0]
+    with pytest.raises(RunError, match=r'labels changed since.*--fresh'): t.train(same, tmp_path/'r', **KW)
+
 def test_both_damaged_is_an_error_and_fresh_begins_anew(phantoms, tmp_path):
     run = broken_off(phantoms, tmp_path/'r')
     for f in run.glob('checkpoint*.pt'): f.write_bytes(f.read_bytes()[:1000])
@@ -188,13 +225,13 @@ def test_nan_names_the_images_and_keeps_good_weights(phantoms, tmp_path):
     named = re.findall(r'[\d.]{20,}|phantom[-\w]*', str(e.value))
     ids = set(siim_train(phantoms).ImageId)
     assert any(i in str(e.value) for i in ids), (str(e.value), named)
-    assert f'the weights after 1 epochs are in {tmp_path}/r' in str(e.value) and 'ptx_predict' in str(e.value) and 'Exception occured' not in str(e.value)
+    assert f'the weights after 1 epoch are in {tmp_path}/r' in str(e.value) and 'ptx_predict' in str(e.value) and 'Exception occured' not in str(e.value)
     with pytest.warns(PtxNotice, match='1 of 2 epochs'): model, _ = load_run(tmp_path/'r')
     assert all(p.isfinite().all() for p in model.parameters())
 
 def test_batch_larger_than_the_data_trains_on_all_of_it(phantoms, tmp_path):
     "Plainly sampled, a batch is at most the data; a share of positives that leaves less than a batch is an error"
-    learn = t.train(phantoms, tmp_path/'r', **{**KW, 'bs': 500, 'epochs': 1})
+    with pytest.warns(PtxNotice, match='6, not 500'): learn = t.train(phantoms, tmp_path/'r', **{**KW, 'bs': 500, 'epochs': 1})
     assert learn.dls.train.bs == learn.dls.xray['n_train'] == 6
     with pytest.raises(PtxError, match='bs=6.*smaller'): t.train(phantoms, tmp_path/'s', **{**KW, 'bs': 500, 'sampling': 'share:0.9'})
 
@@ -203,6 +240,31 @@ def test_early_stop_ends_with_a_complete_run(phantoms, tmp_path):
     r = read_run(tmp_path/'r')
     n = len(pd.read_csv(tmp_path/'r'/'history.csv'))
     assert 1 < n < 9 and r['use'] == 'avg' and len(list((tmp_path/'r'/'epochs').iterdir())) == min(n, 5)
+
+def test_early_stop_in_the_first_stage_ends_the_training(phantoms, tmp_path):
+    "The run is recorded at the size that it was trained at; it is said, once; and so it is after a restart"
+    kw = {'epochs': [9, 2], 'size': [32, 64], 'patience': 1, 'lr': 1e-9, 'swa': .95, 'keep': 1}
+    with pytest.warns(PtxNotice) as said: t.train(phantoms, tmp_path/'r', **{**KW, **kw})
+    said = [str(w.message) for w in said if issubclass(w.category, PtxNotice)]
+    assert sum('stopped early: after epoch 2 of 11, since dice was no better for 1 epoch' in s for s in said) == 1 and sum('before SWA began' in s for s in said) == 1
+    assert read_run(tmp_path/'r')['data']['size'] == 32 and pd.read_csv(tmp_path/'r'/'history.csv')['size'].tolist() == [32, 32]
+    with patch.object(t, 'save_run', side_effect=RuntimeError('power cut')), pytest.raises(RuntimeError, match='power cut'): t.train(phantoms, tmp_path/'s', **{**KW, **kw})
+    t.train(phantoms, tmp_path/'s', **{**KW, **kw})
+    assert weights(tmp_path/'s') == weights(tmp_path/'r')
+
+def test_weights_that_were_validated_come_before_the_best_epochs(phantoms, tmp_path):
+    t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 1, 'keep': 1, 'ema': .9})
+    assert read_run(tmp_path/'r')['use'] == 'ema'
+
+def test_a_score_without_images_cannot_choose(phantoms, tmp_path):
+    data = siim_train(phantoms)
+    none = data.ImageId[~data.has_ptx].head(3).tolist()
+    with pytest.raises(PtxError, match='monitor=dice_pos: none of the 3 images'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': none, 'keep': 1}, monitor='dice_pos')
+    learn = t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 1, 'valid': none, 'keep': 1})
+    learn.recorder.values = [[1., float('nan'), 1., 1., 1.]]
+    best = learn.checkpoint.best
+    best.monitor, rows = 'valid_loss', list(best.rows)
+    assert best.update(learn, 7) == [] and best.rows == rows
 
 def test_fixed_encoder_is_fixed_in_its_stage_alone(phantoms, tmp_path):
     seen = []
@@ -245,6 +307,11 @@ def test_folds_from_the_command_line(phantoms, tmp_path):
     p = ptx('ptx_train', *args, '--lr', '1e-4')
     assert p.returncode == 1 and 'lr=' in p.stderr and 'Traceback' not in p.stderr
 
+@pytest.mark.parametrize(('args', 'why'), [(['--fold', 1], 'name it with --folds'), (['--folds', 'f.csv', '--valid', .3], 'leave one of the two out')])
+def test_folds_and_a_share_are_not_ignored(phantoms, tmp_path, args, why):
+    p = ptx('ptx_train', phantoms, *TINY, *args, '--out', tmp_path/'r')
+    assert p.returncode == 1 and why in p.stderr and not (tmp_path/'r').exists()
+
 def test_folds_that_do_not_match(phantoms, tmp_path):
     f = make_folds(siim_train(phantoms), n=2)
     with pytest.raises(FoldError, match='no fold'): cross_validate(phantoms, tmp_path/'cv', f[1:], **{k: v for k, v in KW.items() if k != 'valid'})
@@ -271,6 +338,10 @@ def test_two_processes_make_the_run_of_one(phantoms, tmp_path):
     for which in ('plain', 'swa', 'avg'):
         for a, b in zip(*(load_run(tmp_path/k, which=which)[0].state_dict().values() for k in ('one', 'two'))):
             if a.is_floating_point(): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)   # counts of batches are those of all processes
+
+def test_a_rate_is_not_searched_by_two_processes(tmp_path):
+    "Each would find its own, since what is drawn differs"
+    with patch.object(t, 'join_processes', lambda: 2), pytest.raises(PtxError, match='lr=find: each process'): t.train(tmp_path, tmp_path/'r', **{**KW, 'lr': 'find'})
 
 def test_two_processes_and_a_batch_that_cannot_be_shared(phantoms, tmp_path):
     p = launch(2, phantoms, *TINY, '--bs', 3, '--out', tmp_path/'r')
