@@ -126,6 +126,86 @@ def test_verdicts_of_a_gate(pred, tmp_path):
     for kw, why in (({'keep': {'a': True}}, r'nothing of 3 images \(b, c, d\)'), ({'weigh': dict.fromkeys('abcd', 2)}, '2 for a'), ({'keep': dict.fromkeys('abcd', .3)}, 'True or False')):
         with pytest.raises(PtxError, match=why): write(pred, tmp_path/'x.csv', **kw)
 
+# --- how it is decided
+
+def out_of_fold(p, maps, truth):
+    "A folder as `cross_validate` leaves it, the images of a patient in one fold"
+    predictions(p, maps, [f'{k:02}' for k in range(len(maps))])
+    rles = [rle_encode(np.kron(m, np.ones((32, 32), np.uint8))) for m in truth]
+    pd.DataFrame({'ImageId': [f'{k:02}' for k in range(len(maps))], 'EncodedPixels': rles, 'patient_id': [f'p{k//2}' if k else '' for k in range(len(maps))],
+        'fold': np.arange(len(maps))//2 % 3}).to_csv(p/'labels.csv', index=False)
+    return p
+
+@pytest.fixture
+def oof(tmp_path):
+    "Thirty maps: positives have a bright middle and a grey rim, negatives a grey spot"
+    maps, truth = np.zeros((30, 32, 32), np.uint8), np.zeros((30, 32, 32), np.uint8)
+    for k in range(30):
+        maps[k, 8:20, 8:20] = 120
+        if k % 2: maps[k, 10:18, 10:18], truth[k, 8:20, 8:20] = 230, 1
+    return out_of_fold(tmp_path/'oof', maps, truth)
+
+def test_a_triplet_is_chosen_on_predictions_out_of_fold(oof, pred, tmp_path, capsys):
+    r = submission.tune_decision(oof)
+    t, source = r['decision'].triplet, r['note']['source']
+    assert t.top > 120/255 and t.bottom < 120/255   # the middle tells, the rim is part of the mask
+    assert (source['n'], source['n_pos'], source['n_patients']) == (30, 15, 16) and source['nested'].value > .95 and source['optimism'] == pytest.approx(0, abs=1e-9)
+    df, _ = write(oof, tmp_path/'s.csv', **r)
+    assert (df.EncodedPixels != '-1').tolist() == [False, True]*15
+    quietly(cli.ptx_submit, oof, tmp_path/'c.csv', labels=oof)
+    assert (tmp_path/'c.csv').read_text() == (tmp_path/'s.csv').read_text()
+    assert f'triplet {t}, chosen on 30 images, 15 of them positive; on folds that were not chosen on, Dice {source["nested"]}' in capsys.readouterr().out
+    record = json.loads((tmp_path/'c.json').read_text())
+    assert record['decision']['triplet'] == vars(t) and record['source']['oof'] == str(oof) and record['source']['nested']['value'] == source['nested'].value
+    quietly(cli.ptx_submit, oof, tmp_path/'again.csv', decision=tmp_path/'c.json')
+    assert (tmp_path/'again.csv').read_text() == (tmp_path/'s.csv').read_text()
+
+@pytest.mark.parametrize(('fill', 'what'), [(0, 'empty'), (255, 'full')])
+def test_nothing_is_chosen_on_blank_maps(pred, tmp_path, capsys, fill, what):
+    truth = np.zeros((6, 32, 32), np.uint8)
+    truth[::2, 4:9, 4:9] = 1
+    p = out_of_fold(tmp_path/'blank', np.full((6, 32, 32), fill, np.uint8), truth)
+    with pytest.raises(PtxError, match=f'all 6 maps are {what} at every threshold'): submission.tune_decision(p)
+    assert 'at every threshold' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=p)
+    p = out_of_fold(tmp_path/'healthy', np.full((6, 32, 32), 99, np.uint8), truth*0)
+    with pytest.raises(PtxError, match='all 6 images are negative'): submission.tune_decision(p)
+
+def test_an_unfinished_cross_validation(pred, tmp_path, capsys):
+    (tmp_path/'cv'/'oof').mkdir(parents=True)
+    (tmp_path/'cv'/'crossval.json').write_text('{}')
+    with pytest.raises(PtxError, match='not all folds are trained and predicted'): submission.tune_decision(tmp_path/'cv')
+    assert 'not all folds' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=tmp_path/'cv')
+    assert 'no labels.csv' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=pred)
+
+@pytest.mark.parametrize('text', ['.75', '.75,2000', '.75,2000,.3,1', 'a,b,c', '75,2000,.3', '.75,-1,.3', '.75,2000,nan', '.75,inf,.3', ' '])
+def test_no_triplet(pred, tmp_path, capsys, text):
+    with pytest.raises(PtxError): write(pred, tmp_path/'s.csv', decision=text)
+    assert refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', triplet=text).startswith('error: ')
+    assert not (tmp_path/'s.csv').exists()
+
+def test_a_decision_is_what_it_says(pred, tmp_path):
+    from pneumothorax.decide import Decision, Triplet, decide
+    d = Decision(Triplet(.5, 3000, .2), min_piece=20_000)
+    want = [rle_encode(decide(m, d)) for m in np.load(pred/'maps.npy')]
+    for n, x in enumerate((d, d.spec(), json.loads(json.dumps(d.spec())))): assert write(pred, tmp_path/f'{n}.csv', decision=x)[0].EncodedPixels.tolist()[:4] == want
+    quietly(cli.ptx_submit, pred, tmp_path/'c.csv', triplet='.5,3000,.2', min_piece=20_000)
+    assert pd.read_csv(tmp_path/'c.csv', dtype=str).EncodedPixels.tolist()[:4] == want and len(set(want)) == 3
+    plain, _ = write(pred, tmp_path/'p.csv', thresh=.3, min_area=0)
+    assert write(pred, tmp_path/'q.csv', decision=submission.read_decision(tmp_path/'p.json'))[0].equals(plain)
+
+def test_what_is_no_decision(pred, tmp_path, capsys):
+    for text in ('', '[]', '{"decision": "left"}', '{"decision": {"triplet": 7}}', '{"decision": {"thresh": 7, "min_area": 0}}', '{"n": 3}'):
+        (tmp_path/'d.json').write_text(text)
+        with pytest.raises(PtxError, match=re.escape(str(tmp_path/'d.json'))): submission.read_decision(tmp_path/'d.json')
+        assert 'd.json' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', decision=tmp_path/'d.json')
+    for kw, why in (({'triplet': '.5,0,.5', 'decision': 'x.json'}, 'give one of them'), ({'min_piece': 5}, 'belongs to a triplet'), ({'triplet': '.5,0,.5', 'min_area': 0}, 'are the plain rule')):
+        assert why in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', **kw)
+
+def test_a_gate_fitted_on_predictions_out_of_fold(oof, tmp_path):
+    quietly(cli.ptx_submit, oof, tmp_path/'s.csv', gate=oof, thresh=.4)
+    r = json.loads((tmp_path/'s.json').read_text())
+    assert r['gate']['n_fitted'] == 30 and r['dropped'] == 15 and r['n_masks'] == 15   # at .4 every map has a mask
+
 def test_a_saved_gate_by_the_command(tmp_path, capsys):
     from pneumothorax.gate import Gate, dice_if_kept, features
     maps, y = np.zeros((40, 32, 32), np.uint8), np.arange(40)%2
