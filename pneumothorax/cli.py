@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'manners', 'ptx_sample', 'ptx_prepare', 'ptx_train', 'ptx_folds', 'ptx_audit', 'ptx_predict', 'ptx_submit',
-           'ptx_score', 'demo', 'ptx_demo']
+           'ptx_merge', 'ptx_score', 'demo', 'ptx_demo']
 
 # %% ../nbs/41_cli.ipynb #55830e74
 import json as _json, sys, warnings
@@ -246,15 +246,61 @@ def ptx_predict(
 @call_parse
 def ptx_submit(
     pred:str, # folder of ptx_predict
-    out:str='submission.csv', # CSV to write
-    thresh:float=.5, # a pixel counts from this probability on
-    min_area:int=800, # smallest piece of a mask that is kept, pixels of the 1024² frame
+    out:str='submission.csv', # CSV to write; a record of how it was made stands beside it (.json)
+    thresh:float=.5, # the plain rule: a pixel counts from this probability on
+    min_area:int=800, # the plain rule: smallest piece of a mask that is kept, pixels of the 1024² frame
+    triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3: positive if more than the area exceeds top, the mask is what exceeds bottom
+    labels:str=None, # folder of a cross-validation, or of ptx_predict on one: choose the triplet on its out-of-fold predictions
+    decision:str=None, # record of an earlier submission (.json): decide as it did
+    min_piece:float=0, # with a triplet: smallest piece that is kept, pixels of the 1024² frame
+    min_prob:float=0., # with a triplet: smallest mean probability of a piece that is kept
+    fill:float=0, # with a triplet: largest hole that is filled, pixels of the 1024² frame
+    dilate:float=0, # with a triplet: radius by which masks grow, pixels of the 1024² frame
+    gate:str=None, # a saved gate, or a folder as for --labels to fit one on: says which images have a pneumothorax
+    gate_rule:str='threshold', # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker
+    sample:str=None, # sample submission (CSV with ImageId): its images, in its order
+    missing:str='error', # images of the sample submission that were not predicted: error, or empty
+    rows:str='image', # a row for each image, or for each component of a mask
+    sheet:str=None, # picture to write (.png): outlines on the largest, smallest, most doubtful and some empty images
+    blank:bool=False, # accept maps that are empty, or full, in every pixel
 ):
     "Turn probability maps into masks and write a submission (ImageId,EncodedPixels)."
     with manners():
-        from pneumothorax.submission import write_submission
-        df = write_submission(pred, out, thresh, min_area)
-        print(f'{len(df)} images, {(df.EncodedPixels!="-1").sum()} with a mask; written to {out}\nnext: ptx_score {out} LABELS')
+        from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, write_submission
+        plain = dict(thresh=thresh,min_area=min_area)
+        how = decision_from(triplet, labels, decision, min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
+        if how and plain!=dict(thresh=.5,min_area=800): raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
+        if labels:
+            s = how['note']['source']
+            print(f'triplet {how["decision"].triplet}, chosen on {s["n"]} images, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
+        said = gate_verdict(pred, gate, gate_rule, how.get('decision'), **plain) if gate else {}
+        note = {**how.pop('note',{}), **said.pop('note',{})}
+        df = write_submission(pred, out, **plain, sample=sample, missing=missing, rows=rows, blank=blank, note=note, **how, **said)
+        if sheet: contact_sheet(out, pred, sheet)
+        drawn = df.ImageId[df.EncodedPixels!='-1'].nunique()
+        print(f'{df.ImageId.nunique()} images, {drawn} with a mask; written to {out}'+(f', a sheet of them to {sheet}' if sheet else '')+f'\nnext: ptx_score {out} LABELS')
+
+# %% ../nbs/41_cli.ipynb #merg0002
+def _numbers(text, arg):
+    "Numbers of a list with commas, or None"
+    try: return text and [float(v) for v in text.split(',')]
+    except ValueError: raise PtxError(f'--{arg} {text}: give numbers with commas, such as 2,1,1') from None
+
+@call_parse
+def ptx_merge(
+    subs:Param('submissions (CSV with ImageId and EncodedPixels), two or more; of equals the first counts', nargs='+'), # submissions (CSV with ImageId and EncodedPixels), two or more; of equals the first counts
+    out:str='merged.csv', # CSV to write
+    how:str='vote', # vote (of pixels), images (are enough files positive, then pixels), agree (the mask closest to the others), union, intersection
+    votes:float=None, # that a pixel needs, or with --how images that an image needs; default: more than half
+    weights:str=None, # votes of each file, as 2,1,1; default: 1
+    sample:str=None, # sample submission (CSV with ImageId): its images, in its order
+    missing:str='error', # images that a file lacks: error, or empty
+):
+    "Make one submission of several by vote or agreement."
+    with manners():
+        from pneumothorax.submission import merge_submissions
+        df = merge_submissions(subs, out, how, votes, _numbers(weights,'weights'), sample, missing)
+        print(f'{len(df)} images, {(df.EncodedPixels!="-1").sum()} with a mask, from {len(subs)} submissions; written to {out}\nnext: ptx_score {out} LABELS')
 
 # %% ../nbs/41_cli.ipynb #c8767189
 _FILES = 'submissions (CSV with ImageId and EncodedPixels), one or more, and last the label file, maybe compressed'

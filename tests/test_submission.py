@@ -1,0 +1,345 @@
+"Submissions as they are written, looked at and merged; what is refused, through functions and commands"
+import json
+import re
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from pneumothorax import cli, submission
+from pneumothorax.learner import FORMAT
+from pneumothorax.rle import PtxError, mask_runs, rle_encode, rle_runs, rles_to_mask
+from pneumothorax.siim import PtxNotice, read_labels
+from pneumothorax.submission import contact_sheet, merge_submissions, vote_runs, write_submission
+
+H = 'ImageId,EncodedPixels\n'
+
+def predictions(p, maps, ids, failed=()):
+    "A folder as `predict_maps` writes it"
+    p.mkdir()
+    np.save(p/'maps.npy', maps)
+    (p/'predict.json').write_text(json.dumps({'format': FORMAT}))
+    pd.DataFrame({'ImageId': ids, 'path': [f'{i}.png' for i in ids], 'row': range(len(ids)), 'max_prob': [m.max()/255 for m in maps]}).to_csv(p/'index.csv', index=False)
+    pd.DataFrame([(i, i, 'broken') for i in failed], columns=['ImageId', 'path', 'error']).to_csv(p/'failed.csv', index=False)
+    return p
+
+@pytest.fixture
+def pred(tmp_path):
+    "Three maps with blobs, one of them with two, an empty one, and a radiograph that was not read"
+    maps = np.zeros((4, 64, 64), np.uint8)
+    maps[0, 10:20, 30:50] = maps[1, 40:60, 5:9] = maps[1, 2:12, 50:60] = maps[2, :4, :4] = 255
+    return predictions(tmp_path/'pred', maps, list('abcd'), ['e'])
+
+@pytest.fixture
+def table(tmp_path):
+    "A function that writes a table and gives its path"
+    def write(name, lines):
+        (tmp_path/name).write_text(H+lines)
+        return tmp_path/name
+    return write
+
+def quietly(f, *args, **kwargs):
+    "The result, and what was told"
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        r = f(*args, **kwargs)
+    return r, '\n'.join(str(o.message) for o in w if issubclass(o.category, PtxNotice))
+
+def write(pred, out, **kwargs): return quietly(write_submission, pred, out, progress=False, **kwargs)
+
+def refused(capsys, command, *args, **kwargs):
+    "stderr of a command that ends with 1; called in this process, which is quicker"
+    with pytest.raises(SystemExit) as e: command(*args, **kwargs)
+    _, err = capsys.readouterr()
+    assert e.value.code == 1 and err.count('error: ') == 1
+    return err
+
+def both(capsys, pred, out, why, **kwargs):
+    "Refused with the same reason by the function and by the command, and nothing is left behind"
+    with pytest.raises(PtxError, match=why): write(pred, out, **kwargs)
+    assert re.search(why, refused(capsys, cli.ptx_submit, pred, out, **kwargs))
+    assert not out.exists() and not list(out.parent.glob('.*part'))
+
+# --- writing
+
+def test_rows_of_components_are_the_same_masks(pred, tmp_path):
+    one, _ = write(pred, tmp_path/'one.csv')
+    many, _ = write(pred, tmp_path/'many.csv', rows='component')
+    assert one.ImageId.tolist() == list('abcde') and many.ImageId.tolist() == list('abbcde')
+    a, b = (read_labels(tmp_path/f'{n}.csv') for n in ('one', 'many'))
+    assert a.area.tolist() == b.area.tolist() and b.n_masks.tolist() == [1, 2, 1, 0, 0]
+    for x, y in zip(a.rles, b.rles): assert (rles_to_mask(x) == rles_to_mask(y)).all()
+
+def test_the_order_is_that_of_the_sample_submission(pred, tmp_path, table):
+    df, said = write(pred, tmp_path/'s.csv', sample=table('sample.csv', 'e,-1\nd,1 1\nb,-1\nc,-1\nb,-1\na,-1\n'))
+    assert df.ImageId.tolist() == list('edbca') and pd.read_csv(tmp_path/'s.csv', dtype=str).equals(df)
+    assert '1 unreadable radiograph is submitted as empty: e' in said and df.EncodedPixels[0] == '-1'
+
+def test_images_that_were_not_predicted(pred, tmp_path, table, capsys):
+    sample = table('sample.csv', 'a,-1\nx,-1\nb,-1\nc,-1\nd,-1\ne,-1\ny,-1\n')
+    both(capsys, pred, tmp_path/'s.csv', r'2 images are not in .*pred \(x, y\)', sample=sample)
+    df, said = write(pred, tmp_path/'s.csv', sample=sample, missing='empty')
+    assert df.ImageId.tolist() == list('axbcdey') and '2 images of the sample submission are submitted as empty' in said and 'x, y' in said
+    assert df.set_index('ImageId').EncodedPixels[['x', 'y', 'd']].tolist() == ['-1']*3
+
+def test_ids_unknown_to_the_sample_submission(pred, tmp_path, table, capsys):
+    both(capsys, pred, tmp_path/'s.csv', r'sample.csv: has no line for 2 images of .*pred \(b, e\)', sample=table('sample.csv', 'a,-1\nc,-1\nd,-1\n'))
+    both(capsys, pred, tmp_path/'s.csv', r'has no line for 5 images', sample=table('sample.csv', 'q,-1\n'), missing='empty')
+    both(capsys, pred, tmp_path/'s.csv', r'no such file', sample=tmp_path/'none.csv')
+    both(capsys, pred, tmp_path/'s.csv', r'line 3: no ImageId', sample=table('sample.csv', 'a,-1\n,-1\n'))
+
+@pytest.mark.parametrize(('fill', 'what'), [(0, 'empty'), (255, 'full')])
+def test_blank_maps(tmp_path, capsys, fill, what):
+    p = predictions(tmp_path/'p', np.full((3, 32, 32), fill, np.uint8), list('abc'))
+    both(capsys, p, tmp_path/'s.csv', f'all 3 maps are {what} in every pixel')
+    df, _ = write(p, tmp_path/'s.csv', blank=True)
+    assert set(df.EncodedPixels) == {'-1' if what == 'empty' else '0 1048576'}
+
+def test_decisions_that_keep_nothing_or_everything_are_told(pred, tmp_path):
+    assert 'no image has a mask' in write(pred, tmp_path/'a.csv', min_area=10**6)[1]
+    p = predictions(tmp_path/'p', np.full((2, 32, 32), 200, np.uint8), list('ab'))
+    assert 'every mask fills its image' in write(p, tmp_path/'b.csv')[1]
+    assert 'no image' not in write(pred, tmp_path/'c.csv')[1]
+
+def test_an_unfinished_prediction(pred, tmp_path, capsys):
+    (pred/'predict.json').unlink()
+    both(capsys, pred, tmp_path/'s.csv', 'no predict.json; give a folder of ptx_predict that finished')
+
+def test_wrong_arguments(pred, tmp_path, capsys):
+    both(capsys, pred, tmp_path/'s.csv', "rows='pixel'", rows='pixel')
+    both(capsys, pred, tmp_path/'s.csv', "missing='ignore'", missing='ignore')
+    both(capsys, pred, tmp_path/'s.csv', 'between 0 and 1', thresh=7.)
+    (tmp_path/'folder').mkdir()
+    with pytest.raises(PtxError, match='a folder'): write(pred, tmp_path/'folder')
+    (tmp_path/'file').write_text('')
+    with pytest.raises(PtxError, match='cannot be written'): write(pred, tmp_path/'file'/'s.csv')
+
+def test_verdicts_of_a_gate(pred, tmp_path):
+    df, _ = write(pred, tmp_path/'k.csv', keep=pd.Series([False, True, True, True], list('abcd')))
+    assert (df.EncodedPixels != '-1').tolist() == [False, True, True, False, False]
+    df, _ = write(pred, tmp_path/'w.csv', weigh=pd.Series([1, .2, .3, 1.], list('abcd')))
+    assert (df.EncodedPixels != '-1').tolist() == [True, False, True, False, False]
+    for kw, why in (({'keep': {'a': True}}, r'nothing of 3 images \(b, c, d\)'), ({'weigh': dict.fromkeys('abcd', 2)}, '2 for a'), ({'keep': dict.fromkeys('abcd', .3)}, 'True or False')):
+        with pytest.raises(PtxError, match=why): write(pred, tmp_path/'x.csv', **kw)
+
+# --- how it is decided
+
+def out_of_fold(p, maps, truth):
+    "A folder as `cross_validate` leaves it, the images of a patient in one fold"
+    predictions(p, maps, [f'{k:02}' for k in range(len(maps))])
+    rles = [rle_encode(np.kron(m, np.ones((32, 32), np.uint8))) for m in truth]
+    pd.DataFrame({'ImageId': [f'{k:02}' for k in range(len(maps))], 'EncodedPixels': rles, 'patient_id': [f'p{k//2}' if k else '' for k in range(len(maps))],
+        'fold': np.arange(len(maps))//2 % 3}).to_csv(p/'labels.csv', index=False)
+    return p
+
+@pytest.fixture
+def oof(tmp_path):
+    "Thirty maps: positives have a bright middle and a grey rim, negatives a grey spot"
+    maps, truth = np.zeros((30, 32, 32), np.uint8), np.zeros((30, 32, 32), np.uint8)
+    for k in range(30):
+        maps[k, 8:20, 8:20] = 120
+        if k % 2: maps[k, 10:18, 10:18], truth[k, 8:20, 8:20] = 230, 1
+    return out_of_fold(tmp_path/'oof', maps, truth)
+
+def test_a_triplet_is_chosen_on_predictions_out_of_fold(oof, pred, tmp_path, capsys):
+    r = submission.tune_decision(oof)
+    t, source = r['decision'].triplet, r['note']['source']
+    assert t.top > 120/255 and t.bottom < 120/255   # the middle tells, the rim is part of the mask
+    assert (source['n'], source['n_pos'], source['n_patients']) == (30, 15, 16) and source['nested'].value > .95 and source['optimism'] == pytest.approx(0, abs=1e-9)
+    df, _ = write(oof, tmp_path/'s.csv', **r)
+    assert (df.EncodedPixels != '-1').tolist() == [False, True]*15
+    quietly(cli.ptx_submit, oof, tmp_path/'c.csv', labels=oof)
+    assert (tmp_path/'c.csv').read_text() == (tmp_path/'s.csv').read_text()
+    assert f'triplet {t}, chosen on 30 images, 15 of them positive; on folds that were not chosen on, Dice {source["nested"]}' in capsys.readouterr().out
+    record = json.loads((tmp_path/'c.json').read_text())
+    assert record['decision']['triplet'] == vars(t) and record['source']['oof'] == str(oof) and record['source']['nested']['value'] == source['nested'].value
+    quietly(cli.ptx_submit, oof, tmp_path/'again.csv', decision=tmp_path/'c.json')
+    assert (tmp_path/'again.csv').read_text() == (tmp_path/'s.csv').read_text()
+
+@pytest.mark.parametrize(('fill', 'what'), [(0, 'empty'), (255, 'full')])
+def test_nothing_is_chosen_on_blank_maps(pred, tmp_path, capsys, fill, what):
+    truth = np.zeros((6, 32, 32), np.uint8)
+    truth[::2, 4:9, 4:9] = 1
+    p = out_of_fold(tmp_path/'blank', np.full((6, 32, 32), fill, np.uint8), truth)
+    with pytest.raises(PtxError, match=f'all 6 maps are {what} at every threshold'): submission.tune_decision(p)
+    assert 'at every threshold' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=p)
+    p = out_of_fold(tmp_path/'healthy', np.full((6, 32, 32), 99, np.uint8), truth*0)
+    with pytest.raises(PtxError, match='all 6 images are negative'): submission.tune_decision(p)
+
+def test_an_unfinished_cross_validation(pred, tmp_path, capsys):
+    (tmp_path/'cv'/'oof').mkdir(parents=True)
+    (tmp_path/'cv'/'crossval.json').write_text('{}')
+    with pytest.raises(PtxError, match='not all folds are trained and predicted'): submission.tune_decision(tmp_path/'cv')
+    assert 'not all folds' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=tmp_path/'cv')
+    assert 'no labels.csv' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=pred)
+
+@pytest.mark.parametrize('text', ['.75', '.75,2000', '.75,2000,.3,1', 'a,b,c', '75,2000,.3', '.75,-1,.3', '.75,2000,nan', '.75,inf,.3', ' '])
+def test_no_triplet(pred, tmp_path, capsys, text):
+    with pytest.raises(PtxError): write(pred, tmp_path/'s.csv', decision=text)
+    assert refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', triplet=text).startswith('error: ')
+    assert not (tmp_path/'s.csv').exists()
+
+def test_a_decision_is_what_it_says(pred, tmp_path):
+    from pneumothorax.decide import Decision, Triplet, decide
+    d = Decision(Triplet(.5, 3000, .2), min_piece=20_000)
+    want = [rle_encode(decide(m, d)) for m in np.load(pred/'maps.npy')]
+    for n, x in enumerate((d, d.spec(), json.loads(json.dumps(d.spec())))): assert write(pred, tmp_path/f'{n}.csv', decision=x)[0].EncodedPixels.tolist()[:4] == want
+    quietly(cli.ptx_submit, pred, tmp_path/'c.csv', triplet='.5,3000,.2', min_piece=20_000)
+    assert pd.read_csv(tmp_path/'c.csv', dtype=str).EncodedPixels.tolist()[:4] == want and len(set(want)) == 3
+    plain, _ = write(pred, tmp_path/'p.csv', thresh=.3, min_area=0)
+    assert write(pred, tmp_path/'q.csv', decision=submission.read_decision(tmp_path/'p.json'))[0].equals(plain)
+
+def test_what_is_no_decision(pred, tmp_path, capsys):
+    for text in ('', '[]', '{"decision": "left"}', '{"decision": {"triplet": 7}}', '{"decision": {"thresh": 7, "min_area": 0}}', '{"n": 3}'):
+        (tmp_path/'d.json').write_text(text)
+        with pytest.raises(PtxError, match=re.escape(str(tmp_path/'d.json'))): submission.read_decision(tmp_path/'d.json')
+        assert 'd.json' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', decision=tmp_path/'d.json')
+    for kw, why in (({'triplet': '.5,0,.5', 'decision': 'x.json'}, 'give one of them'), ({'min_piece': 5}, 'belongs to a triplet'), ({'triplet': '.5,0,.5', 'min_area': 0}, 'are the plain rule')):
+        assert why in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', **kw)
+
+def test_a_gate_fitted_on_predictions_out_of_fold(oof, tmp_path):
+    quietly(cli.ptx_submit, oof, tmp_path/'s.csv', gate=oof, thresh=.4)
+    r = json.loads((tmp_path/'s.json').read_text())
+    assert r['gate']['n_fitted'] == 30 and r['dropped'] == 15 and r['n_masks'] == 15   # at .4 every map has a mask
+
+def test_a_saved_gate_by_the_command(tmp_path, capsys):
+    from pneumothorax.gate import Gate, dice_if_kept, features
+    maps, y = np.zeros((40, 32, 32), np.uint8), np.arange(40)%2
+    for k, m in enumerate(maps): m[5:20, 5:12] = 130+3*k if y[k] else 129+k//4   # all of them get a mask, that of a negative one is fainter
+    p = predictions(tmp_path/'p', maps, [f'{k:02}' for k in range(40)])
+    truth = [[r] if v else [] for r, v in zip(write(p, tmp_path/'all.csv')[0].EncodedPixels, y)]
+    gate, _ = quietly(Gate('logistic').fit, features(p, 'map', progress=False), y, kept=dice_if_kept(p, truth))
+    gate.save(tmp_path/'gate')
+    df, _ = write(p, tmp_path/'s.csv', **submission.gate_verdict(p, gate, progress=False))
+    kept = (df.EncodedPixels != '-1').to_numpy()
+    assert (kept == (gate.predict(features(p, 'map', progress=False)) >= gate.threshold)).all() and 15 <= kept.sum() <= 25
+    quietly(cli.ptx_submit, p, tmp_path/'c.csv', gate=tmp_path/'gate')
+    assert (tmp_path/'c.csv').read_text() == (tmp_path/'s.csv').read_text()
+    r = json.loads((tmp_path/'c.json').read_text())
+    assert r['gate']['rule'] == 'threshold' and r['gate']['threshold'] == gate.threshold and r['dropped'] == 40-kept.sum()
+    assert "rule='guess'" in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=tmp_path/'gate', gate_rule='guess')
+    assert 'labels.csv: missing' in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=p)
+    plain, _ = quietly(Gate('logistic').fit, features(p, 'map', progress=False), y)
+    with pytest.raises(PtxError, match='has no threshold'): submission.gate_verdict(p, plain, progress=False)
+    assert submission.gate_verdict(p, plain, 'weigh', progress=False)['weigh'].between(0, 1).all()
+
+def test_the_record_beside_the_file(pred, tmp_path, table, capsys):
+    write(pred, tmp_path/'s.csv', keep=dict(zip('abcd', [1, 1, 0, 1])), sample=table('sample.csv', 'e,-1\nd,-1\nc,-1\nb,-1\na,-1\n'), note={'source': 'a guess'})
+    r, t = json.loads((tmp_path/'s.json').read_text()), read_labels(tmp_path/'s.csv')
+    assert (r['n'], r['n_masks'], r['area']) == (5, t.has_ptx.sum(), t.area.sum()) == (5, 2, t.area.sum()) and t.area.sum() > 0
+    assert r['decision'] == {'thresh': .5, 'min_area': 800} and r['dropped'] == 1 and not r['weighed'] and r['source'] == 'a guess' and 'torch' in r['versions']
+    (tmp_path/'own.json').write_text('{"mine": 1}')
+    both(capsys, pred, tmp_path/'own.csv', 'own.json: the record of the submission belongs there')
+    assert (tmp_path/'own.json').read_text() == '{"mine": 1}'
+
+def test_any_function_may_decide(pred, tmp_path):
+    def left(p): return np.repeat(np.arange(1024) < p.max(), 1024).reshape(1024, 1024).T.astype(np.uint8)
+    df, _ = write(pred, tmp_path/'s.csv', decision=left)
+    assert df.EncodedPixels.tolist() == [f'0 {255*1024}']*3+['-1']*2
+    assert json.loads((tmp_path/'s.json').read_text())['decision'] == 'left'
+
+def scrambled(kind):
+    "Encoders that are wrong"
+    return {'absolute': lambda m: rle_encode(m, relative=False), 'by rows': lambda m: rle_encode(m.T), 'one pixel short': lambda m: rle_encode(np.roll(m, 1, 0)),
+        'not a number': lambda m: 'x'}[kind]
+
+@pytest.mark.parametrize('kind', ['absolute', 'by rows', 'one pixel short', 'not a number'])
+def test_a_file_that_decodes_to_something_else_is_not_kept(pred, tmp_path, monkeypatch, kind):
+    (tmp_path/'s.csv').write_text('the earlier one')
+    monkeypatch.setitem(submission._ROWS, 'image', lambda m: [scrambled(kind)(m) if m.any() else '-1'])
+    with pytest.raises(PtxError, match='would not decode to the masks that were decided'): write(pred, tmp_path/'s.csv')
+    assert (tmp_path/'s.csv').read_text() == 'the earlier one' and not list(tmp_path.glob('.*part'))
+
+def test_a_lost_or_moved_row_is_noticed(pred, tmp_path, monkeypatch):
+    to_csv = pd.DataFrame.to_csv
+    for wrong in (lambda df: df[1:], lambda df: df[::-1]):
+        monkeypatch.setattr(pd.DataFrame, 'to_csv', lambda df, f, wrong=wrong, **kw: to_csv(wrong(df), f, **kw))
+        with pytest.raises(PtxError, match='other images, or another order'): write(pred, tmp_path/'s.csv')
+
+MEMORY = '''
+import sys, tracemalloc, numpy as np
+from pneumothorax.submission import _save
+n, row = int(sys.argv[1]), np.zeros((1024, 1024), np.uint8)
+row[100:130, 200:240] = 1
+_save([(f'i{k}', row) for k in range(2)], ['i0', 'i1'], 'warm.csv')
+tracemalloc.start()
+_save(((f'i{k}', np.roll(row, k, 0)) for k in range(n)), [f'i{k}' for k in range(n)], 'out.csv')
+print(tracemalloc.get_traced_memory()[1])
+'''
+
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    peak = [int(subprocess.run([sys.executable, '-c', MEMORY, str(n)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout) for n in (20, 120)]
+    assert peak[1]-peak[0] < 2**20   # a hundred masks are a hundred times as much
+
+# --- looking
+
+def test_the_sheet_of_a_command(pred, tmp_path, capsys):
+    quietly(cli.ptx_submit, pred, tmp_path/'s.csv', sheet=tmp_path/'sheet.png')   # no radiograph is where the index says, and the sheet says so
+    assert (tmp_path/'sheet.png').read_bytes()[:4] == b'\x89PNG' and 'a sheet of them' in capsys.readouterr().out
+    with pytest.raises(PtxError, match='none of its images is among the 1 given'): contact_sheet(tmp_path/'s.csv', {'q': 'q.png'}, tmp_path/'x.png')
+    assert not (tmp_path/'x.png').exists()
+
+# --- merging
+
+def test_votes_against_pixels():
+    rng = np.random.default_rng(1)
+    for k in range(2, 7):
+        masks = (rng.random((k, 33, 17)) < rng.random((k, 1, 1))).astype(np.uint8)
+        for least in range(1, k+1):
+            a, b = vote_runs([mask_runs(m) for m in masks], least), mask_runs(masks.sum(0) >= least)
+            assert (a[0] == b[0]).all() and (a[1] == b[1]).all()
+    assert [len(o) for o in vote_runs([rle_runs('-1')]*3, 1)] == [0, 0]
+
+@pytest.fixture
+def files(table): return [table('one.csv', 'a,0 10\nb,-1\nc,0 10\nd,5 5\n'), table('two.csv', 'b,-1\nd,0 3\nd,3 2\na,5 10\nc,-1\n'), table('three.csv', 'a,5 5\nb,\nc,-1\nd,-1\n')]
+
+MERGED = {('vote', None): ['5 5', '-1', '-1', '-1'], ('vote', 1): ['0 15', '-1', '0 10', '0 10'], ('vote', 3): ['5 5', '-1', '-1', '-1'],
+    ('images', None): ['5 5', '-1', '-1', '0 10'], ('images', 1): ['5 5', '-1', '0 10', '0 10'], ('images', 3): ['5 5', '-1', '-1', '-1'],
+    ('agree', None): ['5 5', '-1', '-1', '5 5'], ('union', None): ['0 15', '-1', '0 10', '0 10'], ('intersection', None): ['5 5', '-1', '-1', '-1']}
+
+@pytest.mark.parametrize(('how', 'votes'), MERGED)
+def test_merged_by_hand(files, tmp_path, how, votes):
+    df = merge_submissions(files, tmp_path/'m.csv', how, votes)
+    assert df.ImageId.tolist() == list('abcd') and df.EncodedPixels.tolist() == MERGED[how, votes]
+    cli.ptx_merge(files, tmp_path/'n.csv', how, votes)
+    assert (tmp_path/'n.csv').read_text() == (tmp_path/'m.csv').read_text()
+    r = json.loads((tmp_path/'n.json').read_text())
+    assert (r['how'], r['votes'], r['n_masks']) == (how, votes, sum(v != '-1' for v in MERGED[how, votes])) and len(r['files']) == 3
+
+def test_weights_and_their_sum(files, tmp_path):
+    merged = lambda **kw: merge_submissions(files, tmp_path/'m.csv', **kw).EncodedPixels.tolist()
+    assert merged(weights=[3, 1, 1]) == ['0 10', '-1', '0 10', '5 5']
+    assert merged(weights=[.3, .1, .1]) == merged(weights=[3, 1, 1])
+    assert merged(weights=[.1, .2, .3], votes=.6) == merged(how='intersection')   # .1+.2+.3 > .6 in floating point
+    assert merged(weights=[2, 1, 1]) == merged()   # half is no majority
+
+def test_merging_takes_the_order_of_the_sample_submission(files, tmp_path, table):
+    df, said = quietly(merge_submissions, files, tmp_path/'m.csv', sample=table('sample.csv', 'd,-1\nz,-1\na,-1\nb,-1\nc,-1\n'), missing='empty')
+    assert df.ImageId.tolist() == list('dzabc') and 'nothing is known of them: z' in said
+
+def test_what_cannot_be_merged(files, tmp_path, table, capsys):
+    less, bad = table('less.csv', 'a,-1\nb,-1\nx,-1\n'), table('bad.csv', 'a,1 2 3\nb,-1\nc,-1\nd,-1\n')
+    for fs, kw, why in ((files[:1], {}, 'at least two'), ([files[0], less], {}, r'1 image not in .*one.csv \(x\); 2 images not in .*less.csv \(c, d\)'), ([files[0], bad], {}, 'bad.csv: 1 faulty line'),
+        (files, {'how': 'mean'}, "how='mean'"), (files, {'votes': 4}, 'at most 3'), (files, {'votes': 0}, 'more than 0'), (files, {'how': 'union', 'votes': 2}, 'does not count votes'),
+        ([files[0], tmp_path/'none.csv'], {}, 'no such file'), (files, {'sample': table('sample.csv', 'a,-1\nb,-1\n')}, r'no line for 2 images of the submissions \(c, d\)')):
+        with pytest.raises(PtxError, match=why): merge_submissions(fs, tmp_path/'m.csv', **kw)
+        refused(capsys, cli.ptx_merge, fs, tmp_path/'m.csv', **kw)
+        assert not (tmp_path/'m.csv').exists()
+    for weights, why in (([1, 2], 'each of the 3'), ([1, 1, 0], 'positive'), ([1, 1, float('nan')], 'positive')):
+        with pytest.raises(PtxError, match=why): merge_submissions(files, tmp_path/'m.csv', weights=weights)
+    assert '--weights 1,x,2' in refused(capsys, cli.ptx_merge, files, tmp_path/'m.csv', weights='1,x,2')
+    df, said = quietly(merge_submissions, [files[0], less], tmp_path/'m.csv', 'union', missing='empty')
+    assert df.EncodedPixels.tolist() == ['0 10', '-1', '0 10', '5 5', '-1'] and 'less.csv, which counts as empty: c, d' in said
+    assert 'given more than once' in quietly(merge_submissions, [files[0], files[0]], tmp_path/'m.csv')[1]
+
+def test_real_submissions(shared, tmp_path):
+    fs, labels = sorted((shared/'submissions').glob('*.csv')), shared/'siim-labels'/'stage_2_train.csv.gz'
+    quietly(merge_submissions, fs, tmp_path/'m.csv', votes=3, missing='empty')
+    s, _ = quietly(submission.score_submission, tmp_path/'m.csv', labels)
+    assert (round(s['dice'], 4), s['n'], s['n_pos']) == (.8257, 1372, 290)
+
+def test_the_documentation_names_merging(): assert 'ptx_merge A.csv B.csv C.csv' in (ROOT/'README.md').read_text(encoding='utf-8')
