@@ -222,7 +222,7 @@ def test_a_saved_gate_by_the_command(tmp_path, capsys):
     r = json.loads((tmp_path/'c.json').read_text())
     assert r['gate']['rule'] == 'threshold' and r['gate']['threshold'] == gate.threshold and r['dropped'] == 40-kept.sum()
     assert "rule='guess'" in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=tmp_path/'gate', gate_rule='guess')
-    assert 'labels.csv: missing' in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=p)
+    assert 'no labels.csv' in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=p)
     plain, _ = quietly(Gate('logistic').fit, features(p, 'map', progress=False), y)
     with pytest.raises(PtxError, match='has no threshold'): submission.gate_verdict(p, plain, progress=False)
     assert submission.gate_verdict(p, plain, 'weigh', progress=False)['weigh'].between(0, 1).all()
