@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['disk_errors', 'written', 'CheckpointError', 'plain_state', 'write_state', 'read_state', 'last_state', 'bare',
-           'save_weights', 'XrayLearner', 'training_state', 'restore_training', 'Checkpoint', 'soft_stop']
+           'save_weights', 'XrayLearner', 'training_state', 'restore_training', 'TimeUp', 'Checkpoint', 'soft_stop']
 
 # %% ../nbs/18_checkpoints.ipynb #c8000005
 import errno, hashlib, io, json, math, os, signal, threading
@@ -214,6 +214,8 @@ class _Best:
             if f not in files and not rank_distrib(): f.unlink()
 
 # %% ../nbs/18_checkpoints.ipynb #c8000034
+class TimeUp(Exception): "The time of a training is up; its checkpoint was written"
+
 class Checkpoint(Callback):
     "Saves a training after each epoch, and restores it"
     order = 100
@@ -223,8 +225,9 @@ class Checkpoint(Callback):
         keep:int=0, # leave the weights of so many epochs, the best by `monitor`, in `epochs/`
         monitor:str='dice', # a metric (higher is better) or a loss
         state:dict=None, # of `last_state`, to go on from
-        extra:dict=None): # stored with it, such as the stage
-        self.out,self.every,self.state,self.extra,self.asked = Path(out),every,state,extra or {},False
+        extra:dict=None, # stored with it, such as the stage
+        late:callable=None): # asked after each step and epoch: is the time up?
+        self.out,self.every,self.state,self.extra,self.asked,self.late = Path(out),every,state,extra or {},False,late or (lambda: False)
         self.best = _Best(self.out/'epochs', keep, monitor)
     def state_dict(self)->dict: # plain values
         "Which epochs are the best"
@@ -253,16 +256,22 @@ class Checkpoint(Callback):
 
     def after_batch(self):
         "Save in the middle of an epoch, by number or because somebody wants to stop"
-        if not self.training: return
         done = self.iter+1
-        if done<self.n_iter and (self.asked or (self.every and done%self.every==0)): self.save(done)
-        if self.asked and done<self.n_iter: raise KeyboardInterrupt
+        if not self.training or done>=self.n_iter: return
+        late = self.late()
+        if self.asked or late or (self.every and done%self.every==0): self.save(done)
+        self._stop(late)
     def after_epoch(self):
         "Save, then remove what is not among the best any more"
         gone = self.best.update(self.learn,overall(self.learn)[0]) if self.best.n else []
         self.save()
         for f in gone: f.unlink(missing_ok=True)
+        done,total = overall(self.learn)
+        self._stop(done+1<total and self.late())
+    def _stop(self, late):
+        "End the fit, if somebody wants so or time is up"
         if self.asked: raise KeyboardInterrupt
+        if late: raise TimeUp("the time of the training is up")
 
     def save(self,
         step:int=0): # steps done of an epoch that is not complete

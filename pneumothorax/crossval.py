@@ -7,7 +7,7 @@ __all__ = ['THRESH', 'MIN_AREA', 'SCORES', 'known_images', 'fold_table', 'fold_p
            'oof_scores', 'summarise', 'summary_text', 'cross_validate', 'predict_oof']
 
 # %% ../nbs/35_crossval.ipynb #d9000005
-import gc, hashlib, json
+import gc, hashlib, json, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -21,7 +21,7 @@ from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
 from .data import XrayInput, _source
 from .checkpoints import written
-from .distributed import join_processes
+from .distributed import join_processes, on_main
 from .learner import FORMAT, RunError, load_run, read_run, versions
 from .train import FIELDS, make_recipe, train
 from .predict import Network, _device, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
@@ -284,12 +284,14 @@ def _wanted(fold, ks):
 # %% ../nbs/35_crossval.ipynb #d9000039
 def _summary(out, ks, have, table, folds, who, share, progress):
     "Scores of the folds at hand; with all of them, everything that is written"
-    scores,missing = oof_scores(out, have, table, who, progress),[k for k in ks if k not in have]
+    missing = [k for k in ks if k not in have]
+    notice('folds are missing, the summary is written when they are there', missing)
+    if not have: return pd.DataFrame()
+    scores = oof_scores(out, have, table, who, progress)
     summary,pooled = summarise(scores, not missing)
     add = lambda c,v: summary.insert(3, c, v if missing else [*v,sum(v)])
     add('epochs', [len(pd.read_csv(out/f'fold-{k}'/'history.csv')) for k in have])
     add('n_failed', failed := [len(_note(out,k)['failed']) for k in have])
-    notice('folds are missing, the summary is written when they are there', missing)
     if missing: return summary
     gather(out, ks, table, folds, who)
     plain = lambda i: {k:None if v!=v else v for k,v in i._asdict().items()}
@@ -308,11 +310,12 @@ def cross_validate(
     n:int=5, # folds, where they are made
     fold:object='all', # fold to train, or 'all'
     seed:int=0, # of the folds, where they are made, and of every training
+    max_hours:float=None, # stop after so many hours of this call, with a checkpoint; the same call goes on
     **kwargs # further arguments of `train`
 )->pd.DataFrame: # a row per fold, and the row 'all' with intervals once all are there; also in out/summary.csv
     "Train on all folds but one, in turn, and predict that one; raises `PtxError`"
     if taken := [k for k in ('valid','fresh') if kwargs.pop(k,None)]: raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
-    args,out = _given(kwargs),Path(out)
+    start,args,out = time.monotonic(),_given(kwargs),Path(out)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the cross-validation')
     cache,table = known_images(data, kwargs.get('labels'))
     f = fold_table(table, out, folds, n, seed)
@@ -324,16 +327,18 @@ def cross_validate(
     there = {k:_finished(out/f'fold-{k}', held[k], dict(seed=seed,**args)) for k in ks}
     for k in wanted:
         with _alone(out, k):
-            if not there[k]: train(str(cache.path) if cache else data, out/f'fold-{k}', valid=held[k], seed=seed, **kwargs)
+            left = max_hours and on_main(lambda: max(max_hours-(time.monotonic()-start)/3600, 1e-9))
+            if not there[k]: train(str(cache.path) if cache else data, out/f'fold-{k}', valid=held[k], seed=seed, max_hours=left, **kwargs)
             gc.collect()   # learner and callbacks refer to each other
-            there[k] = True
-            if rank_distrib()==0: out_of_fold(out, k, table, f, cache, **look)
+            there[k] = on_main(lambda: (out/f'fold-{k}'/'run.json').exists())
+            if there[k] and rank_distrib()==0: out_of_fold(out, k, table, f, cache, **look)
         distrib_barrier()
+        if not there[k]: break     # time is up
     if rank_distrib()!=0: return
     have = [k for k in ks if there[k]]
     for k in have: out_of_fold(out, k, table, f, cache, **look)   # runs that were copied here
     summary = _summary(out, ks, have, table, f, who, share, look['progress'])
-    if look['progress']: print(summary_text(summary))
+    if look['progress'] and have: print(summary_text(summary))
     return summary
 
 # %% ../nbs/35_crossval.ipynb #d9000061

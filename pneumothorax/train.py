@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'PER_STAGE', 'SCHEDULES', 'RECIPES', 'Recipe', 'schedule', 
            'recipe_callbacks', 'stage_loaders', 'fit_stage', 'open_run', 'train']
 
 # %% ../nbs/29_train.ipynb #d9000005
-import difflib, json, shutil
+import difflib, json, shutil, time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from .cache import XrayCache
 from .data import xray_dls
 from .encoders import ENCODER
 from .optimizers import xray_optimizer
-from .checkpoints import Checkpoint, last_state, save_weights, soft_stop
+from .checkpoints import Checkpoint, TimeUp, last_state, save_weights, soft_stop
 from .distributed import is_main, join_processes, main_first, on_main, processes
 from .losses import AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
@@ -314,10 +314,12 @@ def train(
     every:int=0, # write a checkpoint after so many steps too, not only after each epoch
     tensorboard:bool=False, # write logs for it?
     sync_bn:bool=True, # with several processes: batch norm over all of them?
+    max_hours:float=None, # stop after so many hours of this call, with a checkpoint; the same call goes on
     **changes # fields of the recipe, see `Recipe`
-)->Learner: # trained; its run is in `out`
+)->Learner: # trained; its run is in `out`, with a `run.json` if it is complete
     "Train on a folder and write a run, or go on with it; raises `PtxError`"
-    r,out = make_recipe(recipe,**changes),Path(out)
+    start,r,out = time.monotonic(),make_recipe(recipe,**changes),Path(out)
+    if max_hours is not None and not max_hours>0: raise PtxError(f'max_hours={max_hours}: give hours above 0, or leave it out')
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
@@ -331,9 +333,13 @@ def train(
     _suits(r, sts, loaders, state, out)
     found = state['lr'] if state else _find_lr(learn,progress) if 'find' in [s['lr'] for s in sts] else None
     if r.compile: learn.model.compile(dynamic=False)
-    ckpt = Checkpoint(out, every, r.keep, r.monitor)
+    late = None if max_hours is None else lambda: on_main(lambda: time.monotonic()-start>3600*max_hours)
+    ckpt = Checkpoint(out, every, r.keep, r.monitor, late=late)
     learn.add_cbs([*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt])
-    _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
+    try: _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
+    except TimeUp:
+        if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {learn.plan[1]} epochs; the same command goes on'])
+        return learn
     _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
     return learn
 
