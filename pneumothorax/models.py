@@ -6,10 +6,11 @@
 __all__ = ['SMP', 'MODELS', 'Rival', 'xray_model']
 
 # %% ../nbs/22_models.ipynb #e2200002
-import ast, difflib, inspect, math, re, timm, torch
+import ast, difflib, inspect, math, re, torch
 from torch import nn
 from fastai.vision.models.unet import DynamicUnet
-from .encoders import ENCODER, ModelError, create_encoder, encoder_levels, find_encoder, load_weights, _open
+from .rle import to_install
+from .encoders import ENCODER, ModelError, create_encoder, encoder_levels, find_encoder, load_weights, _open, _timm
 from .hyperunet import HyperUnet, as_input, check_prior
 
 # %% ../nbs/22_models.ipynb #e2200014
@@ -46,14 +47,14 @@ def _smp(name):
     try: import segmentation_models_pytorch as smp
     except ImportError as e:
         raise ModelError(f'name={name!r} comes from segmentation_models.pytorch, which is not installed; '
-            '`pip install pneumothorax[smp]`, or choose hyperunet or fastai_unet') from e
+            f"{to_install('pneumothorax[smp]')}, or choose hyperunet or fastai_unet") from e
     return getattr(smp, SMP[name])
 
 def _smp_net(name, encoder, n_in, options):
     "smp's network, the encoder inside it, and its deepest stride"
     cls,(lib,timm_name) = _smp(name),find_encoder(encoder)
     if lib!='timm': raise ModelError(f"encoder={encoder!r}: {name} takes its encoders from timm; torchvision's work with hyperunet and fastai_unet")
-    cfg = timm.get_pretrained_cfg(timm_name)
+    cfg = _timm().get_pretrained_cfg(timm_name)
     free = dict(strict_img_size=False) if cfg is not None and cfg.fixed_input_size else {}
     net = cls(f'tu-{timm_name}', encoder_weights=None, in_channels=n_in, classes=1, **options, **free)
     enc,net.encoder.model = net.encoder.model,_Borrowed(net.encoder.model)

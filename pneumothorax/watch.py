@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, rank_distrib, set_random_states, to_device
-from .rle import PtxError
+from .rle import PtxError, to_install
 from .dicom import outline
 from .siim import notice
 from .samplers import overall
@@ -143,7 +143,7 @@ def epoch_line(
 def _board_class():
     "The writer of torch; raises `PtxError` if TensorBoard is not installed"
     try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise PtxError(f'tensorboard=True, but TensorBoard is not there ({e}): pip install "pneumothorax[tensorboard]", or leave it out') from e
+    except ImportError as e: raise PtxError(f'tensorboard=True, but TensorBoard is not there ({e}): {to_install("pneumothorax[tensorboard]")}, or leave it out') from e
     return SummaryWriter
 
 def tensorboard_writer(
