@@ -29,3 +29,4 @@ from pneumothorax.decide import *
 from pneumothorax.gate import *
 from pneumothorax.submission import *
 from pneumothorax.crossval import *
+from pneumothorax.bundle import *
