@@ -47,7 +47,7 @@ def test_command_has_all_fields_of_a_recipe():
 @pytest.mark.parametrize('name', t.RECIPES)
 def test_show_prints_every_field_and_trains_nothing(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    cli.ptx_train.__wrapped__(recipe=name, show=True) if hasattr(cli.ptx_train, '__wrapped__') else cli.ptx_train(recipe=name, show=True)
+    cli.ptx_train(recipe=name, show=True)
     out = capsys.readouterr().out
     assert all(re.search(rf'^[* ] {f} ', out, re.MULTILINE) for f in t.FIELDS) and t.RECIPES[name].source in out
     assert not list(tmp_path.iterdir())
