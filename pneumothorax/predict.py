@@ -9,6 +9,7 @@ __all__ = ['DTYPES', 'to_bytes', 'from_bytes', 'list_images', 'Network', 'fold_r
 
 # %% ../nbs/31_predict.ipynb #29e643e9
 import hashlib, json, os, time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, torch.distributed as dist
@@ -19,7 +20,7 @@ from .siim import few, find_images, notice
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
-from .checkpoints import bare, written
+from .checkpoints import bare, only_writer, written
 from .distributed import _patient, is_main, join_processes, main_first, on_main, world
 from .learner import FORMAT, RunError, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
@@ -328,14 +329,16 @@ def predict_jobs(
     size = size or max(n.how.size for n in nets)
     asked = dict(views=[str(v) for v in vs], mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, bs=bs)
     names = ['maps',*['spread']*spread,*['spread_runs']*(spread and n>1)]
-    store = MapStore(out, dict(**asked, networks=[n.digest() for n in nets], images=images), len(table), size, dtype, names, fresh)
-    if lost and is_main(): store.add(-1, [], {}, lost)
-    how = dict(cache=cache, weights=weights, size=size, vs=vs, mean=mean, workers=workers, device=device, progress=progress and is_main())
-    try: fill_store(store, jobs, table.ImageId.tolist(), bs, **how)
-    except PtxError as e: raise PtxError(f'{few([n.name for n in nets])}: {e}') from None
-    one = lambda v: v[0] if len(v)==1 else v
-    record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=vs[0].variant.spec() if variant is not None else None, **asked)
-    on_main(lambda: finish_store(store, table, record, more))
+    with ExitStack() as stack:
+        on_main(lambda: bool(stack.enter_context(only_writer(out))))
+        store = MapStore(out, dict(**asked, networks=[n.digest() for n in nets], images=images), len(table), size, dtype, names, fresh)
+        if lost and is_main(): store.add(-1, [], {}, lost)
+        how = dict(cache=cache, weights=weights, size=size, vs=vs, mean=mean, workers=workers, device=device, progress=progress and is_main())
+        try: fill_store(store, jobs, table.ImageId.tolist(), bs, **how)
+        except PtxError as e: raise PtxError(f'{few([n.name for n in nets])}: {e}') from None
+        one = lambda v: v[0] if len(v)==1 else v
+        record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=vs[0].variant.spec() if variant is not None else None, **asked)
+        on_main(lambda: finish_store(store, table, record, more))
     return Path(out)
 
 # %% ../nbs/31_predict.ipynb #0f3f6239

@@ -20,7 +20,7 @@ from .cache import XrayCache
 from .data import xray_dls
 from .encoders import ENCODER
 from .optimizers import xray_optimizer
-from .checkpoints import Checkpoint, TimeUp, last_state, save_weights, soft_stop
+from .checkpoints import Checkpoint, TimeUp, last_state, only_writer, save_weights, soft_stop
 from .distributed import is_main, join_processes, main_first, on_main, processes
 from .losses import AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
@@ -326,22 +326,24 @@ def train(
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
         seed=seed, labels=labels and str(labels), weights=weights and str(weights))
-    state = main_first(lambda: open_run(out, config, fresh and is_main()))
-    set_seed(seed)
-    loaders,sts = stage_loaders(data, r, valid, seed, labels, workers, progress),stages(r)
-    learn = _learner(loaders[0], *net, loss_func, seed=seed, opt_func=xray_optimizer(r.opt), path=out, model_dir='.')
-    _suits(r, sts, loaders, state, out)
-    found = state['lr'] if state else _find_lr(learn,progress) if 'find' in [s['lr'] for s in sts] else None
-    if r.compile: learn.model.compile(dynamic=False)
-    late = None if max_hours is None else lambda: on_main(lambda: time.monotonic()-start>3600*max_hours)
-    ckpt = Checkpoint(out, every, r.keep, r.monitor, late=late)
-    learn.add_cbs([*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt])
-    try: _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
-    except TimeUp:
-        if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {learn.plan[1]} epochs; the same command goes on'])
+    with ExitStack() as stack:
+        on_main(lambda: bool(stack.enter_context(only_writer(out))))
+        state = main_first(lambda: open_run(out, config, fresh and is_main()))
+        set_seed(seed)
+        loaders,sts = stage_loaders(data, r, valid, seed, labels, workers, progress),stages(r)
+        learn = _learner(loaders[0], *net, loss_func, seed=seed, opt_func=xray_optimizer(r.opt), path=out, model_dir='.')
+        _suits(r, sts, loaders, state, out)
+        found = state['lr'] if state else _find_lr(learn,progress) if 'find' in [s['lr'] for s in sts] else None
+        if r.compile: learn.model.compile(dynamic=False)
+        late = None if max_hours is None else lambda: on_main(lambda: time.monotonic()-start>3600*max_hours)
+        ckpt = Checkpoint(out, every, r.keep, r.monitor, late=late)
+        learn.add_cbs([*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt])
+        try: _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
+        except TimeUp:
+            if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {learn.plan[1]} epochs; the same command goes on'])
+            return learn
+        _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
         return learn
-    _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
-    return learn
 
 # %% ../nbs/29_train.ipynb #d9000065
 def _fit(learn, r, sts, loaders, state, ckpt, config, found, progress, sync_bn):

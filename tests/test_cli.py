@@ -11,7 +11,7 @@ COMMANDS = re.findall(r'^\s+(ptx_\w+)=', (ROOT/'settings.ini').read_text(encodin
 
 def test_every_command_is_installed_and_exported():
     assert sorted(COMMANDS) == sorted(n for n in cli.__all__ if n.startswith('ptx_'))
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_help(command):

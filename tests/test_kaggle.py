@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import ROOT, ok, ptx
-from environments import alone, linked, namespaces, site
+from environments import alone, linked, namespaces, over, site
 
 from pneumothorax.rle import rle_decode
 from pneumothorax.siim import find_images
@@ -170,6 +170,17 @@ def test_without_kornia_and_timm(attached, tmp_path):
     p = python(image, code, tmp_path)
     assert p.stdout.split() == ['HyperUnet', 'False'], p.stderr
     assert "timm is not there" in p.stderr.splitlines()[-1] and "attach its wheel" in p.stderr.splitlines()[-1]
+
+@pytest.mark.slow
+def test_an_older_fastai(attached, tmp_path):
+    "fastai 2.7, older than what the metadata ask for: from sample to submission it works (its packages are fetched)"
+    over(tmp_path/'env', 'fastai==2.7.19', 'fastcore==1.7.29', 'fastprogress==1.0.3')
+    shutil.unpack_archive(next(attached.rglob('pneumothorax-*.whl')), site(tmp_path/'env'), 'zip')
+    code = """from pneumothorax.all import *; import fastai; print(fastai.__version__); make_phantoms('s', n=12, size=64, n_test=4, positive=.5, progress=False)
+train('s', 'r', size=64, bs=4, epochs=1, encoder='mobilenetv3_small_050', weights='none', workers=0, progress=False)
+print(len(write_submission(predict_maps('r', 's/dicom-images-test', 'p', workers=0, progress=False), 'sub.csv', progress=False)))"""
+    p = python(tmp_path/'env'/'bin'/'python', code, tmp_path)
+    assert p.stdout.split() == ['2.7.19', '4'], p.stderr[-3000:]
 
 def test_half_a_bundle_is_none(tiny_run, tmp_path):
     "The list comes last"

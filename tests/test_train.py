@@ -321,7 +321,7 @@ def test_folds_that_do_not_match(phantoms, tmp_path):
 def launch(n, *args):
     "ptx_train in several processes, as `accelerate launch` starts them"
     env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'COLUMNS': '400'}
-    return subprocess.run([BIN/'accelerate', 'launch', '--multi_gpu', '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+    return subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
         '--main_process_port', '0', '--no_python', BIN/'ptx_train', *map(str, args)], capture_output=True, text=True, check=False, env=env, timeout=240)
 
 def test_two_processes_make_the_run_of_one(phantoms, tmp_path):
