@@ -337,7 +337,8 @@ def predict_jobs(
         try: fill_store(store, jobs, table.ImageId.tolist(), bs, **how)
         except PtxError as e: raise PtxError(f'{few([n.name for n in nets])}: {e}') from None
         one = lambda v: v[0] if len(v)==1 else v
-        record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=vs[0].variant.spec() if variant is not None else None, **asked)
+        said = vs[0].variant.spec() if variant is not None else None
+        record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=said, **asked)
         on_main(lambda: finish_store(store, table, record, more))
     return Path(out)
 
