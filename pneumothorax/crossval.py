@@ -26,6 +26,7 @@ from .learner import FORMAT, RunError, load_run, read_run, versions
 from .train import FIELDS, make_recipe, train
 from .predict import Network, _device, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
 from .decide import prob_to_mask
+from .tta import View
 
 # %% ../nbs/35_crossval.ipynb #d9000011
 def known_images(
@@ -158,7 +159,8 @@ def gather(
     index,failed = _indices(out, ks, table)
     for t,f in ((truth_table(table,folds,who),'labels.csv'),(index,'index.csv'),(failed,'failed.csv')):
         with written(oof/f) as part: t.to_csv(part, index=False)
-    record = dict(format=FORMAT, run=[f'fold-{k}' for k in ks], variant=None, size=_note(out,ks[0])['size'], n=len(index), n_failed=len(failed), versions=versions())
+    record = dict(format=FORMAT, run=[f'fold-{k}' for k in ks], variant=None, views=[str(View())], mean='prob', size=_note(out,ks[0])['size'],
+        n=len(index), n_failed=len(failed), versions=versions())
     with written(oof/'predict.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
     notice('held-back images could not be read, listed in oof/failed.csv', [f'{i} ({e})' for i,e in zip(failed.ImageId,failed.error)])
     return oof

@@ -150,6 +150,17 @@ def _decider(cut, keep, weigh):
         return cut(weigh_map(p,weigh[i]) if i in weigh else p)
     return mask
 
+# %% ../nbs/34_submission.ipynb #sub00094
+def _made(pred):
+    "How maps were made, as far as a rule for them depends on it"
+    r = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8'))
+    return {k:r[k] for k in ('size','views','mean','variant') if k in r}
+
+def _chosen_on(note):
+    "How the maps were made on which a decision was chosen, if it was"
+    source = (note or {}).get('source')
+    return source.get('made',{}) if isinstance(source,dict) else {}
+
 # %% ../nbs/34_submission.ipynb #2505280b
 def _told(pairs, blank, full):
     "Pass on identifier, map and mask as identifier and mask; raises `PtxError` at the end if all maps were blank"
@@ -193,6 +204,8 @@ def write_submission(
     about = dict(pred=str(pred), decision=_said(decision) or dict(thresh=thresh,min_area=min_area), weighed=weigh is not None,
         dropped=None if keep is None else sum(not keep[i] for i in index.ImageId), sample=sample and str(sample), versions=versions(), **(note or {}))
     df = _save(_told(pairs,blank,full), ids, out, rows, **about)
+    then,now = _chosen_on(note),_made(pred)
+    notice('settings of the maps have changed since the decision was chosen', [f'{k}={now.get(k)}, not {v}' for k,v in then.items() if v!=now.get(k)])
     notice('unreadable radiographs are submitted as empty', failed.ImageId.tolist())
     return df
 
@@ -212,7 +225,7 @@ def tune_decision(
 )->dict: # decision= and note=, for `write_submission`
     "Choose a triplet on out-of-fold predictions; raises `PtxError`"
     from pneumothorax import decide
-    from pneumothorax.predict import open_oof
+    from pneumothorax.predict import oof_folder, open_oof
     grid = [list(g or o) for g,o in ((tops,decide.TOPS),(areas,decide.AREAS),(bottoms,decide.BOTTOMS))]
     decide.Decision(**kwargs)
     t,maps = open_oof(oof)
@@ -222,7 +235,8 @@ def tune_decision(
     if what: raise PtxError(f'{oof}: all {len(t):,} maps are {what} at every threshold; was the array filled, did the model collapse? predict again')
     who = t.patient_id.where(t.patient_id!='', '?'+t.ImageId)
     r = decide.nested_search(c, t.fold, who, *grid)
-    source = dict(oof=str(oof), n=len(t), n_pos=int(t.has_ptx.sum()), n_patients=who.nunique(), nested=r['score'], optimism=r['optimism'], chosen=r['chosen'].to_dict('records'))
+    source = dict(oof=str(oof), made=_made(oof_folder(oof)), n=len(t), n_pos=int(t.has_ptx.sum()), n_patients=who.nunique(),
+        nested=r['score'], optimism=r['optimism'], chosen=r['chosen'].to_dict('records'))
     return dict(decision=decide.Decision(r['triplet'],**kwargs), note=dict(source=source))
 
 # %% ../nbs/34_submission.ipynb #sub00084
