@@ -172,7 +172,7 @@ def test_export_and_clean_change_nothing(tmp_path):
     assert not changed, f'run `make export` and commit: {changed}'
     (copy/'pneumothorax'/'rle.py').write_text('# edited by hand')
     rebuild(copy)
-    assert snapshot(copy) == before   # an edit of the package does not last, so the comparison above sees it
+    assert snapshot(copy) == after   # an edit of the package does not last, so the comparison above sees it
 
 def test_readme_agrees_with_the_index():
     text, pictures = readme.build()
