@@ -13,11 +13,6 @@ if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'   # 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('PTX_SHARED', ROOT.parent/'shared')).resolve()
 
-def pytest_collection_modifyitems(items):
-    "Tests of a file stay in one process, with what they share; notebooks share nothing"
-    for i in items:
-        if i.path.stem != 'test_notebooks': i.add_marker(pytest.mark.xdist_group(i.path.stem))
-
 @pytest.fixture(scope='session')
 def root():
     "The repository"

@@ -50,7 +50,8 @@ def linked(env, names=KAGGLE, but=()):
     for d in needed(names, but):
         for top in {f.parts[0] for f in d.files}-{'..', '__pycache__'}:
             if not (site(env)/top).exists(): (site(env)/top).symlink_to(d.locate_file(top))
-    (site(env)/'sitecustomize.py').write_text(GUARD)
+    (site(env)/'no_internet.py').write_text(GUARD)
+    (site(env)/'no_internet.pth').write_text('import no_internet\n')
     return Path(env)/'bin'/'python'
 
 def pip(env, *args):
@@ -59,6 +60,7 @@ def pip(env, *args):
 
 def over(env, *packages):
     "An environment that finds the packages of this one behind its own, which are installed into it; its interpreter"
+    env = Path(env).resolve()
     shutil.rmtree(env, ignore_errors=True)
     venv.create(env, symlinks=True)
     (site(env)/'base.pth').write_text(str(site(sys.prefix))+'\n')

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,12 +46,15 @@ class Session:
         nb = nbformat.read(KERNEL, as_version=4)
         if code: nb.cells = [*nb.cells[:5], nbformat.v4.new_code_cell(code)]     # after the installation
         nbformat.write(nb, self.kernel)
-        env = {'HOME': self.home, 'TMPDIR': d/'scratch', 'PTX_INPUT': inputs, 'PTX_WORKING': self.work, 'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
+        self.tmp = tempfile.TemporaryDirectory(prefix='k')     # short, as /tmp is: names of sockets have at most 108 characters
+        env = {'HOME': self.home, 'TMPDIR': self.tmp.name, 'PTX_INPUT': inputs, 'PTX_WORKING': self.work, 'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
         self.process = alone([python, '-c', RUN, self.kernel, self.done], d, env, [inputs], small)
 
     def out(self):
         "What it printed, and whether it ended well"
-        said = self.process.communicate(timeout=600)[0]
+        try: said = self.process.communicate(timeout=200)[0]
+        finally:
+            if self.process.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
         if self.done.exists(): said += '\n'.join(o.get('text', '') for c in nbformat.read(self.done, as_version=4).cells for o in c.get('outputs', []))
         return self.process.returncode, said
 
