@@ -14,7 +14,7 @@ from pathlib import Path
 import pneumothorax
 from .rle import PtxError
 from .siim import KAGGLE, SiimFiles, _files, counted, few, find_images, find_siim, notice, read_labels
-from .learner import load_run, weights_file, write_record
+from .learner import load_run, read_run, weights_file, write_record
 from .predict import fold_runs
 from .gate import load_gate
 from .submission import read_decision, sample_ids
@@ -85,9 +85,9 @@ def copy_run(
 )->dict: # the record
     "Take along of a run what prediction needs; raises `RunError`"
     run,out = Path(run),Path(out)
-    model,r = load_run(run)     # whatever is wrong with it is said here, not in the kernel
-    for f in (run/'history.csv',weights_file(run,r.get('use','plain')),run/'run.json'):
-        if f.exists(): _copy(f, out/f.name)
+    r = read_run(run)
+    load_run(run)     # whatever is wrong with it is said here, not in the kernel
+    for f in (weights_file(run,r.get('use','plain')),run/'run.json'): _copy(f, out/f.name)
     return r
 
 # %% ../nbs/37_bundle.ipynb #b7000023

@@ -98,9 +98,8 @@ def test_the_submission(session, attached):
 
 def test_the_run_is_made_from_the_bundle(session, attached):
     args = json.loads((session[0].work/'run'/'run.json').read_text())['args']
-    assert args['weights'].endswith('/scratch/start') and args['encoder'] == 'mobilenetv3_small_050'
-    start = Path(args['weights'])/'model.safetensors'
-    assert start.read_bytes() == next((attached/'datasets').rglob('model.safetensors')).read_bytes()
+    assert args['weights'].endswith('/scratch/start/model.safetensors') and args['encoder'] == 'mobilenetv3_small_050'
+    assert Path(args['weights']).read_bytes() == next((attached/'datasets').rglob('model.safetensors')).read_bytes()
 
 def test_a_session_that_was_cut_off_goes_on_in_the_next(image, attached, session, tmp_path):
     "Killed after its first epoch; its output is attached, read-only, under another name; the run ends with the same bits"
