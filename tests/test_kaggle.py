@@ -40,12 +40,10 @@ def attached(tiny_run, phantoms, tmp_path_factory):
 
 class Session:
     "One session of a kernel"
-    def __init__(self, python, inputs, d, small=None, code=None, **settings):
+    def __init__(self, python, inputs, d, small=None, **settings):
         self.work, self.home, self.kernel, self.done = d/'working', d/'home', d/'kernel.ipynb', d/'done.ipynb'
         for f in (self.work, self.home, d/'scratch'): f.mkdir(parents=True, exist_ok=True)
-        nb = nbformat.read(KERNEL, as_version=4)
-        if code: nb.cells = [*nb.cells[:5], nbformat.v4.new_code_cell(code)]     # after the installation
-        nbformat.write(nb, self.kernel)
+        shutil.copy(KERNEL, self.kernel)
         self.tmp = tempfile.TemporaryDirectory(prefix='k')     # short, as /tmp is: names of sockets have at most 108 characters
         env = {'HOME': self.home, 'TMPDIR': self.tmp.name, 'PTX_INPUT': inputs, 'PTX_WORKING': self.work, 'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
         self.process = alone([python, '-c', RUN, self.kernel, self.done], d, env, [inputs], small)
