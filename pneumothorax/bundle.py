@@ -120,7 +120,7 @@ def _runs(runs):
 
 def _extras(records, also):
     "Distributions to carry; those that are not installed are told"
-    smp = any(r['model']['config'].get('model','hyperunet').partition(':')[0] in SMP for r in records)
+    smp = any(r['model']['config'].get('name','hyperunet').partition(':')[0] in SMP for r in records)
     names,there = [*CARRIED,*(['segmentation-models-pytorch'] if smp else [])],[]
     for n in names:
         try: there.append(distribution(n).name)
