@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLE', 'CARRIED', 'BundleError', 'pack_wheel', 'copy_run', 'bundle', 'Inputs', 'read_bundle', 'find_inputs',
-           'go_on']
+           'go_on', 'start_from']
 
 # %% ../nbs/37_bundle.ipynb #b7000003
 import base64, hashlib, json, os, re, shutil, zipfile
@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 import pneumothorax
 from .rle import PtxError
-from .siim import KAGGLE, SiimFiles, _files, counted, few, find_images, find_siim, notice, read_labels
+from .siim import KAGGLE, SiimFiles, _TABLES, _files, attached, counted, few, find_siim, notice, read_labels
 from .learner import load_run, read_run, weights_file, write_record
+from .equalize import equalizer
+from .data import XrayInput
 from .models import SMP
 from .predict import fold_runs
 from .gate import load_gate
@@ -168,13 +170,13 @@ class Inputs:
         said = lambda what,v: f'{what}: {v}' if v else f'no {what}'
         return '\n'.join([repr(self.files), said('sample submission',self.sample), said('bundle',self.bundle) + (f' with {counted(len(self.runs),"runs")}' if self.bundle else ''), said('earlier session',self.before)])
 
-    def test_images(self)->list: # paths
+    def test_images(self)->dict: # identifier → path
         "Radiographs to predict: those of the sample submission, or else those without labels"
         images = self.files.images
         known = set() if self.files.labels is None else set(read_labels(self.files.labels).ImageId)
         ids = [i for i in sample_ids(self.sample) if i in images] if self.sample else [i for i in images if i in self.files.test or i not in known]
         if not ids: raise BundleError(f'{self.files.root}: all of the {len(images):,} radiographs have labels; attach those to predict, or a sample submission')
-        return [images[i] for i in ids]
+        return {i:images[i] for i in ids}
 
 # %% ../nbs/37_bundle.ipynb #b7000033
 def read_bundle(
@@ -196,23 +198,25 @@ def _one(fs, what, root):
     if len(fs)>1: raise BundleError(f'{root}: several {what} ({few([str(f.relative_to(root)) for f in fs],3)}); attach only one of them')
     return fs[0] if fs else None
 
-def _apart(root, but):
-    "The largest folders below a root that neither are nor hold one of `but`"
-    if not any(b==root or root in b.parents for b in but): return [root]
-    return [] if root in but else [o for c in sorted(root.iterdir()) if c.is_dir() for o in _apart(c,but)]
-
 # %% ../nbs/37_bundle.ipynb #b7000036
-def _data(root, tops):
-    "The radiographs among some folders; with labels, if there are several"
-    found = [find_siim(t) for t in tops if find_images(t)[0]]
-    if len(found)>1: found = [f for f in found if f.labels] or found
-    if not found: raise BundleError(f'{root}: no radiographs below this folder; attach the data of the competition')
-    if len(found)>1: raise BundleError(f'{root}: radiographs in {few([str(f.root.relative_to(root)) for f in found],3)}; set PTX_DATA to one of them')
-    return found[0]
+_OUTPUT = 'submission.csv','pred','sheet.png','__results__.html','__notebook__.ipynb'   # what a kernel leaves beside a run
+
+def _session(run, root):
+    "What belongs to an earlier session: the output of its kernel, or else the run alone"
+    up = run.parent
+    return up if up!=root and any((up/n).exists() for n in _OUTPUT) else run
+
+def _sample(roots, images, but):
+    "The sample submission that asks for most of some radiographs, or None"
+    some = [f for r in roots for f in _files(r,_TABLES,but) if all(w in f.name.lower() for w in ('sample','submission'))]
+    fits = {f:sum(i in images for i in sample_ids(f)) for f in some}
+    notice('sample submissions ask for none of the radiographs, passed over', [f for f in some if not fits[f]])
+    best = max(some, key=lambda f: (fits[f],f.name), default=None)
+    return best if fits.get(best) else None
 
 def find_inputs(
     root:str=None, # where data sets are attached; /kaggle/input if None
-    data:str=None, # folder of the radiographs; the variable PTX_DATA, or found below `root`
+    data:str=None, # folder of the radiographs, or several as in PATH; the variable PTX_DATA, or all below `root`
 )->Inputs: # data, bundle, and the run of an earlier session
     "Find what was attached to a kernel, in any layout; raises `PtxError`"
     root = Path(root or KAGGLE)
@@ -221,16 +225,11 @@ def find_inputs(
     here = _one([f.parent for f in known if f.name=='bundle.json'], 'bundles', root)
     mine = [f.parent for f in known if f.name=='config.json' and here not in f.parents and (any(f.parent.glob('checkpoint*.pt')) or (f.parent/'run.json').exists())]
     before = _one(mine, 'trainings of earlier sessions', root)
-    data = data or os.environ.get('PTX_DATA')
-    files = find_siim(data) if data else _data(root, _apart(root,[o for o in (here,before and before.parent) if o]))
     about = read_bundle(here) if here else {}
-    return Inputs(files, _sample(files), here, about.get('runs',[]), about.get('decision'), about.get('gate'), before)
-
-def _sample(files):
-    "The sample submission for some radiographs, or None"
-    some = [f for f in _files(files.root,{'.csv'}) if 'sample' in f.name.lower()]
-    fits = {f:sum(i in files.images for i in sample_ids(f)) for f in some}
-    return max(fits, key=lambda f: (fits[f],f.name), default=None) if any(fits.values()) else None
+    data,but = data or os.environ.get('PTX_DATA'),[_session(before,root)] if before else []
+    roots = [Path(o) for o in data.split(os.pathsep)] if data else attached(root) or [root]
+    files = find_siim(roots, but=but)
+    return Inputs(files, _sample(roots,files.images,but), here, about.get('runs',[]), about.get('decision'), about.get('gate'), before)
 
 # %% ../nbs/37_bundle.ipynb #b7000037
 def go_on(
@@ -243,3 +242,16 @@ def go_on(
     for f in sorted(inputs.before.rglob('*')):
         if f.is_file(): _copy(f, out/f.relative_to(inputs.before))
     return True
+
+# %% ../nbs/37_bundle.ipynb #b7000046
+def start_from(
+    run:str, # run folder, such as one of a bundle
+    out:str, # folder for a copy
+)->tuple: # arguments for `prepare`, and for `train`
+    "Begin a training with the network of a run; raises `RunError`"
+    r = copy_run(run, out)
+    net,how = r['model']['config'],XrayInput.of(r['data'])
+    model = r['args'].get('model') or f'{net["name"]}:'+','.join(f'{k}={v}' for k,v in net.items() if k not in ('name','encoder','n_in'))
+    eq,first = equalizer(how.equalize),how.equalize_first
+    then = dict(weights=weights_file(out,r.get('use','plain')), model=model, encoder=net['encoder'], equalize='none' if first or not eq else eq.spec())
+    return dict(fit=how.fit, before=eq if first else None), then

@@ -45,7 +45,7 @@ def from_bytes(
 
 # %% ../nbs/31_predict.ipynb #bb77e890
 def list_images(
-    images:str, # a folder, a file, or a list of files
+    images:object, # a folder, a file, a list of files, or a dict identifier → path
 )->dict: # identifier → path
     "Radiographs to predict; raises `PtxError` where there are none"
     if isinstance(images,(str,Path)):
@@ -56,7 +56,7 @@ def list_images(
         notice('files passed over, their identifier is taken by another file', spare)
         if not found: raise PtxError(f'{p}: no radiographs below this folder; check the path')
         return found
-    found = {Path(f).stem:Path(f) for f in images}
+    found = {i:Path(f) for i,f in images.items()} if isinstance(images,dict) else {Path(f).stem:Path(f) for f in images}
     if len(found)<len(images): raise PtxError(f'{len(images)-len(found)} files share their name with another one; an identifier must be unique')
     if not found: raise PtxError('no radiographs given')
     return found
@@ -345,7 +345,7 @@ def predict_jobs(
 # %% ../nbs/31_predict.ipynb #0f3f6239
 def predict_maps(
     run:object, # run folder, `Learner`, folder of a cross-validation (all its folds), or a list of these
-    images:str, # a folder, a file, or a list of files
+    images:object, # a folder, a file, a list of files, or a dict identifier → path
     out:str, # folder for the predictions; an interrupted prediction in it goes on
     bs:int=8, # images per batch
     workers:int=2, # processes that read files

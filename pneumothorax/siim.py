@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'few', 'counted', 'PtxNotice', 'notice', 'FaultyLines', 'read_table', 'label_faults', 'unite_rows',
-           'read_labels', 'find_images', 'find_labels', 'SiimFiles', 'siim_root', 'find_siim', 'read_patients',
-           'find_patients', 'unmatched', 'siim_train', 'body_mask', 'audit_labels', 'audit_figure']
+           'read_labels', 'find_images', 'find_labels', 'SiimFiles', 'siim_root', 'attached', 'find_siim',
+           'read_patients', 'find_patients', 'unmatched', 'siim_train', 'body_mask', 'audit_labels', 'audit_figure']
 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
 import csv, gzip, os, re, warnings
@@ -173,44 +173,59 @@ def _loops(d, name):
     p = Path(d)/name
     return p.resolve() in (r := Path(d).resolve(), *r.parents)
 
-def _files(root, exts):
-    "Files below a folder whose names end so; hidden folders left out, links followed, each folder walked once"
-    out,shut,seen,tops,ends = [],[],set(),[str(root)],tuple(e.lower() for e in exts)
-    for top in tops:   # links are added on the way
+def _files(root, exts, but=()):
+    "Files below a folder whose names end so; hidden folders and `but` left out, links followed, each folder walked once"
+    out,shut,seen,tops,ends,but = [],[],set(),[str(root)],tuple(e.lower() for e in exts),set(map(Path,but))
+    for top in (t for t in tops if Path(t) not in but):   # links are added on the way
         for d,folders,names in os.walk(top, onerror=lambda e: shut.append(e.filename)):
             s = os.stat(d)
             new = (s.st_dev,s.st_ino) not in seen
             seen.add((s.st_dev,s.st_ino))
-            folders[:] = [f for f in folders if new and f[0]!='.']
+            folders[:] = [f for f in folders if new and f[0]!='.' and Path(d)/f not in but]
             links = [f for f in folders if os.path.islink(os.path.join(d,f))]
             tops += [os.path.join(d,f) for f in sorted(links) if not _loops(d,f)]
             out += [Path(d)/n for n in names if new and n.lower().endswith(ends)]
     notice('folders cannot be opened, left out', shut)
     return sorted(out)
 
+# %% ../nbs/02_siim.ipynb #walk0004
+_TABLES = '.csv','.csv.gz'
+
+def _survey(path, but=()):
+    "Tables and radiographs below a folder, or several, each with the names of folders that count"
+    out = {}
+    for root in [path] if isinstance(path,(str,Path)) else path:
+        fs = _files(root, {*XRAY_EXTS,*_TABLES}, but)
+        core = os.path.commonpath([f.parent for f in fs]) if any(f.name.lower().endswith(_TABLES) for f in fs) else root
+        out |= {f:[n.lower() for n in f.relative_to(core).parts[:-1]] for f in fs}
+    return out
+
 # %% ../nbs/02_siim.ipynb #23082a1d
-def _names(root):
+def _names(tables):
     "Identifiers of renamed files, from a table with `new_filename` and `ImageId`"
     out = {}
-    for f in _files(root, {'.csv'}):
+    for f in tables:
         with f.open(encoding='utf-8-sig', errors='replace', newline='') as fh: head = next(csv.reader(fh),[])
         if {'new_filename','ImageId'}<={h.strip() for h in head}:
             t = pd.read_csv(f, dtype=str, skipinitialspace=True).rename(columns=str.strip)
             out |= dict(zip(t.new_filename.map(lambda s: Path(s).stem), t.ImageId))
     return out
 
-def find_images(
-    root:str, # folder
-)->tuple: # dict identifier → path, and the list of files passed over because their identifier was taken
-    "Radiographs below a folder, at any depth"
-    root = Path(root)
-    names,found,spare = _names(root),{},[]
-    files = [f for f in _files(root, XRAY_EXTS) if not any('mask' in p.lower() for p in f.relative_to(root).parts[:-1])]
+def _images(there):
+    "Identifier → path, and the files passed over"
+    names,found,spare = _names([f for f in there if f.suffix.lower()=='.csv']),{},[]
+    files = [f for f,folders in there.items() if f.suffix.lower() in XRAY_EXTS and not any('mask' in n for n in folders)]
     for f in sorted(files, key=lambda f: (f.suffix.lower() not in ('.dcm','.dicom'), f)):
         i = names.get(f.stem, f.stem)
         if i in found: spare.append(f)
         else: found[i] = f
     return found,spare
+
+def find_images(
+    root:str, # folder, or several
+)->tuple: # dict identifier → path, and the list of files passed over because their identifier was taken
+    "Radiographs below a folder, at any depth"
+    return _images(_survey(root))
 
 # %% ../nbs/02_siim.ipynb #a0025472
 _RANK = ('stage_2_train','train-rle','train')
@@ -223,16 +238,23 @@ def _has_rles(f):
         except (OSError,EOFError,csv.Error): return False   # half a gzip, or not text: certainly no label file
     return {'ImageId','EncodedPixels'}<=head
 
+def _labels(there, root):
+    "The label file among what is there, or None"
+    known = lambda f: next((i for i,k in enumerate(_RANK) if k in f.name),len(_RANK))
+    fs = [f for f,folders in there.items() if f.name.lower().endswith(_TABLES)
+        and not any(k in n for n in (*folders,f.name.lower()) for k in _NOT_LABELS) and _has_rles(f)]
+    best = [f for f in fs if known(f)==min(map(known,fs))]
+    if len(best)<2: return best[0] if best else None
+    ids = {f:set(read_labels(f).ImageId) for f in best} if len({f.name for f in best})==1 else {}
+    longest = max(ids, key=lambda f: len(ids[f]), default=None)
+    if not ids or any(o-ids[longest] for o in ids.values()): raise LabelError(f'{root}: several label files ({few(best)}); say which one with labels=')
+    return longest
+
 def find_labels(
-    root:str, # folder
+    root:str, # folder, or several
 )->Path: # the label file, or None
     "The label file below a folder; raises `LabelError` if there are several"
-    root,known = Path(root),lambda f: next((i for i,k in enumerate(_RANK) if k in f.name),len(_RANK))
-    fs = [f for f in _files(root, {'.csv','.csv.gz'})
-        if not any(k in p.lower() for p in f.relative_to(root).parts for k in _NOT_LABELS) and _has_rles(f)]
-    best = [f for f in fs if known(f)==min(map(known,fs))]
-    if len({f.name for f in best})>1: raise LabelError(f'{root}: several label files ({few(best)}); say which one with labels=')
-    return best[0] if best else None
+    return _labels(_survey(root), root)
 
 # %% ../nbs/02_siim.ipynb #123ec3dd
 KAGGLE = Path('/kaggle/input')
@@ -259,23 +281,40 @@ def siim_root(
     if p.exists(): raise PtxError(f'{p}: a file; give the folder that holds the radiographs')
     raise PtxError(f'{p}: no such folder; give the folder of the radiographs, or set PTX_DATA, or make a sample with ptx_sample')
 
+# %% ../nbs/02_siim.ipynb #att00002
+_LEVELS = dict(competitions=1, datasets=2, notebooks=2, models=2)   # folders between the kind and a data set
+
+def _at(d, level):
+    "Folders so many levels below, or above those that hold files"
+    return [d] if not level or any(f.is_file() for f in d.iterdir()) else [o for c in sorted(d.iterdir()) if c.name[0]!='.' for o in _at(c,level-1)]
+
+def attached(
+    root:str=KAGGLE, # where they are attached
+)->list: # folders; the root itself if it holds files
+    "Data sets attached to a kernel"
+    root = Path(root)
+    return [root] if any(f.is_file() for f in root.iterdir()) else [o for c in sorted(root.iterdir()) if c.name[0]!='.' for o in _at(c,_LEVELS.get(c.name,0))]
+
 # %% ../nbs/02_siim.ipynb #372e9fba
-def _is_test(rel):
-    "Does a path below the root lie in a folder of test images?"
-    return any('test' in p.lower() or p.lower()=='stage_2_images' for p in rel.parts[:-1])
+def _is_test(folders):
+    "Is it named as a folder of test images?"
+    return any('test' in n or n=='stage_2_images' for n in folders)
 
 # %% ../nbs/02_siim.ipynb #29128eb4
 def find_siim(
-    path:str=None, # a folder; if None, the variable PTX_DATA, then /kaggle/input
+    path:str=None, # a folder, or a list of several; if None, the variable PTX_DATA, then /kaggle/input
     labels:str=None, # label file; found by its header if None
+    but:list=(), # folders to leave out
 )->SiimFiles: # images, labels and metadata
     "Find radiographs and labels in any layout in use; raises `PtxError` where there are none"
-    root = siim_root(path)
-    images,spare = find_images(root)
-    if not images: raise PtxError(f'{root}: no radiographs ({", ".join(sorted(XRAY_EXTS))}) below this folder; check the path')
+    roots = [siim_root(p) for p in path] if isinstance(path,(list,tuple)) else [siim_root(path)]
+    root = Path(os.path.commonpath(roots))
+    there = _survey(attached(root) if roots==[KAGGLE] else roots, but)
+    images,spare = _images(there)
+    if not images: raise PtxError(f'{root}: no radiographs ({", ".join(sorted(XRAY_EXTS))}) below this folder; check the path, or attach the data')
     notice('files passed over, their identifier is taken by another file', spare)
-    meta = next((f for f in _files(root, {'.csv'}) if f.name=='metadata.csv'), None)
-    return SiimFiles(root, images, Path(labels) if labels else find_labels(root), meta, {i for i,f in images.items() if _is_test(f.relative_to(root))}, spare)
+    meta = next((f for f in there if f.name=='metadata.csv'), None)
+    return SiimFiles(root, images, Path(labels) if labels else _labels(there,root), meta, {i for i,f in images.items() if _is_test(there[f])}, spare)
 
 # %% ../nbs/02_siim.ipynb #c3000064
 _META = ['patient_id','age','sex','view']
