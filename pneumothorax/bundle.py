@@ -14,6 +14,7 @@ from pathlib import Path
 import pneumothorax
 from .rle import PtxError
 from .siim import KAGGLE, SiimFiles, _TABLES, _files, attached, counted, few, find_siim, notice, read_labels
+from .checkpoints import disk_errors
 from .learner import load_run, read_run, weights_file, write_record
 from .equalize import equalizer
 from .data import XrayInput
@@ -239,8 +240,9 @@ def go_on(
     "Bring the training of an earlier session along, unless this one has begun its own"
     out = Path(out)
     if not inputs.before or (out/'config.json').exists(): return False
-    for f in sorted(inputs.before.rglob('*')):
-        if f.is_file(): _copy(f, out/f.relative_to(inputs.before))
+    files = [f for f in sorted(inputs.before.rglob('*')) if f.is_file() and f.name[0]!='.']
+    for f in sorted(files, key=lambda f: f.name=='config.json'):
+        with disk_errors(to := out/f.relative_to(inputs.before)): _copy(f, to)
     return True
 
 # %% ../nbs/37_bundle.ipynb #b7000046

@@ -31,7 +31,7 @@ def disk_errors(
     except OSError as e:
         full = e.errno in (errno.ENOSPC,errno.EDQUOT,errno.EFBIG)
         why,what = ('the disk is full','make room') if full else ('cannot be written','make the folder writable, or give another')
-        raise PtxError(f'{f}: {why} ({e.strerror or e}); {what}, and train again with the same arguments: the training goes on after the last epoch that was saved') from e
+        raise PtxError(f'{f}: {why} ({e.strerror or e}); {what}, and start the same again: it goes on from what was saved last') from e
 
 @contextmanager
 def written(
@@ -59,8 +59,9 @@ def only_writer(
         if not out.is_file(): out.mkdir(parents=True, exist_ok=True)
     f = out/'.lock' if out.is_dir() else out.with_name(f'.{out.name}.lock')
     lock = FileLock(f, timeout=0)
-    try: lock.acquire()
-    except Timeout: raise PtxError(f'{out}: another process is at work in this folder; wait for it, or give another folder') from None
+    with disk_errors(f):
+        try: lock.acquire()
+        except Timeout: raise PtxError(f'{out}: another process is at work in this folder; wait for it, or give another folder') from None
     try: yield
     finally:
         with suppress(OSError): f.unlink()

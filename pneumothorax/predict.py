@@ -8,7 +8,7 @@ __all__ = ['DTYPES', 'to_bytes', 'from_bytes', 'list_images', 'Network', 'fold_r
            'oof_folder', 'open_oof']
 
 # %% ../nbs/31_predict.ipynb #29e643e9
-import hashlib, json, os, time
+import errno, hashlib, json, os, shutil, time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from .siim import few, find_images, notice
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
-from .checkpoints import bare, only_writer, written
+from .checkpoints import bare, disk_errors, only_writer, written
 from .distributed import _patient, is_main, join_processes, main_first, on_main, world
 from .learner import FORMAT, RunError, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
@@ -179,6 +179,19 @@ _WRITTEN = 'asked.json','predict.json','batches-*.jsonl','index.csv','failed.csv
 def _clear(out, names=_WRITTEN):
     for f in (f for n in names for f in out.glob(n)): f.unlink()
 
+def _reserve(f, dtype, shape):
+    "An array's file with all of its place on the disk, or none"
+    try:
+        with disk_errors(f):
+            np.lib.format.open_memmap(f, 'w+', dtype, shape)
+            need = f.stat().st_size
+            if hasattr(os,'posix_fallocate'):
+                with f.open('r+b') as h: os.posix_fallocate(h.fileno(), 0, need)
+            elif shutil.disk_usage(f.parent).free<need: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except PtxError:
+        f.unlink(missing_ok=True)
+        raise
+
 def _open_store(out, asked, n, size, dtype, names, fresh):
     "Begin a folder of predictions, or check that it is the one to go on with"
     f = out/'asked.json'
@@ -192,7 +205,7 @@ def _open_store(out, asked, n, size, dtype, names, fresh):
             raise PtxError(f'{out}: holds an unfinished prediction with {say}; give the same, another folder, or begin anew with fresh=True (--fresh)')
         return
     out.mkdir(parents=True, exist_ok=True)
-    for k in names: np.lib.format.open_memmap(out/f'{k}.npy', 'w+', dtype, (n,size,size)).flush()
+    for k in names: _reserve(out/f'{k}.npy', dtype, (n,size,size))
     with written(f) as part: part.write_text(json.dumps(asked,indent=1)+'\n', encoding='utf-8')
 
 # %% ../nbs/31_predict.ipynb #store006
@@ -230,7 +243,7 @@ class MapStore:
     def flush(self):
         "Bring everything to the disk, and note it"
         for m in self.maps.values(): m.flush()
-        with self.log.open('a', encoding='utf-8') as f: f.writelines(self.noted)
+        with disk_errors(self.log), self.log.open('a', encoding='utf-8') as f: f.writelines(self.noted)
         self.noted,self.since = [],time.monotonic()
 
 # %% ../nbs/31_predict.ipynb #store007

@@ -67,20 +67,25 @@ def over(env, *packages):
     pip(env, 'install', '-q', '--no-deps', '-U', *packages)
     return Path(env)/'bin'/'python'
 
-def namespaces():
-    "May a process have a network and mounts of its own here?"
-    return shutil.which('unshare') is not None and subprocess.run(['unshare', '-rmn', 'true'], check=False, capture_output=True).returncode == 0
-
 ALONE = '''IFS=:
 for d in $READONLY; do mount --bind "$d" "$d" && mount -o remount,ro,bind "$d" || exit 99; done
-[ -z "$SMALL" ] || mount -t tmpfs -o size="$SMALL" none "$PTX_WORKING" || exit 99
-unset READONLY SMALL
-exec "$@"'''
+[ -z "$SMALL" ] && exec "$@"
+mount -t tmpfs -o size="$SMALL" none "$PTX_WORKING" || exit 99
+"$@"
+code=$?
+cp -a "$PTX_WORKING/." "$KEPT"
+exit $code'''
+
+def namespaces():
+    "May a process have a network and mounts of its own here?"
+    return shutil.which('unshare') is not None and subprocess.run(['unshare', '-rmn', 'bash', '-c', ALONE, '_', 'true'], check=False, capture_output=True,
+        env={'PATH': os.defpath, 'READONLY': str(Path(__file__).parent)}).returncode == 0
 
 def alone(cmd, cwd, env, readonly=(), small=None):
-    "A process without network, with some folders read-only, and $PTX_WORKING of so many bytes; where namespaces are not permitted, behind the guard and by permissions"
+    """A process without network, with some folders read-only; where namespaces are not permitted, behind the guard and by permissions.
+    `small` is the size of the disk $PTX_WORKING, and where to copy what is on it in the end"""
     env = {'PATH': os.defpath, 'LANG': 'C.UTF-8', 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1', **env}
-    if namespaces(): cmd, env = ['unshare', '-rmn', 'bash', '-c', ALONE, '_', *cmd], {**env, 'READONLY': ':'.join(map(str, readonly)), 'SMALL': small or ''}
+    if namespaces(): cmd, env = ['unshare', '-rmn', 'bash', '-c', ALONE, '_', *cmd], {**env, 'READONLY': ':'.join(map(str, readonly)), **dict(zip(('SMALL', 'KEPT'), small or ()))}
     else:
         for d in readonly: subprocess.run(['chmod', '-R', 'a-w', d], check=True)
     return subprocess.Popen([*map(str, cmd)], cwd=cwd, env={k: str(v) for k, v in env.items()}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)

@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT, ok, ptx
 from environments import alone, linked, namespaces, over, site
 
+from pneumothorax.bundle import bundle, find_inputs
+from pneumothorax.checkpoints import last_state
 from pneumothorax.rle import rle_decode
 from pneumothorax.siim import find_images
 
@@ -38,21 +40,38 @@ def attached(tiny_run, phantoms, tmp_path_factory):
     ok('ptx_bundle', tiny_run, '--out', d/'datasets'/'somebody'/'my-bundle')
     return d
 
+def copied(source, to, but=lambda f: False):
+    "A copy of a folder, without some files, that may be written to, whatever the original is"
+    shutil.copytree(source, to, ignore=lambda d, names: [n for n in names if but(Path(d)/n)])
+    subprocess.run(['chmod', '-R', 'u+w', to], check=True)
+    return to
+
 class Session:
-    "One session of a kernel"
+    "One session of a kernel; what is attached must be the same after it"
     def __init__(self, python, inputs, d, small=None, **settings):
-        self.work, self.home, self.kernel, self.done = d/'working', d/'home', d/'kernel.ipynb', d/'done.ipynb'
-        for f in (self.work, self.home, d/'scratch'): f.mkdir(parents=True, exist_ok=True)
+        self.work, self.home, self.kernel, self.done, self.inputs = d/'working', d/'home', d/'kernel.ipynb', d/'done.ipynb', inputs
+        self.kept = d/'kept' if small else self.work     # a small disk is gone when its process ends
+        for f in (self.work, self.home, self.kept, d/'scratch'): f.mkdir(parents=True, exist_ok=True)
+        self.before = self.stamps()
         shutil.copy(KERNEL, self.kernel)
         self.tmp = tempfile.TemporaryDirectory(prefix='k')     # short, as /tmp is: names of sockets have at most 108 characters
         env = {'HOME': self.home, 'TMPDIR': self.tmp.name, 'PTX_INPUT': inputs, 'PTX_WORKING': self.work, 'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
-        self.process = alone([python, '-c', RUN, self.kernel, self.done], d, env, [inputs], small)
+        self.process = alone([python, '-c', RUN, self.kernel, self.done], d, env, [inputs], small and (small, self.kept))
+
+    def stamps(self): return {f: (f.stat().st_mtime_ns, f.stat().st_size) for f in self.inputs.rglob('*')}
+
+    def ended(self):
+        "Its exit code"
+        code = self.process.wait()
+        assert self.stamps() == self.before
+        return code
 
     def out(self):
         "What it printed, and whether it ended well"
         try: said = self.process.communicate(timeout=200)[0]
         finally:
             if self.process.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
+        self.ended()
         if self.done.exists(): said += '\n'.join(o.get('text', '') for c in nbformat.read(self.done, as_version=4).cells for o in c.get('outputs', []))
         return self.process.returncode, said
 
@@ -65,10 +84,8 @@ class Session:
 def session(image, attached, tmp_path_factory):
     "A session that nobody disturbed: its folder, and what it printed"
     installed = site(image.parents[1])
-    files = {f: f.stat().st_mtime_ns for f in attached.rglob('*') if f.is_file()}
     s = Session(image, attached, tmp_path_factory.mktemp('session'))
     said = s.well()
-    assert {f: f.stat().st_mtime_ns for f in attached.rglob('*') if f.is_file()} == files
     assert (installed/'pneumothorax'/'rle.py').exists() and not (installed/'pneumothorax').is_symlink()
     assert all((installed/p).is_symlink() for p in ('fastai', 'fastcore', 'torch', 'kornia', 'cv2'))     # what the image has is what it was
     return s, said
@@ -99,21 +116,70 @@ def test_the_run_is_made_from_the_bundle(session, attached):
     assert args['weights'].endswith('/scratch/start/model.safetensors') and args['encoder'] == 'mobilenetv3_small_050'
     assert Path(args['weights']).read_bytes() == next((attached/'datasets').rglob('model.safetensors')).read_bytes()
 
+def files_of(source, *names): return [f for n in names for f in source.rglob(n)]
+
+def placed(files, to):
+    "Files in a folder"
+    to.mkdir(parents=True, exist_ok=True)
+    for f in files: shutil.copy(f, to/f.name)
+
+LAYOUTS = {
+    'a name that says test': lambda d, p: copied(p, d/'datasets'/'somebody'/'siim-train-test'/'siim-train-test'),
+    'the older layout': lambda d, p: copied(p, d/'siim-train-test'),
+    'labels with the test images, training images elsewhere': lambda d, p: (
+        placed(files_of(p/'dicom-images-test', '*.dcm'), d/'competitions'/'siim'/'stage_2_images'), shutil.copy(p/'train-rle.csv', d/'competitions'/'siim'/'stage_2_train.csv'),
+        placed(files_of(p/'dicom-images-train', '*.dcm'), d/'datasets'/'somebody'/'train-images')),
+    'all in one': lambda d, p: copied(p, d/'mine'/'data')}
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('sample', [True, False], ids=['sample', 'none'])
+def test_layouts(layout, sample, phantoms, tmp_path):
+    "Radiographs, labels and test images are found wherever they were attached, beside a bundle, an earlier run and its pictures"
+    d = tmp_path/'input'
+    LAYOUTS[layout](d, phantoms)
+    test = sorted(find_images(phantoms/'dicom-images-test')[0])
+    if sample: (d/'mine').mkdir(exist_ok=True), (d/'mine'/'stage_2_sample_submission.csv').write_text('ImageId,EncodedPixels\n'+''.join(f'{i},1 2\n' for i in test[:3]))
+    bundle([], d/'mine'/'bundle')
+    before = d/'my-run'
+    before.mkdir()
+    for f in ('config.json', 'checkpoint.pt'): (before/f).write_text('{}')
+    (before/'history.png').write_bytes(b'no radiograph')
+    i = find_inputs(d)
+    assert (len(i.files.images), sorted(i.test_images()), i.before) == (16, test[:3] if sample else test, before), repr(i)
+    assert i.files.labels is not None and i.bundle == d/'mine'/'bundle' and i.files.test == set(test)
+
+def next_session(image, attached, first, d):
+    "Its output is attached, read-only; data sets have other names, and its scratch is gone"
+    inputs, scratch = d/'inputs', first.work.parent/'scratch'
+    copied(attached/'competitions', inputs/'siim-train-test')
+    copied(attached/'datasets', inputs/'my-data')
+    copied(first.kept, inputs/'notebooks'/'somebody'/'my-kernel')
+    shutil.rmtree(scratch)
+    return Session(image, inputs, d, PTX_SCRATCH=scratch)
+
+def epochs(run): return pd.read_csv(run/'history.csv').to_dict('records')
+
+def check_that_it_went_on(image, attached, session, first, d):
+    "The next session ends with the bits of an undisturbed one, and has trained only what was missing"
+    n, all_of = last_state(first.kept/'run')['epochs'], SMALL['PTX_EPOCHS']
+    trained = epochs(first.kept/'run')[:n]
+    assert 0 < n < all_of
+    again = next_session(image, attached, first, d)
+    assert 'goes on - complete' in again.well()
+    rows = epochs(again.work/'run')
+    assert len(rows) == all_of and rows[:n] == trained     # seconds and all
+    for f in (session[0].work/'run').glob('*.safetensors'): assert (again.work/'run'/f.name).read_bytes() == f.read_bytes()
+    assert len(pd.read_csv(again.work/'submission.csv')) == 4
+
 def test_a_session_that_was_cut_off_goes_on_in_the_next(image, attached, session, tmp_path):
-    "Killed after its first epoch; its output is attached, read-only, under another name; the run ends with the same bits"
+    "Killed after its first epoch"
     s = Session(image, attached, tmp_path/'first')
     checkpoint, late = s.work/'run'/'checkpoint.pt', time.monotonic()+300
     while not checkpoint.exists() and s.process.poll() is None and time.monotonic() < late: time.sleep(.02)
     os.killpg(s.process.pid, signal.SIGKILL)
-    s.process.wait()
+    s.ended()
     assert checkpoint.exists() and not (s.work/'submission.csv').exists() and not (s.work/'run'/'run.json').exists()
-    inputs = tmp_path/'inputs'
-    shutil.copytree(attached/'competitions', inputs/'siim-data')
-    shutil.copytree(attached/'datasets', inputs/'my-data')
-    shutil.copytree(s.work, inputs/'notebooks'/'my-kernel')
-    again = Session(image, inputs, tmp_path/'second', PTX_SCRATCH=tmp_path/'first'/'scratch')
-    assert 'goes on - complete' in again.well()
-    for f in (session[0].work/'run').glob('*.safetensors'): assert (again.work/'run'/f.name).read_bytes() == f.read_bytes()
+    check_that_it_went_on(image, attached, session, s, tmp_path/'second')
 
 def test_time_that_is_up(image, attached, tmp_path):
     "The training stops by itself, and what was learned so far is handed in"
@@ -121,18 +187,14 @@ def test_time_that_is_up(image, attached, tmp_path):
     said = s.well()
     assert 'not complete, attach this output' in said and len(pd.read_csv(s.work/'submission.csv')) == 4 and (s.work/'run'/'checkpoint.pt').exists()
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(image, attached, session, tmp_path):
+def test_a_full_disk_is_told_and_the_next_session_goes_on(image, attached, session, tmp_path):
+    "There is room for the checkpoint of one epoch, and not for two"
     if not namespaces(): pytest.skip('no namespaces here, so no small disk')
-    code, said = Session(image, attached, tmp_path, small='4m').out()
+    s = Session(image, attached, tmp_path/'first', small='18m')
+    code, said = s.out()
     assert code == 1 and 'the disk is full' in said and 'make room' in said, said[-2000:]
-    again = Session(image, attached, tmp_path)
-    again.well()
-    for f in (session[0].work/'run').glob('*.safetensors'): assert (again.work/'run'/f.name).read_bytes() == f.read_bytes()
-
-def only(inputs, attached, tmp_path, but):
-    "What is attached, without some files"
-    shutil.copytree(attached, inputs, ignore=lambda d, names: [n for n in names if but(Path(d)/n)])
-    return inputs
+    assert (s.kept/'run'/'checkpoint.pt').exists() and not list(s.kept.rglob('*.part'))
+    check_that_it_went_on(image, attached, session, s, tmp_path/'second')
 
 @pytest.mark.parametrize('but, why', [
     (lambda f: f.name == 'runs', 'not there; upload the whole folder again'),
@@ -142,18 +204,18 @@ def only(inputs, attached, tmp_path, but):
 def test_what_is_not_attached_is_told(but, why, image, attached, session, tmp_path):
     "In one line at the end of the traceback"
     if why == 'no bundle below': image = linked(tmp_path/'fresh', but=('timm', 'pydicom'))
-    code, said = Session(image, only(tmp_path/'in', attached, tmp_path, but), tmp_path, PTX_HOURS=0).out()
+    code, said = Session(image, copied(attached, tmp_path/'in', but), tmp_path, PTX_HOURS=0).out()
     assert code == 1 and why in said, said[-2000:]
 
 def test_no_run_and_no_training(image, attached, session, tmp_path):
     "A bundle without weights predicts nothing, and trains if it is let"
-    inputs = only(tmp_path/'in', attached, tmp_path, lambda f: f.name == 'datasets')
+    inputs = copied(attached, tmp_path/'in', lambda f: f.name == 'datasets')
     ok('ptx_bundle', '--out', inputs/'bare')
     code, said = Session(image, inputs, tmp_path/'a', PTX_HOURS=0).out()
     assert code == 1 and 'there is no network to predict with' in said
 
 def test_a_run_of_a_newer_version(image, attached, session, tmp_path):
-    inputs = only(tmp_path/'in', attached, tmp_path, lambda f: False)
+    inputs = copied(attached, tmp_path/'in')
     f = next(inputs.rglob('run.json'))
     f.write_text(json.dumps({**json.loads(f.read_text()), 'format': 99, 'versions': {'pneumothorax': '9.0'}}))
     code, said = Session(image, inputs, tmp_path, PTX_HOURS=0).out()
