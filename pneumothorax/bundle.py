@@ -124,11 +124,11 @@ def _runs(runs):
 def _extras(records, also):
     "Distributions to carry; those that are not installed are told"
     smp = any(r['model']['config'].get('name','hyperunet').partition(':')[0] in SMP for r in records)
-    names,there = [*CARRIED,*(['segmentation-models-pytorch'] if smp else [])],[]
-    for n in names:
+    there,gone = [],[]
+    for n in [*CARRIED,*(['segmentation-models-pytorch'] if smp else [])]:
         try: there.append(distribution(n).name)
-        except PackageNotFoundError: pass
-    notice('packages are not installed here, so the bundle lacks them', [n for n in names if n not in there])
+        except PackageNotFoundError: gone.append(n)
+    notice('packages are not installed here, so the bundle lacks them', gone)
     return [*there,*also]
 
 # %% ../nbs/37_bundle.ipynb #b7000025

@@ -23,7 +23,7 @@ from .data import XrayInput, _source
 from .checkpoints import written
 from .distributed import join_processes, on_main
 from .learner import FORMAT, RunError, load_run, read_run, versions
-from .train import FIELDS, make_recipe, train
+from .train import FIELDS, _check_hours, make_recipe, train
 from .predict import Network, _device, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
 from .decide import prob_to_mask
 from .tta import View
@@ -318,6 +318,7 @@ def cross_validate(
     "Train on all folds but one, in turn, and predict that one; raises `PtxError`"
     if taken := [k for k in ('valid','fresh') if kwargs.pop(k,None)]: raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
     start,args,out = time.monotonic(),_given(kwargs),Path(out)
+    _check_hours(max_hours)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the cross-validation')
     cache,table = known_images(data, kwargs.get('labels'))
     f = fold_table(table, out, folds, n, seed)

@@ -120,6 +120,10 @@ def _check(r):
     for f,v in ((xray_optimizer,r.opt),(sampling,r.sampling)): f(v)
     xray_loss(r.loss, smooth=r.smooth)
 
+def _check_hours(hours):
+    "The same for `max_hours`"
+    if hours is not None and not hours>0: raise PtxError(f'max_hours={hours}: give hours above 0, or leave it out')
+
 # %% ../nbs/29_train.ipynb #d9000013
 RECIPES = dict(
     default=Recipe('what the competition agreed on: a pretrained U-Net, cross-entropy plus Dice, one cycle (Smith, 2018), RAdam (Liu et al., 2020)'),
@@ -319,7 +323,7 @@ def train(
 )->Learner: # trained; its run is in `out`, with a `run.json` if it is complete
     "Train on a folder and write a run, or go on with it; raises `PtxError`"
     start,r,out = time.monotonic(),make_recipe(recipe,**changes),Path(out)
-    if max_hours is not None and not max_hours>0: raise PtxError(f'max_hours={max_hours}: give hours above 0, or leave it out')
+    _check_hours(max_hours)
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')

