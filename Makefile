@@ -37,7 +37,7 @@ test-all: $(READY) ## the long ones too
 
 test-newest: $(READY) ## the tests of `make test` with the newest fastai, fastcore and nbdev, from an installed wheel
 	$(BIN)/python tests/environments.py newest $(VENV)-newest
-	JUPYTER_PATH=$(abspath $(VENV))/share/jupyter PYTHONSAFEPATH=1 $(VENV)-newest/bin/python $(PYTEST) -m 'not slow and not kernel'
+	JUPYTER_PATH=$(abspath $(VENV))/share/jupyter PYTHONSAFEPATH=1 PTX_INSTALLED=1 $(VENV)-newest/bin/python $(PYTEST) -m 'not slow and not kernel'
 
 dist: $(READY) ## wheel and sdist (dist)
 	rm -rf dist build

@@ -11,6 +11,10 @@ import pytest
 matplotlib.use('Agg')
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'   # as many workers as cores; read when torch is imported
 ROOT = Path(__file__).resolve().parents[1]
+if 'PTX_INSTALLED' in os.environ:     # not the checkout but what is installed is to be tested; Python 3.10 knows no PYTHONSAFEPATH
+    sys.path[:] = [p for p in sys.path if Path(p or '.').resolve() != ROOT]
+    import pneumothorax
+    if ROOT in Path(pneumothorax.__file__).resolve().parents: raise pytest.UsageError(f'{pneumothorax.__file__}: the checkout, where the installed package was to be tested')
 SHARED = Path(os.environ.get('PTX_SHARED', ROOT.parent/'shared')).resolve()
 
 @pytest.fixture(scope='session')

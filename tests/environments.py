@@ -2,6 +2,7 @@
 
 `python tests/environments.py newest DIR` makes the newest fastai, fastcore and nbdev over this environment, with our wheel; what they need is fetched from the registry."""
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -59,13 +60,16 @@ def pip(env, *args):
     subprocess.run([sys.executable, '-m', 'pip', '--python', Path(env)/'bin'/'python', '--disable-pip-version-check', *map(str, args)], check=True)
 
 def over(env, *packages):
-    "An environment that finds the packages of this one behind its own, which are installed into it; its interpreter"
+    "An environment that finds the packages of this one behind its own, which are installed into it; its interpreter. One that is there already is taken as it is"
     env = Path(env).resolve()
+    ready = env/f'.ready-{hashlib.sha256(repr((sys.version, sys.prefix, packages)).encode()).hexdigest()[:16]}'
+    if ready.exists(): return env/'bin'/'python'
     shutil.rmtree(env, ignore_errors=True)
     venv.create(env, symlinks=True)
     (site(env)/'base.pth').write_text(str(site(sys.prefix))+'\n')
     pip(env, 'install', '-q', '--no-deps', '-U', *packages)
-    return Path(env)/'bin'/'python'
+    ready.touch()
+    return env/'bin'/'python'
 
 ALONE = '''IFS=:
 for d in $READONLY; do mount --bind "$d" "$d" && mount -o remount,ro,bind "$d" || exit 99; done
@@ -96,6 +100,7 @@ if __name__ == '__main__':
     p.add_argument('env', type=Path)
     p.add_argument('--upgrade', action='store_true', help='today\'s releases, not those of constraints-newest.txt')
     a = p.parse_args()
+    if a.upgrade: shutil.rmtree(a.env, ignore_errors=True)
     python = over(a.env, *[r.partition('==')[0] if a.upgrade else r for r in NEWEST])
     from pneumothorax.bundle import pack_wheel
     pip(a.env, 'install', '-q', '--no-deps', '--force-reinstall', pack_wheel('pneumothorax', a.env/'wheel'))
