@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if 'PTX_INSTALLED' in os.environ:     # not the checkout but what is installed is to be tested; Python 3.10 knows no PYTHONSAFEPATH
     sys.path[:] = [p for p in sys.path if Path(p or '.').resolve() != ROOT]
     import pneumothorax
-    if ROOT in Path(pneumothorax.__file__).resolve().parents: raise pytest.UsageError(f'{pneumothorax.__file__}: the checkout, where the installed package was to be tested')
+    if Path(pneumothorax.__file__).resolve().parent == ROOT/'pneumothorax': raise pytest.UsageError(f'{pneumothorax.__file__}: the checkout, where the installed package was to be tested')
 SHARED = Path(os.environ.get('PTX_SHARED', ROOT.parent/'shared')).resolve()
 
 @pytest.fixture(scope='session')

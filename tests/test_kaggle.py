@@ -132,15 +132,20 @@ LAYOUTS = {
         placed(files_of(p/'dicom-images-train', '*.dcm'), d/'datasets'/'somebody'/'train-images')),
     'all in one': lambda d, p: copied(p, d/'mine'/'data')}
 
+@pytest.fixture(scope='module')
+def bare(tmp_path_factory):
+    "A bundle without a run"
+    return bundle([], tmp_path_factory.mktemp('bare')/'bundle')
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('sample', [True, False], ids=['sample', 'none'])
-def test_layouts(layout, sample, phantoms, tmp_path):
+def test_layouts(layout, sample, phantoms, bare, tmp_path):
     "Radiographs, labels and test images are found wherever they were attached, beside a bundle, an earlier run and its pictures"
     d = tmp_path/'input'
     LAYOUTS[layout](d, phantoms)
     test = sorted(find_images(phantoms/'dicom-images-test')[0])
     if sample: (d/'mine').mkdir(exist_ok=True), (d/'mine'/'stage_2_sample_submission.csv').write_text('ImageId,EncodedPixels\n'+''.join(f'{i},1 2\n' for i in test[:3]))
-    bundle([], d/'mine'/'bundle')
+    copied(bare, d/'mine'/'bundle')
     before = d/'my-run'
     before.mkdir()
     for f in ('config.json', 'checkpoint.pt'): (before/f).write_text('{}')
