@@ -8,8 +8,8 @@ BIN    := $(VENV)/bin
 KEY    := $(shell grep -E '^(.*requirements|min_python) *=|ptx_' settings.ini | cat - constraints.txt setup.py pyproject.toml | sha256sum | cut -c1-16)
 READY  := $(VENV)/.ready-$(KEY)
 TREADY := $(TOOLS)/.ready-2
-# tests of a file stay in one process, with what they share
-PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+# tests of a file stay in one process, with what they share; the order of files is that of conftest.py
+PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # the run that `make kaggle` takes along; the demo's is made if it is not there
 RUN    ?= out/demo/run
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import warm
 
 matplotlib.use('Agg')
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'   # as many workers as cores; read when torch is imported
@@ -16,6 +17,10 @@ if 'PTX_INSTALLED' in os.environ:     # not the checkout but what is installed i
     import pneumothorax
     if Path(pneumothorax.__file__).resolve().parent == ROOT/'pneumothorax': raise pytest.UsageError(f'{pneumothorax.__file__}: the checkout, where the installed package was to be tested')
 SHARED = Path(os.environ.get('PTX_SHARED', ROOT.parent/'shared')).resolve()
+
+LONGEST = 'test_notebooks', 'test_train', 'test_kaggle'     # files that take minutes begin first, so that no process waits for another in the end
+
+def pytest_collection_modifyitems(items): items.sort(key=lambda i: i.path.stem not in LONGEST)
 
 @pytest.fixture(scope='session')
 def root():
@@ -51,7 +56,7 @@ def named(o):
 
 def ptx(command, *args):
     "Run an installed command as a user would; stdout and stderr apart"
-    return subprocess.run([Path(sys.executable).parent/command, *map(str, args)], capture_output=True, text=True, check=False, env={**os.environ, 'COLUMNS': '400'})
+    return warm.run(Path(sys.executable).parent/command, *args, env={**os.environ, 'COLUMNS': '400'})
 
 def ok(command, *args):
     "The same, and it must succeed"

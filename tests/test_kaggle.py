@@ -187,12 +187,6 @@ def test_a_session_that_was_cut_off_goes_on_in_the_next(image, attached, session
     assert checkpoint.exists() and not (s.work/'submission.csv').exists() and not (s.work/'run'/'run.json').exists()
     check_that_it_went_on(image, attached, session, s, tmp_path/'second')
 
-def test_time_that_is_up(image, attached, tmp_path):
-    "The training stops by itself, and what was learned so far is handed in"
-    s = Session(image, attached, tmp_path, PTX_HOURS=1e-6)
-    said = s.well()
-    assert 'not complete, attach this output' in said and len(pd.read_csv(s.work/'submission.csv')) == 4 and (s.work/'run'/'checkpoint.pt').exists()
-
 def test_a_full_disk_is_told_and_the_next_session_goes_on(image, attached, session, tmp_path):
     "There is room for the checkpoint of one epoch, and not for two"
     if not namespaces(): pytest.skip('no namespaces here, so no small disk')
@@ -213,12 +207,25 @@ def test_what_is_not_attached_is_told(but, why, image, attached, session, tmp_pa
     code, said = Session(image, copied(attached, tmp_path/'in', but), tmp_path, PTX_HOURS=0).out()
     assert code == 1 and why in said, said[-2000:]
 
-def test_no_run_and_no_training(image, attached, session, tmp_path):
-    "A bundle without weights predicts nothing, and trains if it is let"
+@pytest.fixture
+def without_run(attached, bare, tmp_path):
+    "What is attached, its bundle one without a run"
     inputs = copied(attached, tmp_path/'in', lambda f: f.name == 'datasets')
-    ok('ptx_bundle', '--out', inputs/'bare')
-    code, said = Session(image, inputs, tmp_path/'a', PTX_HOURS=0).out()
+    copied(bare, inputs/'bare')
+    return inputs
+
+def test_no_run_and_no_training(image, without_run, session, tmp_path):
+    "A bundle without weights predicts nothing"
+    code, said = Session(image, without_run, tmp_path, PTX_HOURS=0).out()
     assert code == 1 and 'there is no network to predict with' in said
+
+def test_no_run_and_time_that_is_up(image, without_run, session, tmp_path):
+    "It trains if it is let, from the ImageNet weights that it carries; the training stops by itself, and what was learned so far is handed in"
+    s = Session(image, without_run, tmp_path, PTX_HOURS=1e-6)
+    said = s.well()
+    assert 'not complete, attach this output' in said and len(pd.read_csv(s.work/'submission.csv')) == 4 and (s.work/'run'/'checkpoint.pt').exists()
+    args = json.loads((s.work/'run'/'config.json').read_text())
+    print(args)
 
 def test_a_run_of_a_newer_version(image, attached, session, tmp_path):
     inputs = copied(attached, tmp_path/'in')

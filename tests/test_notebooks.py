@@ -4,16 +4,16 @@ import subprocess
 import sys
 
 import pytest
+import warm
 from conftest import ROOT, SHARED
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb')) + [ROOT/'index.ipynb']
-RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3].split())[0])'
+RUN = ROOT/'tests'/'run_notebook.py'
 
 def run(nb, force):
     "Run a notebook with the project's flags, some of them forced"
     if (SHARED/'siim-small').is_dir(): force = [*force, 'data']
-    p = subprocess.run([sys.executable, '-c', RUN, nb, 'slow cuda data', ' '.join(force)], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, 'PTX_SHARED': str(SHARED), 'MPLBACKEND': 'agg'})
+    p = warm.run(RUN, nb, 'slow cuda data', ' '.join(force), cwd=ROOT, env={**os.environ, 'PTX_SHARED': str(SHARED), 'MPLBACKEND': 'agg'})
     assert p.returncode == 0, f'{nb.name}\n{p.stdout[-2000:]}\n{p.stderr[-6000:]}'
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda f: f.stem)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from conftest import ok, ptx
 
 from pneumothorax.predict import *
@@ -49,7 +50,8 @@ def whole(phantoms, tiny_run, tmp_path_factory):
 @pytest.mark.parametrize(('moment', 'at'), [('add', 1), ('add', 3), ('add,after', 4), ('flush', 1), ('flush,after', 1)])
 def test_killed_at_any_moment_it_goes_on(moment, at, whole, tiny_run, tmp_path):
     images, want = whole
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', KILLED, moment, str(at), tiny_run, images, tmp_path/'pred'], capture_output=True, text=True, check=False)
+    (tmp_path/'killed.py').write_text(KILLED)
+    p = warm.run(tmp_path/'killed.py', moment, at, tiny_run, images, tmp_path/'pred')
     assert p.returncode == -9, p.stderr[-2000:]
     with pytest.raises(PtxError, match='start the same command again'): open_maps(tmp_path/'pred')
     before = len(list((tmp_path/'pred').glob('batches-*')) and [r for f in (tmp_path/'pred').glob('batches-*') for r in f.read_text().splitlines()])
