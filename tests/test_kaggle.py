@@ -225,7 +225,7 @@ def test_no_run_and_time_that_is_up(image, without_run, session, tmp_path):
     said = s.well()
     assert 'not complete, attach this output' in said and len(pd.read_csv(s.work/'submission.csv')) == 4 and (s.work/'run'/'checkpoint.pt').exists()
     args = json.loads((s.work/'run'/'config.json').read_text())
-    print(args)
+    assert (args['encoder'], args['weights']) == ('tf_efficientnet_lite0', None)     # the weights of the package
 
 def test_a_run_of_a_newer_version(image, attached, session, tmp_path):
     inputs = copied(attached, tmp_path/'in')
