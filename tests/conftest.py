@@ -1,7 +1,6 @@
 "What several tests need: the real radiographs, where they are, and a small set of phantoms"
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
