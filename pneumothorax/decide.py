@@ -8,7 +8,7 @@ __all__ = ['FRAME', 'TOPS', 'BOTTOMS', 'AREAS', 'PIECES', 'PROBS', 'upsample', '
            'plateau', 'nested_search', 'surface_figure', 'list_pieces', 'pieces_dice', 'search_pieces', 'nested_pieces']
 
 # %% ../nbs/32_decide.ipynb #f5180b74
-import cv2, numpy as np, pandas as pd
+import cv2, numpy as np, pandas as pd, reprlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
@@ -113,7 +113,7 @@ class Decision:
         if isinstance(x,Triplet): return cls(x)
         known = {f.name for f in fields(cls)}
         if not isinstance(x,dict) or set(x)-known or not isinstance(x.get('triplet'),dict) or set(x['triplet'])!={'top','min_area','bottom'}:
-            raise PtxError(f'{x!r}: no decision; give a Triplet, text as 0.75,1000,0.3, or a dict with triplet and maybe {", ".join(sorted(known-{"triplet"}))}')
+            raise PtxError(f'{reprlib.repr(x)}: no decision; give a Triplet, text as 0.75,1000,0.3, or a dict with triplet and maybe {", ".join(sorted(known-{"triplet"}))}')
         return cls(**{**x, 'triplet':Triplet(**x['triplet'])})
 
 # %% ../nbs/32_decide.ipynb #e7000008

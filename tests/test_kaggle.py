@@ -54,7 +54,10 @@ class Session:
         self.kept = d/'kept' if small else self.work     # a small disk is gone when its process ends
         for f in (self.work, self.home, self.kept, d/'scratch'): f.mkdir(parents=True, exist_ok=True)
         self.before = self.stamps()
-        shutil.copy(KERNEL, self.kernel)
+        nb = nbformat.read(KERNEL, as_version=4)
+        for c in nb.cells:
+            if c.cell_type == 'code': c.outputs = []     # what it says in git was not said here
+        nbformat.write(nb, self.kernel)
         self.tmp = tempfile.TemporaryDirectory(prefix='k')     # short, as /tmp is: names of sockets have at most 108 characters
         env = {'HOME': self.home, 'TMPDIR': self.tmp.name, 'PTX_INPUT': inputs, 'PTX_WORKING': self.work, 'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
         self.process = alone([python, '-c', RUN, self.kernel, self.done], d, env, [inputs], small and (small, self.kept))
