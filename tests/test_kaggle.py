@@ -138,7 +138,9 @@ LAYOUTS = {
 @pytest.fixture(scope='module')
 def bare(tmp_path_factory):
     "A bundle without a run"
-    return bundle([], tmp_path_factory.mktemp('bare')/'bundle')
+    out = tmp_path_factory.mktemp('bare')/'bundle'
+    ok('ptx_bundle', '--out', out)
+    return out
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('sample', [True, False], ids=['sample', 'none'])
