@@ -212,7 +212,7 @@ def test_the_package_says_what_it_is():
     import pneumothorax
     assert 'pneumothorax.all' in pneumothorax.__doc__ and 'ptx_demo' in pneumothorax.__doc__
 
-@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('submission', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
+@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('merging', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
 def test_an_import_pulls_in_nothing_optional(what, none, tmp_path):
     code = f'import sys, json, pneumothorax.{what}; print(json.dumps([m for m in sys.argv[1:] if m in sys.modules]))'
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *none, what], cwd=tmp_path, capture_output=True, text=True, check=True)
