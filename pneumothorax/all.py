@@ -29,4 +29,6 @@ from pneumothorax.decide import *
 from pneumothorax.gate import *
 from pneumothorax.submission import *
 from pneumothorax.crossval import *
+from pneumothorax.scoring import *
 from pneumothorax.bundle import *
+from pneumothorax.merging import *

@@ -323,7 +323,7 @@ def ptx_merge(
 ):
     "Make one submission of several by vote or agreement."
     with manners():
-        from pneumothorax.submission import merge_submissions
+        from pneumothorax.merging import merge_submissions
         df = merge_submissions(subs, out, how, votes, _numbers(weights,'weights'), sample, missing)
         print(f'{len(df)} images, {(df.EncodedPixels!="-1").sum()} with a mask, from {len(subs)} submissions; written to {out}\nnext: ptx_score {out} LABELS')
 
@@ -340,7 +340,7 @@ def ptx_score(
     with manners():
         *subs,labels = files
         if not subs: raise PtxError(f'{labels}: give at least one submission, and last the label file')
-        from pneumothorax.submission import report_text, score_report
+        from pneumothorax.scoring import report_text, score_report
         r = score_report(subs, labels, patients, worst, strict)
         print(_json.dumps(r) if json else report_text(r))
 
@@ -378,7 +378,8 @@ def demo(
     from pneumothorax.phantom import make_phantoms
     from pneumothorax.predict import predict_maps
     from pneumothorax.siim import find_images
-    from pneumothorax.submission import score_submission, submission_figure, write_submission
+    from pneumothorax.scoring import score_submission, submission_figure
+    from pneumothorax.submission import write_submission
     out = Path(out)
     done = out/'score.json'
     if done.exists():

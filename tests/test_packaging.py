@@ -142,7 +142,7 @@ def test_a_name_means_one_thing():
         module = importlib.import_module(f'pneumothorax.{m}')
         assert [n for n in module.__all__ if getattr(everything, n, None) is not getattr(module, n)] == [], m
 
-@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('submission', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
+@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('merging', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
 def test_an_import_pulls_in_nothing_optional(what, none, tmp_path):
     code = f'import sys, json, pneumothorax.{what}; print(json.dumps([m for m in sys.argv[1:] if m in sys.modules]))'
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *none, what], cwd=tmp_path, capture_output=True, text=True, check=True)

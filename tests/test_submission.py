@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from pneumothorax import cli, submission
+from pneumothorax import cli, scoring, submission
 from pneumothorax.learner import FORMAT
+from pneumothorax.merging import merge_submissions, vote_runs
 from pneumothorax.rle import PtxError, mask_runs, rle_encode, rle_runs, rles_to_mask
 from pneumothorax.siim import PtxNotice, read_labels
-from pneumothorax.submission import contact_sheet, merge_submissions, vote_runs, write_submission
+from pneumothorax.submission import contact_sheet, write_submission
 
 H = 'ImageId,EncodedPixels\n'
 
@@ -339,7 +340,7 @@ def test_what_cannot_be_merged(files, tmp_path, table, capsys):
 def test_real_submissions(shared, tmp_path):
     fs, labels = sorted((shared/'submissions').glob('*.csv')), shared/'siim-labels'/'stage_2_train.csv.gz'
     quietly(merge_submissions, fs, tmp_path/'m.csv', votes=3, missing='empty')
-    s, _ = quietly(submission.score_submission, tmp_path/'m.csv', labels)
+    s, _ = quietly(scoring.score_submission, tmp_path/'m.csv', labels)
     assert (round(s['dice'], 4), s['n'], s['n_pos']) == (.8257, 1372, 290)
 
 def test_the_documentation_names_merging(): assert 'ptx_merge A.csv B.csv C.csv' in (ROOT/'README.md').read_text(encoding='utf-8')
