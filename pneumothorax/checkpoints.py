@@ -127,7 +127,7 @@ def last_state(
             if faults:
                 with suppress(OSError): os.replace(files[0], files[0].with_suffix('.damaged'))     # else it would take the place of the sound one
             return s
-    if faults: raise CheckpointError(f'{"; ".join(faults)}; nothing to go on from: restore a checkpoint, or begin anew with fresh=True (--fresh)')
+    if faults: raise CheckpointError(f'{"; ".join(faults)}; nothing to go on from: restore a checkpoint, or begin anew with fresh=True')
 
 # %% ../nbs/18_checkpoints.ipynb #c8000019
 def bare(
@@ -207,9 +207,9 @@ def restore_training(
 ): # changes the learner
     "Put a state back; raises `CheckpointError` where it does not fit"
     cbs = _stateful(learn)
-    if other := set(cbs)^set(state['callbacks']): raise CheckpointError(f'the checkpoint was made with other callbacks ({", ".join(sorted(other))}); train with the same, or begin anew with fresh=True (--fresh)')
+    if other := set(cbs)^set(state['callbacks']): raise CheckpointError(f'the checkpoint was made with other callbacks ({", ".join(sorted(other))}); train with the same, or begin anew with fresh=True')
     try: bare(learn.model).load_state_dict(state['model'])
-    except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another network ({str(e).splitlines()[0]}); begin anew with fresh=True (--fresh)') from None
+    except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another network ({str(e).splitlines()[0]}); begin anew with fresh=True') from None
     learn.opt.load_state_dict(_on(state['opt'], next(learn.model.parameters()).device))
     _restore_recorder(learn, state['recorder'])
     for k,c in cbs.items(): c.load_state_dict(state['callbacks'][k])
