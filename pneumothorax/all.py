@@ -6,9 +6,12 @@ from pneumothorax.phantom import *
 from pneumothorax.folds import *
 from pneumothorax.cache import *
 from pneumothorax.bootstrap import *
+from pneumothorax.files import *
 from pneumothorax.samplers import *
+from pneumothorax.states import *
 from pneumothorax.equalize import *
 from pneumothorax.data import *
+from pneumothorax.loop import *
 from pneumothorax.encoders import *
 from pneumothorax.hyperunet import *
 from pneumothorax.optimizers import *
