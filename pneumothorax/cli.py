@@ -411,4 +411,4 @@ def ptx_demo(
     with manners():
         s = demo(out)
         print(f'\nDice {s["dice"]:.3f} on {s["n"]} unseen phantoms, {s["dice_pos"]:.3f} on the {s["n_pos"]} with a pneumothorax\n'
-            f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (green) and predicted (magenta) outlines\n{out}/run/           the model and how it was made')
+            f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (blue) and predicted (yellow) outlines\n{out}/run/           the model and how it was made')

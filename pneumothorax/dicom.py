@@ -504,10 +504,9 @@ def _meta_dicom(path):
         m = dict(age=age_years(ds.get('PatientAge')), sex=sex if sex in ('M','F','O') else None, view=_text(ds,'ViewPosition'),
             modality=_text(ds,'Modality'), photometric=_text(ds,'PhotometricInterpretation'), bits_stored=int(bits[0]) if bits else None,
             pixel_spacing=_spacing(ds), pixel_aspect=round(_aspect(ds),6), size=tuple(int(n[0]) if n else 0 for n in size),
-            frames=int(frames[0]) if frames else 1,
+            frames=int(frames[0]) if frames else 1, synthetic=dict(YES=True,NO=False).get(_text(ds,'SyntheticData')),
             transfer_syntax=getattr(ds.file_meta.get('TransferSyntaxUID'),'name',None), patient_id=_text(ds,'PatientID'),
-            image_id=_text(ds,'SOPInstanceUID') or Path(path).stem, study_id=_text(ds,'StudyInstanceUID'), series_id=_text(ds,'SeriesInstanceUID'),
-            synthetic=dict(YES=True,NO=False).get(_text(ds,'SyntheticData')))
+            image_id=_text(ds,'SOPInstanceUID') or Path(path).stem, study_id=_text(ds,'StudyInstanceUID'), series_id=_text(ds,'SeriesInstanceUID'))
     return m,list(dict.fromkeys(ds.ptx_warnings+said))
 
 # %% ../nbs/01_dicom.ipynb #f1af58f9
@@ -549,7 +548,7 @@ import textwrap
 
 # %% ../nbs/01_dicom.ipynb #a7ce17c1
 COLOURS = {'true':'#56b4e9','predicted':'#f0e442','missed':'#d55e00','false alarm':'#cc79a7'}
-_WIDE,_NARROW = 2.,.8   # points
+_WIDE,_NARROW = 2.6,.9   # points
 def outline(
     mask:np.ndarray, # h×w in {0,1}
     size:tuple, # height and width of the picture to draw upon
@@ -577,10 +576,10 @@ def draw_outlines(
     pred:np.ndarray=None, # mask in {0,1}, any size
 )->np.ndarray: # the same array
     "Paint the true outline 3 pixels wide and the predicted one upon it 1 pixel wide, in `COLOURS`"
-    for m,k,w in ((true,'true',3),(pred,'predicted',1)):
+    for m,k,w,kind in ((true,'true',3,cv2.LINE_AA),(pred,'predicted',1,cv2.LINE_8)):
         if m is None: continue
         c = tuple(int(COLOURS[k][i:i+2],16) for i in (1,3,5))
-        cv2.polylines(rgb, [np.rint(l).astype(np.int32) for l in contours(m,rgb.shape[:2])], True, c, w, cv2.LINE_AA)
+        cv2.polylines(rgb, [np.rint(l).astype(np.int32) for l in contours(m,rgb.shape[:2])], True, c, w, kind)
     return rgb
 
 # %% ../nbs/01_dicom.ipynb #pic00003
@@ -594,7 +593,9 @@ def outline_legend(
     from matplotlib.patches import Patch
     lines = [Line2D([],[],color=COLOURS[k],linewidth=w,label=n) for n,k,w in zip(names,COLOURS,(_WIDE,_NARROW)) if n]
     tints = [Patch(facecolor=COLOURS[k],alpha=.5,label=k) for k in ('missed','false alarm')] if areas else []
-    if lines+tints: fig.legend(handles=lines+tints, loc='outside lower center', ncols=2 if fig.get_figwidth()<3.5 else 4, fontsize=9, facecolor='.35', labelcolor='w', framealpha=1)
+    if not (shown := lines+tints): return
+    wide = 40+5.4*max(len(h.get_label()) for h in shown)   # points of an entry
+    fig.legend(handles=shown, loc='outside lower center', ncols=max(1,min(len(shown),int(fig.get_figwidth()*72/wide))), fontsize=9, facecolor='.35', labelcolor='w', framealpha=1)
 
 def _tint(ax, mask, colour, size):
     "Colour an area"
@@ -602,6 +603,14 @@ def _tint(ax, mask, colour, size):
     m = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA if mask.shape[0]>size[0] else cv2.INTER_LINEAR)
     ax.imshow(np.dstack([np.full((*size,3),to_rgb(colour)),.5*m]), interpolation='nearest')
 
+def _broken(title, ax):
+    "A title in lines as wide as its picture, long identifiers shortened"
+    wide = ax.get_position().width*ax.figure.get_figwidth()*72
+    n = max(8,int(wide/5.4))   # letters of 9 points
+    short = lambda w: w if len(w)<=n else '…'+w[1-n:].lstrip('.')
+    return '\n'.join(l for part in str(title).split('\n') for l in textwrap.wrap(' '.join(map(short,part.split())),n) or [''])
+
+# %% ../nbs/01_dicom.ipynb #pic00013
 def show_xray(
     x:np.ndarray, # H×W in [0,1]
     true:np.ndarray=None, # mask in {0,1}, any size: a broad blue outline
@@ -613,7 +622,6 @@ def show_xray(
     areas:bool=False, # tint what only one of the two masks holds?
 ): # the axes
     "Draw a radiograph with the outlines of its masks; for several, see `xray_sheet`"
-    from matplotlib.patheffects import withStroke
     own,x = ax is None,np.clip(np.asarray(x,np.float32),0,1)
     if own: _,ax = plt_axes(size)
     ax.imshow(x, cmap='gray', vmin=0, vmax=1, interpolation='nearest' if max(x.shape)<256 else 'antialiased')
@@ -621,7 +629,9 @@ def show_xray(
         a,b = (cv2.resize(np.asarray(m).astype(np.uint8),(1024,1024),interpolation=cv2.INTER_NEAREST) for m in (true,pred))
         for m,k in ((a>b,'missed'),(b>a,'false alarm')): _tint(ax, m, COLOURS[k], x.shape)
     for m,k,w in ((true,'true',_WIDE),(pred,'predicted',_NARROW)):
-        for l in [] if m is None else contours(m,x.shape): ax.plot(*l.T, color=COLOURS[k], linewidth=w, path_effects=[withStroke(linewidth=w+.6,foreground='k',alpha=.4)])
+        for l in [] if m is None else contours(m,x.shape):
+            ax.plot(*l.T, color='k', linewidth=w+.6, alpha=.4, zorder=2)   # a dark rim, seen on bone; below both lines
+            ax.plot(*l.T, color=COLOURS[k], linewidth=w, zorder=3)
     ax.set(xlim=(-.5,x.shape[1]-.5), ylim=(x.shape[0]-.5,-.5))
     ax.axis('off')
     if title: ax.set_title(_broken(title,ax), fontsize=9)
@@ -634,13 +644,6 @@ def plt_axes(
     "One square pair of axes; matplotlib is imported here, on first use"
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(size,size), layout='constrained')
-
-def _broken(title, ax):
-    "A title in lines as wide as its picture, long identifiers shortened"
-    wide = ax.get_position().width*ax.figure.get_figwidth()*72
-    n = max(8,int(wide/5.4))   # letters of 9 points
-    words = [w if len(w)<=n else '…'+w[1-n:].lstrip('.') for l in str(title).split('\n') for w in [*l.split(' '),'\n']][:-1]
-    return '\n'.join(l for part in ' '.join(words).split('\n') for l in (textwrap.wrap(part,n) or ['']))
 
 # %% ../nbs/01_dicom.ipynb #pic00004
 def xray_sheet(
