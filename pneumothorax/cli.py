@@ -71,11 +71,12 @@ def ptx_sample(
     n:int=64, # radiographs of the training part; a quarter as many are added as test part
     size:int=256, # pixels along one side
     seed:int=0, # the same seed gives the same radiographs
+    positive:float=.22, # share with a pneumothorax, from 0 to 1
 ):
     "Write synthetic chest radiographs with pneumothoraces, laid out like the SIIM-ACR competition's data."
     with manners():
         from pneumothorax.phantom import make_phantoms
-        p = make_phantoms(out, n, size, seed)
+        p = make_phantoms(out, n, size, seed, positive=positive)
         print(f'{sum(1 for _ in p.rglob("*.dcm"))} radiographs, train-rle.csv and answers/test-rle.csv in {p}\nnext: ptx_train {p} --out run')
 
 # %% ../nbs/41_cli.ipynb #prep0001

@@ -506,11 +506,12 @@ def _meta_dicom(path):
             pixel_spacing=_spacing(ds), pixel_aspect=round(_aspect(ds),6), size=tuple(int(n[0]) if n else 0 for n in size),
             frames=int(frames[0]) if frames else 1,
             transfer_syntax=getattr(ds.file_meta.get('TransferSyntaxUID'),'name',None), patient_id=_text(ds,'PatientID'),
-            image_id=_text(ds,'SOPInstanceUID') or Path(path).stem, study_id=_text(ds,'StudyInstanceUID'), series_id=_text(ds,'SeriesInstanceUID'))
+            image_id=_text(ds,'SOPInstanceUID') or Path(path).stem, study_id=_text(ds,'StudyInstanceUID'), series_id=_text(ds,'SeriesInstanceUID'),
+            synthetic=dict(YES=True,NO=False).get(_text(ds,'SyntheticData')))
     return m,list(dict.fromkeys(ds.ptx_warnings+said))
 
 # %% ../nbs/01_dicom.ipynb #f1af58f9
-_META = 'age sex view modality photometric bits_stored pixel_spacing pixel_aspect size frames transfer_syntax patient_id image_id study_id series_id'.split()
+_META = 'age sex view modality photometric bits_stored pixel_spacing pixel_aspect size frames transfer_syntax patient_id image_id study_id series_id synthetic'.split()
 
 def _meta(path):
     "`xray_meta` of any file, and pydicom's warnings"
@@ -522,7 +523,7 @@ def _meta(path):
 
 def xray_meta(
     path:str, # a radiograph file
-)->dict: # age (years), sex, view, modality, photometric, bits_stored, pixel_spacing (mm), pixel_aspect (height/width), size (H,W), frames, transfer_syntax, and ids of patient, image, study, series
+)->dict: # age (years), sex, view, modality, photometric, bits_stored, pixel_spacing (mm), pixel_aspect (height/width), size (H,W), frames, transfer_syntax, ids of patient, image, study, series, and synthetic (True, False, or None where the header does not say)
     "What a radiograph's header says, without decoding pixels; unknown values are None; raises `XrayError`"
     return _meta(path)[0]
 
