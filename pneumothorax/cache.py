@@ -286,7 +286,7 @@ def _run(array, at, todo, settings, before, workers, progress):
             raise
 
 # %% ../nbs/05_cache.ipynb #c5000025
-_TYPES = dict(ImageId=str, path=str, rles=str, stamp='uint64', error=str, absent=bool, patient_id=str, sex=str, view=str)
+_TYPES = dict(ImageId=str, path=str, rles=str, stamp='uint64', error=str, absent=bool, patient_id=str, sex=str, view=str, synthetic=str)
 
 def _write_index(t, f):
     "Write the index table, all or nothing"
@@ -302,6 +302,7 @@ def _read_index(f):
         if t.row.tolist()!=list(range(len(t))) or t[['ImageId','path']].isna().any(axis=None): raise ValueError('lines are missing, or parts of them')
     except FileNotFoundError: raise PtxError(f'{f}: missing; run ptx_prepare again') from None
     except (OSError,ValueError,KeyError,AttributeError,OverflowError) as e: raise PtxError(f'{f}: not the index of a cache ({type(e).__name__}: {e}); {_AGAIN}') from None
+    if 'synthetic' in t: t['synthetic'] = t.synthetic=='True'
     t['rles'] = [r.split(';') if r else [] for r in t.rles]
     for c in t.columns.intersection(['patient_id','sex','view']): t[c] = t[c].astype(object).where(t[c].notna(), None)
     return t
