@@ -30,7 +30,7 @@ from pneumothorax.tta import TTA_PRESETS, tta_probs, views
 from pneumothorax.predict import open_maps, open_oof, predict_maps
 from pneumothorax.decide import Decision, Triplet, decide, explain, explain_figure, keep_large, prob_to_mask
 from pneumothorax.gate import Gate, fit_gate, load_gate
-from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, read_decision, write_submission
+from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, predict_like, read_decision, write_submission
 from pneumothorax.crossval import cross_validate, predict_oof
 from pneumothorax.scoring import check_submission, report_text, score_report, score_submission, submission_figure
 from pneumothorax.bundle import bundle, find_inputs, go_on, start_from, unmet

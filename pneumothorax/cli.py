@@ -361,12 +361,13 @@ def ptx_predict(
     size:int=None, # pixels along one side of the maps; default: the largest network's
     dtype:str='uint8', # of the maps, or uint16
     spread:bool=False, # store the deviations between views and between networks, too
+    mean_only:bool=False, # of several networks store the mean alone: less disk, but no rule chosen on single networks can be applied
     fresh:bool=False, # remove what an earlier prediction left in the folder
 ):
     "Predict radiographs by one network or the mean of several: writes maps.npy, index.csv, and failed.csv for what could not be read. Stopped, it goes on when it is started again."
     from pneumothorax.predict import is_main, open_maps, predict_maps
     kw = dict(out=out, bs=bs, workers=workers, device=device, which=which, variant=variant, tta=tta, mean=mean, weights=_numbers(weights,'weights'),
-        size=size, dtype=dtype, spread=spread, fresh=fresh)
+        size=size, dtype=dtype, spread=spread, mean_only=mean_only, fresh=fresh)
     folds = [(Path(f)/'crossval.json').exists() for f in files]
     if all(folds):
         from pneumothorax.crossval import predict_oof
@@ -394,7 +395,7 @@ def ptx_submit(
     fill:float=0, # with a triplet: largest hole that is filled, pixels of the 1024² frame
     dilate:float=0, # with a triplet: radius by which masks grow, pixels of the 1024² frame
     gate:str=None, # a saved gate, or a folder as for --labels to fit one on: says which images have a pneumothorax
-    gate_rule:str='threshold', # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker
+    gate_rule:str=None, # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker; default: threshold, or what the decision was chosen with
     sample:str=None, # sample submission (CSV with ImageId): its images, in its order
     missing:str='error', # images of the sample submission that were not predicted: error, or empty
     rows:str='image', # a row for each image, or for each component of a mask
@@ -402,14 +403,15 @@ def ptx_submit(
     blank:bool=False, # accept maps that are empty, or full, in every pixel
 ):
     "Turn probability maps into masks and write a submission (ImageId,EncodedPixels)."
-    from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, write_submission
+    from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, open_gate, write_submission
     plain = dict(thresh=thresh,min_area=min_area)
-    how = decision_from(triplet, labels, decision, min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
+    first = open_gate(gate) if gate and labels and gate_rule=='weigh' else None   # the triplet is chosen on maps that it has weighed
+    how = decision_from(triplet, labels, decision, first and first.out_of_fold(), min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
     if how and plain!=dict(thresh=.5,min_area=800): raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
     if labels:
         s = how['note']['source']
         print(f'triplet {how["decision"].triplet}, chosen on {s["n"]} images, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
-    said = gate_verdict(pred, gate, gate_rule, how.get('decision'), **plain) if gate else {}
+    said = gate_verdict(pred, first or gate, gate_rule, how.get('decision'), **plain) if gate else {}
     note = {**how.pop('note',{}), **said.pop('note',{})}
     df = write_submission(pred, out, **plain, sample=sample, missing=missing, rows=rows, blank=blank, note=note, **how, **said)
     if sheet: contact_sheet(out, pred, sheet)
@@ -516,4 +518,4 @@ def ptx_demo(
     "Train on synthetic radiographs, predict unseen ones, write and score a submission: a few minutes on two cores."
     s = demo(out)
     print(f'\nDice {s["dice"]:.3f} on {s["n"]} unseen phantoms, {s["dice_pos"]:.3f} on the {s["n_pos"]} with a pneumothorax\n'
-        f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (green) and predicted (magenta) outlines\n{out}/run/           the model and how it was made')
+        f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (blue) and predicted (yellow) outlines\n{out}/run/           the model and how it was made')

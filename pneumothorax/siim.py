@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import cv2, numpy as np, pandas as pd
 from fastprogress import progress_bar
 from .rle import PtxError, LabelError, rles_runs, rles_to_mask, runs_overlap
-from .dicom import XRAY_EXTS, XrayError, age_years, read_xray, show_xray, xray_metadata
+from .dicom import XRAY_EXTS, XrayError, age_years, outline_legend, read_xray, show_xray, xray_metadata
 
 # %% ../nbs/02_siim.ipynb #912857eb
 def few(
@@ -560,7 +560,7 @@ def audit_figure(
     labels:object, # the labels that were audited
     images:object, # radiographs, as in `audit_labels`
     n:int=4, # pictures of each kind
-    size:int=256, # pixels of each picture
+    size:int=256, # pixels of each radiograph, along one side
 )->object: # a matplotlib `Figure`, or None if nothing can be shown
     "A sheet of the worst of each kind; raises `PtxError`"
     from matplotlib.figure import Figure
@@ -569,12 +569,13 @@ def audit_figure(
     rles,found = df.set_index('ImageId').rles.to_dict(),_files_of(images)[0]
     rows = [t.head(n) for _,t in audit[audit.ImageId.isin(found)].groupby('what',sort=False)]
     if not rows: return None
-    fig = Figure(figsize=(1.7*n,2.1*len(rows)), dpi=100)
+    fig = Figure(figsize=(max(2.3*n,3.2),2.9*len(rows)+.4), dpi=100, layout='constrained')
     for ax in (axs := fig.subplots(len(rows),n,squeeze=False)).flat: ax.axis('off')
     for ax,t in ((ax,r) for line,t in zip(axs,rows) for ax,r in zip(line,t.itertuples())):
         shown = _shown(t, [rles_to_mask([r]) for r in rles.get(t.ImageId,[])])
-        title = f'{t.what}\n…{t.ImageId[-14:]}'+(f'\n{t.detail}' if t.value==t.value else '')
-        try: show_xray(cv2.resize(read_xray(found[t.ImageId]),(size,size),interpolation=cv2.INTER_AREA), *shown, ax=ax, title=title)
-        except XrayError as e: ax.set_title(f'{t.what}\n{t.ImageId[-14:]}\n{str(e)[-30:]}', fontsize=7)
-    fig.tight_layout(pad=.4)
+        title = f'{t.what}\n{t.ImageId}'+(f'\n{t.detail}' if t.value==t.value else '')
+        try: x = cv2.resize(read_xray(found[t.ImageId]), (size,size), interpolation=cv2.INTER_AREA)
+        except XrayError as e: x,title = np.full((size,size),.3),f'{t.what}\n{t.ImageId}\n{str(e).split("; ")[-1]}'
+        show_xray(x, *shown, ax=ax, title=title)
+    outline_legend(fig, ('mask','second mask, or ring round a tiny one'))
     return fig
