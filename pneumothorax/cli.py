@@ -101,6 +101,7 @@ def _argument(k, v, may_miss):
     elif v.default is not None: kw['help'] += f' (default: {v.default})'
     return f'--{k}',{**kw,'default':v.default}
 
+# %% ../nbs/41_cli.ipynb #20dcb2a5
 def _parser(f, may_miss, example):
     "The parser of a command"
     params = docments(f, full=True, returns=False)
@@ -127,7 +128,7 @@ def _main(f, may_miss, example, argv=None):
     if rest: p.error(f'{" ".join(rest)}: more than is expected here')
     f(**vars(args))
 
-# %% ../nbs/41_cli.ipynb #18329314
+# %% ../nbs/41_cli.ipynb #ebb09c60
 def _there(f, k, value):
     "Refuse a path that does not exist"
     for v in value if isinstance(value,(list,tuple)) else [value]:
@@ -145,6 +146,7 @@ def _can_write(out):
         elif not os.access(p, os.W_OK): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as e: raise PtxError(f'{out}: cannot be written ({e.strerror}); make its folder writable, or give another') from None
 
+# %% ../nbs/41_cli.ipynb #70cb8004
 def command(
     f:callable=None, # with a docstring, types and comments
     may_miss:tuple=(), # names of positional arguments that may be left out

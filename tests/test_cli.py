@@ -107,8 +107,10 @@ def messages():
                 for _, s in strings(n): yield m, n.lineno, s
 
 # arguments that only functions have, and parameters of specifications such as hyperunet:finest=2, which are typed alike in both
-NO_OPTION = set('''k start level p n_acc last areas within window frame sync_bn drop_last n_in pretrained with_opt gamma key groups ids calibration by kind finest prior drop
-    decoder_width aux checkpoint reduction main least top bins min_iou bits jpeg dim alpha loss_func shape share dl_type what kept networks chosen_on'''.split())
+NO_OPTION = {'alpha', 'areas', 'aux', 'bins', 'bits', 'by', 'calibration', 'checkpoint', 'chosen_on', 'decoder_width', 'dim', 'dl_type',
+    'drop', 'drop_last', 'finest', 'frame', 'gamma', 'groups', 'ids', 'jpeg', 'k', 'kept', 'key', 'kind', 'last', 'least', 'level',
+    'loss_func', 'main', 'min_iou', 'n_acc', 'n_in', 'networks', 'p', 'pretrained', 'prior', 'reduction', 'shape', 'share', 'start',
+    'sync_bn', 'top', 'what', 'window', 'with_opt', 'within'}
 
 def test_every_argument_in_a_message_can_be_said_by_a_command():
     "A name in a message is an option of some command, or one that only functions have"

@@ -1,6 +1,6 @@
 "Submissions as they are written, looked at and merged; what is refused, through functions and commands"
-import json
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -271,7 +271,7 @@ def test_decisions_that_keep_nothing_or_everything_are_told(pred, tmp_path):
 
 def test_an_unfinished_prediction(pred, tmp_path, capsys):
     (pred/'predict.json').unlink()
-    both(capsys, pred, tmp_path/'s.csv', 'no predict.json; give a folder of ptx_predict that finished')
+    both(capsys, pred, tmp_path/'s.csv', 'no predict.json; give a folder of `predict_maps` that finished')
 
 def test_wrong_arguments(pred, tmp_path, capsys):
     both(capsys, pred, tmp_path/'s.csv', "rows='pixel'", rows='pixel')
