@@ -234,19 +234,21 @@ def explain_figure(
     keep:bool=True, # as for `decide`
     image:np.ndarray=None, # h×w in [0,1], drawn below the outlines; the map if None
     size:int=256, # pixels along one side of a panel
+    title:str=None, # the name of the image
 ): # a figure
     "Map, and outline after each step; raises `PtxError`"
     import matplotlib.pyplot as plt
+    from pneumothorax.dicom import outline_legend, show_xray
     x = upsample(p, size)
     back,steps = x if image is None else upsample(image,size),list(_steps(x, Decision.of(decision), keep))
-    fig,axs = plt.subplots(1, len(steps)+1, figsize=(2*len(steps)+2,2.2), dpi=70, squeeze=False)
-    axs[0,0].imshow(x, cmap='magma', vmin=0, vmax=1)
-    axs[0,0].set_title('probability', fontsize=8)
-    for ax,(name,m,*_) in zip(axs[0,1:],steps):
-        ax.imshow(back, cmap='gray', vmin=0, vmax=1)
-        if m.any(): ax.contour(m, [.5], colors='magenta', linewidths=1)
-        ax.set_title(f'{name}: {m.sum()*FRAME**2/m.size:,.0f}', fontsize=8)
-    for ax in axs.ravel(): ax.axis('off')
+    fig,axs = plt.subplots(1, len(steps)+1, figsize=(2.3*len(steps)+2.8,2.9), dpi=80, squeeze=False, layout='constrained')
+    shown = axs[0,0].imshow(x, cmap='magma', vmin=0, vmax=1)
+    axs[0,0].axis('off')
+    axs[0,0].set_title('probability', fontsize=9)
+    fig.colorbar(shown, ax=axs[0,0], shrink=.7, ticks=[0,.5,1])
+    for ax,(name,m,*_) in zip(axs[0,1:],steps): show_xray(back, None, m, ax, f'{name}: {m.sum()*FRAME**2/m.size:,.0f} px')
+    outline_legend(fig, (None,'mask after the step'))
+    if title: fig.suptitle(title, fontsize=9)
     return fig
 
 # %% ../nbs/32_decide.ipynb #e1f36931
@@ -503,7 +505,7 @@ def surface_figure(
     for n in range(1, len(areas)+1):
         show = sorted({*np.linspace(0,len(areas)-1,n).round().astype(int).tolist(), *(areas.tolist().index(t.min_area) for t in marks.values())})
         if len(show)>=most: break
-    fig,axs = plt.subplots(1, len(show), figsize=(2.3*len(show)+.6,2.4), dpi=70, squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(1, len(show), figsize=(2.3*len(show)+1.2,2.7), dpi=80, squeeze=False, sharey=True, layout='constrained')
     for ax,j in zip(axs[0],show):
         im = ax.pcolormesh(bottoms, tops, scores[:,j], shading='nearest', vmin=np.quantile(scores,.2), vmax=scores.max())
         if gap is not None:
@@ -511,11 +513,13 @@ def surface_figure(
             ax.scatter(bottoms[near[:,1]], tops[near[:,0]], s=2, color='white')
         for (name,t),m in zip(marks.items(),'x+o^'):
             if t.min_area==areas[j]: ax.plot(t.bottom, t.top, m, color='red', label=name)
-        if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, loc='lower right')
-        ax.set_title(f'area over {areas[j]:,.0f}', fontsize=8)
-        ax.set_xlabel('bottom', fontsize=8)
-    axs[0,0].set_ylabel('top', fontsize=8)
-    fig.colorbar(im, ax=axs)
+        ax.set_title(f'area over {areas[j]:,.0f} px', fontsize=9)
+        ax.set_xlabel('bottom', fontsize=9)
+        ax.tick_params(labelsize=8)
+    axs[0,0].set_ylabel('top', fontsize=9)
+    found = {l:h for ax in axs[0] for h,l in zip(*ax.get_legend_handles_labels())}
+    if marks: fig.legend([found[k] for k in marks], list(marks), fontsize=9, loc='outside lower center', ncols=len(marks))
+    fig.colorbar(im, ax=axs, label='mean Dice')
     return fig
 
 # %% ../nbs/32_decide.ipynb #e7000048
