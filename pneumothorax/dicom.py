@@ -510,7 +510,7 @@ def _meta_dicom(path):
     return m,list(dict.fromkeys(ds.ptx_warnings+said))
 
 # %% ../nbs/01_dicom.ipynb #f1af58f9
-_META = 'age sex view modality photometric bits_stored pixel_spacing pixel_aspect size frames transfer_syntax patient_id image_id study_id series_id synthetic'.split()
+_META = 'age sex view modality photometric bits_stored pixel_spacing pixel_aspect size frames synthetic transfer_syntax patient_id image_id study_id series_id'.split()
 
 def _meta(path):
     "`xray_meta` of any file, and pydicom's warnings"
