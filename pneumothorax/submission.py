@@ -424,12 +424,12 @@ def contact_sheet(
     if not len(t): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
     picks = sheet_picks(t, n, doubt)
     fig,wide = Figure(layout='constrained'),max(map(len,picks.values()))
-    fig.set_size_inches(max(2.2*wide,3), 2.65*len(picks)+.4)
+    fig.set_size_inches(max(2.2*wide,3), 2.75*len(picks)+.4)
     axs = fig.subplots(len(picks), wide, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     rows = [(ax,k,r) for (k,v),line in zip(picks.items(),axs) for ax,r in zip(line,v.itertuples())]
     xs,why = zip(*(_readable(images[r.ImageId],size) for _,_,r in rows))
-    titles = [f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f', p {r.prob:.2f}')+f'\n{r.ImageId}'+w for (_,k,r),w in zip(rows,why)]
+    titles = [f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f'\np={r.prob:.2f}')+f'\n{r.ImageId}'+w for (_,k,r),w in zip(rows,why)]
     xray_sheet(xs, None, [None if w else _visible(rles_to_mask(r.rles)) for (_,_,r),w in zip(rows,why)], titles, axs=[ax for ax,*_ in rows])
     with _whole(out) as part: fig.savefig(part, format='png', dpi=100)
     return Path(out)
