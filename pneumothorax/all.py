@@ -1,32 +1,41 @@
-"What a notebook user wants, in one import"
-from pneumothorax.rle import *
-from pneumothorax.dicom import *
-from pneumothorax.siim import *
-from pneumothorax.phantom import *
-from pneumothorax.folds import *
-from pneumothorax.cache import *
-from pneumothorax.bootstrap import *
-from pneumothorax.samplers import *
-from pneumothorax.equalize import *
-from pneumothorax.data import *
-from pneumothorax.encoders import *
-from pneumothorax.hyperunet import *
-from pneumothorax.optimizers import *
-from pneumothorax.checkpoints import *
-from pneumothorax.distributed import *
-from pneumothorax.losses import *
-from pneumothorax.metrics import *
-from pneumothorax.models import *
-from pneumothorax.callbacks import *
-from pneumothorax.learner import *
-from pneumothorax.priors import *
-from pneumothorax.averaging import *
-from pneumothorax.watch import *
-from pneumothorax.train import *
-from pneumothorax.tta import *
-from pneumothorax.predict import *
-from pneumothorax.decide import *
-from pneumothorax.gate import *
-from pneumothorax.submission import *
-from pneumothorax.crossval import *
-from pneumothorax.bundle import *
+"""What a notebook user wants, in one import.
+
+`from pneumothorax.all import *` brings the names below and no others: no name of Python, IPython or fastai, so that it stands beside
+`from fastai.vision.all import *`. What is not here is imported from its module, errors too: all are of the family `PtxError`.
+`?` behind a name shows its parameters."""
+from pneumothorax.rle import PtxError, rle_area, rle_decode, rle_encode, rles_to_mask
+from pneumothorax.dicom import outline, read_dicom, read_xray, show_xray, xray_meta, xray_metadata
+from pneumothorax.siim import PtxNotice, SiimFiles, audit_figure, audit_labels, find_siim, read_labels, read_patients, siim_train
+from pneumothorax.phantom import make_phantoms, phantom
+from pneumothorax.folds import fold_report, leakage, make_folds, near_duplicates, read_folds, save_folds
+from pneumothorax.cache import XrayCache, prepare
+from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
+from pneumothorax.samplers import SlidingSampleRate, seed_all
+from pneumothorax.equalize import CLAHE, Equalize, FreqHist, Gamma, HistEqualize, PercentileStretch, Quantize, TensorXray, equalizer
+from pneumothorax.data import TensorXrayMask, XrayBlock, split_by_patient, xray_datablock, xray_dls, xray_stats, xray_tfms
+from pneumothorax.encoders import create_encoder, load_weights
+from pneumothorax.hyperunet import HyperUnet
+from pneumothorax.optimizers import xray_optimizer
+from pneumothorax.losses import AuxLoss, ComboLoss, bce_loss, boundary_loss, dice_loss, focal_loss, jaccard_loss, lovasz_loss, tversky_loss, xray_loss
+from pneumothorax.metrics import (AUROC, AveragePrecision, DicePos, DiceNeg, ImageIoU, KaggleDice, LesionF1, PixelECE, Sensitivity,
+    Specificity, kaggle_dice, show_reliability)
+from pneumothorax.models import MODELS, xray_model
+from pneumothorax.callbacks import Accumulate, EarlyStop, GradientNoise, StopNaN, mixed_precision
+from pneumothorax.learner import load_run, read_run, save_run, xray_learner
+from pneumothorax.priors import LogitAdjustedLoss, adjust_logits, position_prior
+from pneumothorax.averaging import EMA, SWA, average_checkpoints
+from pneumothorax.watch import Watch
+from pneumothorax.train import RECIPES, Recipe, make_recipe, show_recipe, train
+from pneumothorax.tta import TTA_PRESETS, tta_probs, views
+from pneumothorax.predict import open_maps, open_oof, predict_maps
+from pneumothorax.decide import Decision, Triplet, decide, explain, explain_figure, keep_large, prob_to_mask
+from pneumothorax.gate import Gate, fit_gate, load_gate
+from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, predict_like, read_decision, write_submission
+from pneumothorax.crossval import cross_validate, predict_oof
+from pneumothorax.scoring import check_submission, report_text, score_report, score_submission, submission_figure
+from pneumothorax.bundle import bundle, find_inputs, go_on, start_from, unmet
+from pneumothorax.merging import merge_submissions
+from pneumothorax.docs import tell_parameters as _tell
+import sys as _sys
+
+_tell([m for name,m in list(_sys.modules.items()) if name.startswith('pneumothorax.') and hasattr(m,'__all__')])

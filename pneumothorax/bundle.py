@@ -15,14 +15,14 @@ from packaging.requirements import Requirement
 import pneumothorax
 from .rle import PtxError
 from .siim import KAGGLE, SiimFiles, _TABLES, _files, attached, counted, few, find_siim, notice, read_labels
-from .checkpoints import disk_errors
+from .files import disk_errors
 from .learner import load_run, read_run, weights_file, write_record
 from .equalize import equalizer
 from .data import XrayInput
 from .models import SMP
 from .predict import fold_runs
 from .gate import load_gate
-from .submission import read_decision, sample_ids
+from .submission import _said, read_decision, sample_ids
 
 # %% ../nbs/37_bundle.ipynb #b7000010
 class BundleError(PtxError): "A bundle that cannot be made or used"
@@ -143,7 +143,8 @@ def bundle(
     "Write all that a kernel without internet needs; raises `BundleError`, or what is wrong with its parts"
     out,runs = Path(out),_runs(runs)
     if out.is_file() or out.is_dir() and any(out.iterdir()): raise BundleError(f'{out}: a file, or a folder with something in it; give another folder')
-    decided = read_decision(decision) if decision else None
+    decided = decision and _said(read_decision(decision))
+    if decided and (decided.get('chosen_on') or {}).get('weighed') and not gate: raise BundleError(f'{decision}: chosen on maps that a gate had weighed; give the gate, too')
     if gate: load_gate(gate)
     names = [f'runs/{i:02}-{f.name}' for i,f in enumerate(runs)]
     records = [copy_run(f, out/n) for f,n in zip(runs,names)]

@@ -71,11 +71,12 @@ def ptx_sample(
     n:int=64, # radiographs of the training part; a quarter as many are added as test part
     size:int=256, # pixels along one side
     seed:int=0, # the same seed gives the same radiographs
+    positive:float=.22, # share with a pneumothorax, from 0 to 1
 ):
     "Write synthetic chest radiographs with pneumothoraces, laid out like the SIIM-ACR competition's data."
     with manners():
         from pneumothorax.phantom import make_phantoms
-        p = make_phantoms(out, n, size, seed)
+        p = make_phantoms(out, n, size, seed, positive=positive)
         print(f'{sum(1 for _ in p.rglob("*.dcm"))} radiographs, train-rle.csv and answers/test-rle.csv in {p}\nnext: ptx_train {p} --out run')
 
 # %% ../nbs/41_cli.ipynb #prep0001
@@ -254,13 +255,14 @@ def ptx_predict(
     size:int=None, # pixels along one side of the maps; default: the largest network's
     dtype:str='uint8', # of the maps, or uint16
     spread:bool=False, # store the deviations between views and between networks, too
+    mean_only:bool=False, # of several networks store the mean alone: less disk, but no rule chosen on single networks can be applied
     fresh:bool=False, # remove what an earlier prediction left in the folder
 ):
     "Predict radiographs by one network or the mean of several: writes maps.npy, index.csv, and failed.csv for what could not be read. Stopped, it goes on when it is started again."
     with manners():
         from pneumothorax.predict import is_main, open_maps, predict_maps
         kw = dict(out=out, bs=bs, workers=workers, device=device, which=which, variant=variant, tta=tta, mean=mean, weights=_numbers(weights,'weights'),
-            size=size, dtype=dtype, spread=spread, fresh=fresh)
+            size=size, dtype=dtype, spread=spread, mean_only=mean_only, fresh=fresh)
         folds = [(Path(f)/'crossval.json').exists() for f in files]
         if all(folds):
             from pneumothorax.crossval import predict_oof
@@ -286,7 +288,7 @@ def ptx_submit(
     fill:float=0, # with a triplet: largest hole that is filled, pixels of the 1024² frame
     dilate:float=0, # with a triplet: radius by which masks grow, pixels of the 1024² frame
     gate:str=None, # a saved gate, or a folder as for --labels to fit one on: says which images have a pneumothorax
-    gate_rule:str='threshold', # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker
+    gate_rule:str=None, # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker; default: threshold, or what the decision was chosen with
     sample:str=None, # sample submission (CSV with ImageId): its images, in its order
     missing:str='error', # images of the sample submission that were not predicted: error, or empty
     rows:str='image', # a row for each image, or for each component of a mask
@@ -295,14 +297,15 @@ def ptx_submit(
 ):
     "Turn probability maps into masks and write a submission (ImageId,EncodedPixels)."
     with manners():
-        from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, write_submission
+        from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, open_gate, write_submission
         plain = dict(thresh=thresh,min_area=min_area)
-        how = decision_from(triplet, labels, decision, min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
+        first = open_gate(gate) if gate and labels and gate_rule=='weigh' else None   # the triplet is chosen on maps that it has weighed
+        how = decision_from(triplet, labels, decision, first and first.out_of_fold(), min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
         if how and plain!=dict(thresh=.5,min_area=800): raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
         if labels:
             s = how['note']['source']
             print(f'triplet {how["decision"].triplet}, chosen on {s["n"]} images, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
-        said = gate_verdict(pred, gate, gate_rule, how.get('decision'), **plain) if gate else {}
+        said = gate_verdict(pred, first or gate, gate_rule, how.get('decision'), **plain) if gate else {}
         note = {**how.pop('note',{}), **said.pop('note',{})}
         df = write_submission(pred, out, **plain, sample=sample, missing=missing, rows=rows, blank=blank, note=note, **how, **said)
         if sheet: contact_sheet(out, pred, sheet)
@@ -322,7 +325,7 @@ def ptx_merge(
 ):
     "Make one submission of several by vote or agreement."
     with manners():
-        from pneumothorax.submission import merge_submissions
+        from pneumothorax.merging import merge_submissions
         df = merge_submissions(subs, out, how, votes, _numbers(weights,'weights'), sample, missing)
         print(f'{len(df)} images, {(df.EncodedPixels!="-1").sum()} with a mask, from {len(subs)} submissions; written to {out}\nnext: ptx_score {out} LABELS')
 
@@ -339,7 +342,7 @@ def ptx_score(
     with manners():
         *subs,labels = files
         if not subs: raise PtxError(f'{labels}: give at least one submission, and last the label file')
-        from pneumothorax.submission import report_text, score_report
+        from pneumothorax.scoring import report_text, score_report
         r = score_report(subs, labels, patients, worst, strict)
         print(_json.dumps(r) if json else report_text(r))
 
@@ -377,7 +380,8 @@ def demo(
     from pneumothorax.phantom import make_phantoms
     from pneumothorax.predict import predict_maps
     from pneumothorax.siim import find_images
-    from pneumothorax.submission import score_submission, submission_figure, write_submission
+    from pneumothorax.scoring import score_submission, submission_figure
+    from pneumothorax.submission import write_submission
     out = Path(out)
     done = out/'score.json'
     if done.exists():
@@ -409,4 +413,4 @@ def ptx_demo(
     with manners():
         s = demo(out)
         print(f'\nDice {s["dice"]:.3f} on {s["n"]} unseen phantoms, {s["dice_pos"]:.3f} on the {s["n_pos"]} with a pneumothorax\n'
-            f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (green) and predicted (magenta) outlines\n{out}/run/           the model and how it was made')
+            f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (blue) and predicted (yellow) outlines\n{out}/run/           the model and how it was made')

@@ -14,13 +14,13 @@ import numpy as np, pandas as pd
 from fastai.torch_core import default_device, distrib_barrier, rank_distrib
 from fastprogress import progress_bar
 from filelock import FileLock, Timeout
-from .rle import PtxError, rle_encode, rles_to_mask
+from .rle import PtxError, rle_area, rle_encode, rles_to_mask
 from .siim import counted, few, notice
 from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
 from .data import XrayInput, _source
-from .checkpoints import written
+from .files import written
 from .distributed import join_processes, on_main
 from .learner import FORMAT, RunError, load_run, read_run, versions
 from .train import FIELDS, _check_hours, make_recipe, train
@@ -120,7 +120,7 @@ def out_of_fold(
         rows,files,failed = _held(table, folds, k, cache)
         maps,done = _array(oof/'maps.npy', len(table), net.how.size),[]
         try:
-            for _,idx,p,_,_,bad in predict_batches([net], files, table.ImageId[rows].tolist(), cache, device=device, **kwargs):
+            for _,idx,p,*_,bad in predict_batches([net], files, table.ImageId[rows].tolist(), cache, device=device, **kwargs):
                 if idx: maps[rows[idx]] = to_bytes(p)
                 done += [(int(i),round(int(maps[i].max())/255,4)) for i in rows[idx]]
                 failed += [(int(rows[i]),e) for i,e in bad]
@@ -144,7 +144,7 @@ def truth_table(
     who:list, # patient of each row
 )->pd.DataFrame: # ImageId, EncodedPixels (one run-length, '-1' if empty), patient_id, fold
     "What is true of each image"
-    union = lambda r: rle_encode(rles_to_mask(r)) if len(r)>1 else r[0] if len(r) else '-1'
+    union = lambda r: rle_encode(rles_to_mask(r)) if len(r)>1 else r[0] if len(r) and rle_area(r[0]) else '-1'
     return pd.DataFrame(dict(ImageId=table.ImageId, EncodedPixels=[union(r) for r in table.rles], patient_id=who, fold=folds.to_numpy()))
 
 def gather(
@@ -159,7 +159,7 @@ def gather(
     index,failed = _indices(out, ks, table)
     for t,f in ((truth_table(table,folds,who),'labels.csv'),(index,'index.csv'),(failed,'failed.csv')):
         with written(oof/f) as part: t.to_csv(part, index=False)
-    record = dict(format=FORMAT, run=[f'fold-{k}' for k in ks], variant=None, views=[str(View())], mean='prob', size=_note(out,ks[0])['size'],
+    record = dict(format=FORMAT, run=[f'fold-{k}' for k in ks], variant=None, networks=1, views=[str(View())], mean='prob', dtype='uint8', size=_note(out,ks[0])['size'],
         n=len(index), n_failed=len(failed), versions=versions())
     with written(oof/'predict.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
     notice('held-back images could not be read, listed in oof/failed.csv', [f'{i} ({e})' for i,e in zip(failed.ImageId,failed.error)])

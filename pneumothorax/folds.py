@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from .rle import PtxError
 from .dicom import XrayError, read_xray
-from .siim import _known, _text_table, counted, few, notice, read_labels, read_patients
+from .siim import _known, _text_table, counted, few, image_id, notice, read_labels, read_patients, write_index
 
 # %% ../nbs/04_folds.ipynb #f0100007
 class FoldError(PtxError): "Folds that cannot be made, or a table of folds that cannot be right"
@@ -32,7 +32,7 @@ def _patients(groups, ids):
         groups = groups.set_index('ImageId').patient_id
     s = pd.Series(groups, dtype=object)
     s = pd.Series([_known(v) for v in s], s.index, dtype=object)
-    s.index = s.index.astype(str).str.strip()
+    s.index = s.index.map(image_id)
     s = s[~pd.DataFrame(dict(i=s.index,v=s.to_numpy())).duplicated().to_numpy()]
     twice = s.index[s.index.duplicated()]
     if len(twice): raise FoldError(f'groups: {counted(twice.nunique(),"images have more than one patient")} ({few(twice.unique())}); correct the table')
@@ -97,12 +97,12 @@ def _labels(labels):
     "A table of labels, sorted by ImageId"
     t = read_labels(labels) if isinstance(labels,(str,Path)) else labels
     if not {'ImageId','has_ptx'}<=set(t): raise FoldError(f'labels: columns {few(t.columns)}; give a table of read_labels or siim_train, or a label file')
-    lost = [str(k) for k,v in zip(t.index,t.ImageId) if _known(v) is None]
+    lost = [str(k) for k,v in zip(t.index,t.ImageId) if v is None or v!=v or not str(v).strip()]
     if lost: raise FoldError(f'labels: {counted(len(lost),"rows have no ImageId")} (index {few(lost)}); correct the table')
     has = [{0:False,1:True}.get(v) for v in t.has_ptx.astype(object)]
     odd = [f'{v!r} of {i}' for v,i,h in zip(t.has_ptx,t.ImageId,has) if h is None]
     if odd: raise FoldError(f'labels: {counted(len(odd),"images have a has_ptx other than true and false or 1 and 0")} ({few(odd,3)}); correct the table, or leave them out')
-    t = t.assign(ImageId=t.ImageId.astype(str).str.strip(), has_ptx=np.array(has,bool)).sort_values('ImageId', kind='stable', ignore_index=True)
+    t = t.assign(ImageId=t.ImageId.map(image_id), has_ptx=np.array(has,bool)).sort_values('ImageId', kind='stable', ignore_index=True)
     if t.ImageId.duplicated().any(): raise FoldError(f'labels: images appear twice ({few(t.ImageId[t.ImageId.duplicated()])}); give one row per image')
     return t
 
@@ -140,7 +140,7 @@ def check_folds(
 )->pd.DataFrame: # ImageId, fold (int), in the same order
     "A table of folds that is right; raises `FoldError` that lists every fault"
     if not {'ImageId','fold'}<=set(folds): raise FoldError(f'{name}: columns {few(folds.columns)}; a table of folds has the columns ImageId and fold')
-    ident,num = folds.ImageId.fillna('').astype(str).str.strip().to_numpy(),pd.to_numeric(folds.fold, errors='coerce').to_numpy(float)
+    ident,num = folds.ImageId.fillna('').map(image_id).to_numpy(str),pd.to_numeric(folds.fold, errors='coerce').to_numpy(float)
     bad = {r:f'fold {str(folds.fold.iloc[r])!r} is not a whole number from 0 on' for r in np.flatnonzero(~((num>=0)&(num%1==0)&(num<1e6)))}
     bad |= {r:f'{ident[r]} repeats an earlier line' for r in np.flatnonzero(pd.Series(ident).duplicated())}
     want = None if ids is None else set(map(str,ids))
@@ -176,7 +176,7 @@ def save_folds(
     path:str, # CSV to write
 ): # writes it
     "Write a table of folds; raises `FoldError` if the file is there"
-    folds.to_csv(free_name(path), index=False)
+    write_index(folds, free_name(path))
 
 # %% ../nbs/04_folds.ipynb #f0100029
 def _joined(folds, labels):
@@ -325,7 +325,7 @@ def _by_id(images):
     out = {}
     for f in images:
         if not isinstance(f,(str,Path)): raise FoldError(f'images: a list that holds a {type(f).__name__}; give a dict ImageId → array, or paths')
-        if f!=out.setdefault(i := Path(f).stem, f): raise FoldError(f'images: {out[i]} and {f} have the same name; give a dict ImageId → path')
+        if f!=out.setdefault(i := image_id(Path(f)), f): raise FoldError(f'images: {out[i]} and {f} have the same name; give a dict ImageId → path')
     return out
 
 # %% ../nbs/04_folds.ipynb #f0100050

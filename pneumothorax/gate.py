@@ -10,6 +10,7 @@ __all__ = ['FEATURES', 'GateError', 'highest_means', 'map_features', 'image_feat
 
 # %% ../nbs/33_gate.ipynb #7a14271a
 import hashlib, json
+from dataclasses import asdict, replace
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, sklearn, torch
 from fastcore.basics import patch
@@ -32,10 +33,10 @@ from .folds import spread
 from .cache import XrayCache, shrink
 from .bootstrap import score_areas
 from .encoders import ENCODER, create_encoder, encoder_levels, load_weights, _timm
-from .checkpoints import written
+from .files import written
 from .metrics import ece
-from .predict import from_bytes, oof_folder, open_maps, open_oof
-from .decide import FRAME, prob_to_mask
+from .predict import from_bytes, oof_folder, open_each, open_maps, open_oof
+from .decide import FRAME, MapKind, prob_to_mask
 
 # %% ../nbs/33_gate.ipynb #f78c355a
 class GateError(PtxError): "Features or labels that a gate cannot use"
@@ -438,6 +439,12 @@ def _finish(self:Gate, kept):
     if kept is not None: self._fit_rules()
 
 @patch
+def out_of_fold(self:Gate)->pd.Series: # p(pneumothorax) by ImageId
+    "Calibrated probabilities of the images of the fit, each by models that have not seen it; raises `GateError`"
+    if self.models is None: raise GateError('the gate is not fitted; call fit, or load one')
+    return pd.Series(self.oof, self.ids, name='p')
+
+@patch
 def _asked(self:Gate, X):
     "Features in the order of the fit; raises `GateError`"
     if self.models is None: raise GateError('the gate is not fitted; call fit, or load one')
@@ -630,10 +637,14 @@ def fit_gate(
     **kwargs # arguments of `Gate`, such as kind='logistic'
 )->Gate: # fitted, with its rules
     "From a folder of out-of-fold predictions to a gate; raises `PtxError`"
-    gate,(t,maps) = Gate(**kwargs),open_oof(oof)
+    gate,folder,(t,maps) = Gate(**kwargs),oof_folder(oof),open_oof(oof)
+    kind,each = MapKind.of(json.loads((folder/'predict.json').read_text(encoding='utf-8'))),open_each(folder)
+    pred = folder
+    if kind.networks>1 and each: kind,maps,pred = replace(kind,networks=1),each[0][0],(t,*each[0])
+    gate.about = {**gate.about, 'maps':asdict(kind)}
     kept = dice_if_kept((t,maps), [[] if r=='-1' else [r] for r in t.rle], to_mask, progress)
     y = t.set_index('ImageId')
-    return gate.fit(features(oof_folder(oof),what,cache,meta,embed,progress=progress), y.has_ptx, y.patient_id, y.fold, kept, progress)
+    return gate.fit(features(pred,what,cache,meta,embed,progress=progress), y.has_ptx, y.patient_id, y.fold, kept, progress)
 
 # %% ../nbs/33_gate.ipynb #32eb9734
 _FORMAT = 1

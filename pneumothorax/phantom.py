@@ -32,11 +32,13 @@ def check_args(n:int=1, # images
     size:int=256, # pixels along one side
     n_test:int=4, # images of the test part
     kind:str='auto', # 'none', 'auto' or one of `KINDS`
+    positive:float=0., # share with a pneumothorax
               ): # raises `PhantomError`
     "Refuse what cannot be rendered, and say what can"
     for k,v,lo,hi in (('n',n,1,100_000),('size',size,64,2048),('n_test',n_test,0,100_000)):
         if type(v) is bool or not isinstance(v,(int,np.integer)) or not lo<=v<=hi:
             raise PhantomError(f'{k}={v!r}: give a whole number from {lo} to {hi}')
+    if not isinstance(positive,(int,float,np.number)) or not 0<=positive<=1: raise PhantomError(f'positive={positive!r}: give a share from 0 to 1')
     if kind not in ('none','auto',*KINDS): raise PhantomError(f'kind={kind!r}: choose none, auto, {", ".join(KINDS)}')
 
 # %% ../nbs/03_phantom.ipynb #21687d28
@@ -555,7 +557,7 @@ def plan_phantoms(n:int=64, # images of the training part
                  )->list: # one dict per image
     "Who is on which image, with how much pleural air, stored how"
     n_test = max(4,n//4) if n_test is None else n_test
-    check_args(n,size,n_test)
+    check_args(n,size,n_test,positive=positive)
     rows,patient = [],0
     for part,k in (('train',n),('test',n_test)):
         rng = np.random.default_rng([seed,len(part)])
@@ -589,6 +591,7 @@ def write_dicom(path:Path, # file to write
     m.MediaStorageSOPInstanceUID = d.SOPInstanceUID = uids[2]
     m.TransferSyntaxUID = '1.2.840.10008.1.2.4.50' if jpeg else '1.2.840.10008.1.2.1'
     m.ImplementationClassUID,m.ImplementationVersionName = _uid(1),'PTX_PHANTOM'
+    d.SyntheticData = 'YES'
     d.SpecificCharacterSet,d.Modality,d.ConversionType = 'ISO_IR 100','CR','WSD'
     d.StudyDate,d.StudyTime,d.AccessionNumber = '19010101','000000.00',''
     d.StudyDescription,d.SeriesDescription,d.ReferringPhysicianName = 'synthetic chest radiograph',f'view: {info["view"]}',''
@@ -629,6 +632,7 @@ def _reusable(out, want, rows):
     if not note.exists(): raise PhantomError(f'{out} holds other files: name a new or empty folder')
     try: have = json.loads(note.read_text())
     except ValueError as e: raise PhantomError(f'{note} cannot be read ({e}): remove the folder {out} and call again') from e
+    if have.get('version')!=want['version']: raise PhantomError(f'{out} holds phantoms of another version of this library: remove the folder, or name another')
     if {k:have.get(k) for k in want}!=want:
         raise PhantomError(f'{out} holds phantoms made with {have}, not {want}: use those values, remove the folder, or name another')
     files = [_file(out,r) for r in rows]+[out/f for f in ('train-rle.csv','metadata.csv','answers/test-rle.csv')]
@@ -645,7 +649,7 @@ def make_phantoms(out:str, # folder to write
                  )->Path: # the folder
     "Write phantoms as the competition laid out its radiographs"
     out,rows = Path(out),plan_phantoms(n,size,seed,n_test,positive)
-    want = dict(version=1, n=n, size=size, seed=seed, n_test=len(rows)-n, positive=positive)
+    want = dict(version=2, n=n, size=size, seed=seed, n_test=len(rows)-n, positive=positive)
     if _reusable(out,want,rows): return out
     out.mkdir(parents=True, exist_ok=True)
     note = out/'phantom.json'
@@ -657,9 +661,9 @@ def make_phantoms(out:str, # folder to write
         bits,mono,jpeg = r['form']
         write_dicom(_file(out,r), x, {**info,'patient':who}, r['uids'], bits, mono, jpeg)
         labels[r['part']] += [(name,' '+c) for c in [rle_encode(m) for m in masks] or ['-1']]
-        meta.append((name,who,info.age,info.sex,info.view))
+        meta.append((name,who,info.age,info.sex,info.view,'synthetic'))
     _csv(out/'train-rle.csv', 'ImageId, EncodedPixels', labels['train'])
     _csv(out/'answers'/'test-rle.csv', 'ImageId, EncodedPixels', labels['test'])
-    _csv(out/'metadata.csv', 'ImageId,patient_id,age,sex,view', meta)
+    _csv(out/'metadata.csv', 'ImageId,patient_id,age,sex,view,source', meta)
     note.write_text(json.dumps({**want,'done':True}))
     return out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'to_bytes', 'from_bytes', 'list_images', 'Network', 'fold_runs', 'networks', 'unpad', 'predict_batches',
            'MapStore', 'finish_store', 'fill_store', 'image_digest', 'predict_jobs', 'predict_maps', 'open_maps',
-           'oof_folder', 'open_oof']
+           'open_each', 'oof_folder', 'open_oof']
 
 # %% ../nbs/31_predict.ipynb #29e643e9
 import errno, hashlib, json, os, shutil, time
@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, torch.distributed as dist
 from fastai.vision.all import Learner
 from fastprogress import progress_bar
-from .rle import PtxError
+from .rle import PtxError, rle_area
 from .siim import few, find_images, notice
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
-from .checkpoints import bare, disk_errors, only_writer, written
+from .files import disk_errors, only_writer, written
+from .states import bare
 from .distributed import _patient, is_main, join_processes, main_first, on_main, world
 from .learner import FORMAT, RunError, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
@@ -120,18 +121,20 @@ def _input(how, cache):
     return (how.size,) if cache else (how.size,how.fit,str(how.equalize) if how.equalize_first else None)
 
 def _ensemble(nets, weights, xs, shapes, size, vs, mean):
-    "Probabilities n×size×size of a batch, and deviations between views and between networks"
+    "Probabilities n×size×size of a batch, deviations between views and between networks, and the first two of each network"
     there,back = _mean_of(mean)
     total = avg = var = out = sd = 0.
+    each = []
     for net,w in zip(nets,weights):
         p,s = (_resize(unpad(m,shapes,net.how.fit), (size,size))[:,0] for m in tta_probs(net.probs, xs[net], vs, mean))
-        if len(nets)==1: return p.clamp(0,1),s,torch.zeros_like(p)
+        each.append((p := p.clamp(0,1),s))
+        if len(nets)==1: return p,s,torch.zeros_like(p),each
         total += w
         d = p-avg
         avg = avg+w/total*d
         var = var+w*d*(p-avg)
-        out,sd = out+w/total*(there(p.clamp(0,1))-out),sd+w/total*(s-sd)
-    return back(out).clamp(0,1),sd,(var/total).clamp_min(0).sqrt()
+        out,sd = out+w/total*(there(p)-out),sd+w/total*(s-sd)
+    return back(out).clamp(0,1),sd,(var/total).clamp_min(0).sqrt(),each
 
 # %% ../nbs/31_predict.ipynb #rows0002
 def predict_batches(
@@ -148,7 +151,7 @@ def predict_batches(
     device:str='cpu', # where the models are
     only:list=None, # numbers of batches, rising; all if None
     progress:bool=False, # show a bar?
-): # yields number of the batch; positions; probabilities, deviations between views and networks, n×size×size each; (position, error) of the others
+): # yields number of the batch; positions; probabilities, deviations between views and networks, n×size×size; (probabilities, deviation between views) of each network; (position, error) of the others
     "Predict batch by batch; raises `PtxError` where a model gives NaN"
     only = range(-(-len(files)//bs)) if only is None else only
     at = [i for b in only for i in range(b*bs,min((b+1)*bs,len(files)))]
@@ -159,7 +162,7 @@ def predict_batches(
     with torch.inference_mode():
         for b,*parts in (progress_bar(batches,total=len(only),leave=False) if progress else batches):
             (idx,_,shapes,bad),xb = parts[0],{k:part[1] for k,part in zip(kinds,parts)}
-            idx,maps = [at[i] for i in idx],(None,)*3
+            idx,maps = [at[i] for i in idx],(None,)*4
             if idx:
                 if cache: shapes = [tuple(int(cache.rows[files[i]][k]) for k in ('height','width')) for i in idx]
                 xs = {k:x.to(device) for k,x in xb.items()}
@@ -174,7 +177,7 @@ class _Inputs:
     def __getitem__(self, net): return self.xs[_input(net.how,self.cache)]
 
 # %% ../nbs/31_predict.ipynb #store002
-_WRITTEN = 'asked.json','predict.json','batches-*.jsonl','index.csv','failed.csv','labels.csv','maps.npy','spread.npy','spread_runs.npy'
+_WRITTEN = 'asked.json','predict.json','batches-*.jsonl','index.csv','failed.csv','labels.csv','maps*.npy','spread*.npy'
 
 def _clear(out, names=_WRITTEN):
     for f in (f for n in names for f in out.glob(n)): f.unlink()
@@ -278,13 +281,13 @@ def fill_store(
     **kwargs # further arguments of `predict_batches`
 ): # fills the store
     "Predict what is missing, and flush"
-    there,first,extra = store.there(),0,[n for n in store.names if n!='maps']
+    there,first = store.there(),0
     try:
         for nets,files,rows in jobs:
             todo = [b for b in range(-(-len(files)//bs)) if first+b not in there and (first+b)%world()==int(os.environ.get('RANK',0))%world()]
-            for b,idx,p,views_sd,nets_sd,bad in predict_batches(nets, files, [ids[r] for r in rows], bs=bs, only=todo, **kwargs):
-                sd = dict(spread=views_sd, spread_runs=nets_sd)
-                store.add(first+b, [rows[i] for i in idx], dict(maps=p, **{k:sd[k] for k in extra}), [(rows[i],e) for i,e in bad])
+            for b,idx,p,views_sd,nets_sd,each,bad in predict_batches(nets, files, [ids[r] for r in rows], bs=bs, only=todo, **kwargs):
+                made = dict(maps=p, spread=views_sd, spread_runs=nets_sd, **{f'{what}-{k}':m for k,ms in enumerate(each or ()) for what,m in zip(('maps','spread'),ms)})
+                store.add(first+b, [rows[i] for i in idx], {k:made.get(k) for k in store.names}, [(rows[i],e) for i,e in bad])
             first += -(-len(files)//bs)
     finally: store.flush()
     if world()>1: dist.barrier(group=_patient())
@@ -332,6 +335,7 @@ def predict_jobs(
     size:int=None, # pixels along one side of the maps; the largest network's if None
     dtype:str='uint8', # of the maps
     spread:bool=False, # store deviations, too?
+    mean_only:bool=False, # of several networks store the mean alone?
     fresh:bool=False, # remove what an earlier prediction left in `out`?
     more:dict={}, # file name → further table to write
 )->Path: # the folder
@@ -340,8 +344,9 @@ def predict_jobs(
     vs,weights = _asked(tta, variant, weights, n, mean)
     if dtype not in DTYPES: raise PtxError(f'dtype={dtype!r}: there are {", ".join(DTYPES)}')
     size = size or max(n.how.size for n in nets)
-    asked = dict(views=[str(v) for v in vs], mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, bs=bs)
+    asked = dict(views=[str(v) for v in vs], mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, mean_only=mean_only, bs=bs)
     names = ['maps',*['spread']*spread,*['spread_runs']*(spread and n>1)]
+    if n>1 and not mean_only: names += [f'{k}-{i}' for k in names[:1+spread] for i in range(n)]
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         store = MapStore(out, dict(**asked, networks=[n.digest() for n in nets], images=images), len(table), size, dtype, names, fresh)
@@ -351,7 +356,7 @@ def predict_jobs(
         except PtxError as e: raise PtxError(f'{few([n.name for n in nets])}: {e}') from None
         one = lambda v: v[0] if len(v)==1 else v
         said = vs[0].variant.spec() if variant is not None else None
-        record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=said, **asked)
+        record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=said, networks=n, **asked)
         on_main(lambda: finish_store(store, table, record, more))
     return Path(out)
 
@@ -372,14 +377,15 @@ def predict_maps(
     size:int=None, # pixels along one side of the maps; the largest network's if None
     dtype:str='uint8', # of the maps; or 'uint16'
     spread:bool=False, # store the deviations between views (spread.npy) and between networks (spread_runs.npy), too?
+    mean_only:bool=False, # of several networks store the mean alone? it takes less disk, and no rule that was chosen on single networks can be applied
     fresh:bool=False, # remove what an earlier prediction left in `out`?
-)->Path: # the folder: maps.npy, index.csv, failed.csv, predict.json
+)->Path: # the folder: maps.npy, maps-0.npy … of each of several networks, index.csv, failed.csv, predict.json
     "Predict radiographs with one network or the mean of several; raises `PtxError`"
     join_processes()
     nets,found = networks(run, device := _device(device), which),list_images(images)
     table = pd.DataFrame(dict(ImageId=list(found), path=list(map(str,found.values()))))
     return predict_jobs([(nets,list(found.values()),range(len(found)))], table, out, image_digest(table), bs=bs, workers=workers, device=device,
-        progress=progress, variant=variant, tta=tta, mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, fresh=fresh)
+        progress=progress, variant=variant, tta=tta, mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, mean_only=mean_only, fresh=fresh)
 
 # %% ../nbs/31_predict.ipynb #7ec68ddd
 def open_maps(
@@ -393,6 +399,17 @@ def open_maps(
     if r.get('format')!=FORMAT: raise RunError(f"{p}: predictions of format {r.get('format')!r}, this version reads {FORMAT}; predict again")
     read = lambda f: pd.read_csv(p/f, dtype=dict(ImageId=str,path=str))
     return read('index.csv'),np.load(p/'maps.npy', mmap_mode='r'),read('failed.csv')
+
+def open_each(
+    pred:str, # folder of `predict_maps`
+)->list: # (N×size×size maps, deviations between views or None) of each network, memory-mapped; empty where only the mean was stored
+    "What each network of a prediction said; raises `RunError`"
+    open_maps(pred)
+    p = Path(pred)
+    n = json.loads((p/'predict.json').read_text(encoding='utf-8')).get('networks',1)
+    ends = [f'-{k}.npy' for k in range(n)] if n>1 else ['.npy']
+    array = lambda f: np.load(f, mmap_mode='r') if f.exists() else None
+    return [(array(p/f'maps{e}'),array(p/f'spread{e}')) for e in ends if (p/f'maps{e}').exists()]
 
 # %% ../nbs/31_predict.ipynb #oof00002
 def oof_folder(
@@ -415,4 +432,4 @@ def open_oof(
     y = pd.read_csv(p/'labels.csv', dtype=str, keep_default_na=False).rename(columns=dict(EncodedPixels='rle'))
     if gone := sorted(set(index.ImageId)-set(y.ImageId)): raise RunError(f'{p}/labels.csv: no row for {few(gone)}; predict again')
     t = index.drop(columns=[c for c in ('fold','patient_id') if c in index]).merge(y.astype({'fold':int}), on='ImageId', how='left')
-    return t.assign(has_ptx=t.rle!='-1'),maps
+    return t.assign(has_ptx=[rle_area(r)>0 for r in t.rle]),maps

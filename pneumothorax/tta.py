@@ -26,6 +26,13 @@ def _sample(x, m, outside):
 def _resize(x, shape): return x if x.shape[-2:]==tuple(shape) else F.interpolate(x, shape, mode='bilinear', antialias=True)
 
 # %% ../nbs/30_tta.ipynb #a3000013
+def _words(v):
+    "What a view does, in the words that `views` reads"
+    e,moves = v.variant,['hflip']*v.hflip+[f'scale:{v.scale!r}']*(v.scale!=1)+[f'rotate:{v.rotate!r}']*(v.rotate!=0)
+    name = next((k for k,c in EQUALIZERS.items() if type(e) is c), '')
+    kw = ','.join(f'{k}={x}' for k,x in e.params.items()) if e else ''
+    return [*moves, *['shift:{!r}:{!r}'.format(*v.shift)]*any(v.shift), *[f'{name}:{kw}' if kw else name]*bool(e)]
+
 @dataclass(frozen=True)
 class View:
     "One way to look at a batch, and back; raises `PtxError`"
@@ -39,6 +46,7 @@ class View:
         for k,v,lo,hi in (('scale',self.scale,.25,4),('rotate',self.rotate,-45,45),('shift',dy,-.5,.5),('shift',dx,-.5,.5)):
             if not isinstance(v,Real) or not lo<=v<=hi: raise PtxError(f'{k}={v!r}: give {lo} to {hi}')
         if self.variant and self.variant.random: raise PtxError(f'{self.variant}: acts by chance, so its views would differ from batch to batch; give it without p, and with one gamma')
+    def __str__(self): return '+'.join(_words(self)) or 'identity'
     @property
     def variant(self)->Equalize: # or None
         "The equalisation"

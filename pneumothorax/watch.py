@@ -17,10 +17,11 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, rank_distrib, set_random_states, to_device
 from .rle import PtxError, to_install
-from .dicom import outline
+from .dicom import draw_outlines
 from .siim import notice
 from .samplers import overall
-from .checkpoints import bare, disk_errors, written
+from .files import disk_errors, written
+from .states import bare
 from .metrics import kaggle_dice
 from .learner import history
 
@@ -91,15 +92,14 @@ def overlays(
     side:int=240, # pixels along one side of a tile
     cols:int=4, # tiles in a row
 )->np.ndarray: # rows×cols tiles, H×W×3 uint8
-    "Radiographs with true (green) and predicted (magenta) outlines in one picture"
+    "Radiographs with true (blue, broad) and predicted (yellow, narrow) outlines in one picture"
     cols,top,gap = min(cols,len(x)),18,4
     out = np.full((-(-len(x)//cols)*(side+top), cols*(side+gap)-gap, 3), 255, np.uint8)
     for k,(img,t,p,title) in enumerate(zip(x,true,pred,titles)):
         y,l = k//cols*(side+top),k%cols*(side+gap)
         grey = cv2.resize((np.clip(img,0,1)*255).astype(np.uint8), (side,side), interpolation=cv2.INTER_AREA if len(img)>side else cv2.INTER_LINEAR)
         tile = np.repeat(grey[...,None], 3, 2)
-        for m,c in ((t,(0,255,51)),(p,(255,26,255))): tile[outline(m,(side,side))] = c
-        out[y+top:y+top+side,l:l+side] = tile
+        out[y+top:y+top+side,l:l+side] = draw_outlines(tile, t, p)
         cv2.putText(out, title, (l+2,y+13), cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
     return out
 

@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 
-CODE = 'import resource, {}; u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime+u.ru_stime)'
+CODE = 'import time, {}; print(time.process_time())'
 
 def seconds(module):
     "Of one import, the interpreter's start included"

@@ -26,8 +26,8 @@ from pneumothorax.hyperunet import HyperUnet
 from pneumothorax.learner import RunError, load_run
 from pneumothorax.predict import open_maps, predict_maps
 from pneumothorax.rle import LabelError, PtxError, rle_area, rle_decode, rles_to_mask
+from pneumothorax.scoring import score_report, score_submission
 from pneumothorax.siim import PtxNotice, find_siim, read_labels, read_patients, siim_train
-from pneumothorax.submission import score_report, score_submission
 
 
 def dicoms(folder): return sorted(folder.rglob('*.dcm'))

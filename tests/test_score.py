@@ -10,8 +10,8 @@ from conftest import ok, ptx
 from pneumothorax import cli
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
 from pneumothorax.rle import LabelError, rle_encode
+from pneumothorax.scoring import check_submission, report_text, score_images, score_report, score_submission
 from pneumothorax.siim import FaultyLines
-from pneumothorax.submission import check_submission, report_text, score_images, score_report, score_submission
 
 FILES = {
     'labels': 'ImageId,EncodedPixels\na,0 100\nb,0 100\nc,-1\nd,-1\ne,0 10\ne,5 20\nf,-1\ng,9 9\n',

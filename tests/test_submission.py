@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from pneumothorax import cli, submission
+from pneumothorax import cli, scoring, submission
 from pneumothorax.learner import FORMAT
+from pneumothorax.merging import merge_submissions, vote_runs
 from pneumothorax.rle import PtxError, mask_runs, rle_encode, rle_runs, rles_to_mask
 from pneumothorax.siim import PtxNotice, read_labels
-from pneumothorax.submission import contact_sheet, merge_submissions, vote_runs, write_submission
+from pneumothorax.submission import contact_sheet, write_submission
 
 H = 'ImageId,EncodedPixels\n'
 
@@ -159,6 +160,268 @@ def test_a_triplet_is_chosen_on_predictions_out_of_fold(oof, pred, tmp_path, cap
     assert record['decision']['triplet'] == vars(t) and record['source']['oof'] == str(oof) and record['source']['nested']['value'] == source['nested'].value
     quietly(cli.ptx_submit, oof, tmp_path/'again.csv', decision=tmp_path/'c.json')
     assert (tmp_path/'again.csv').read_text() == (tmp_path/'s.csv').read_text()
+
+@pytest.fixture
+def ensemble(tmp_path):
+    "Thirty images by three networks, which mark the same positives a little beside each other; and a function that changes the record"
+    shifts, each = (-3, 0, 3), np.zeros((3, 30, 32, 32), np.uint8)
+    for m, d in zip(each, shifts):
+        m[:, 8:20, 8:20] = 120
+        m[1::2, 10:18, 12+d:16+d] = 230
+    p = predictions(tmp_path/'three', each.mean(0).round().astype(np.uint8), [f'{k:02}' for k in range(30)])
+    for k, m in enumerate(each): np.save(p/f'maps-{k}.npy', m)
+    def says(**kwargs): (p/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 3, 'size': 32, 'views': ['identity'], **kwargs}))
+    says()
+    return p, each, says
+
+def like(oof, **kwargs): (oof/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 1, 'size': 32, 'views': ['identity'], **kwargs}))
+
+def test_each_network_decides_by_a_rule_of_single_networks(oof, ensemble, tmp_path, capsys):
+    from pneumothorax.decide import MapKind, Triplet, decide
+    p, each, says = ensemble
+    like(oof)
+    how = submission.tune_decision(oof, tops=[.85], areas=[0], bottoms=[.25])
+    assert how['decision'].triplet == Triplet(.85, 0, .25) and how['decision'].chosen_on == MapKind(1, ('identity',), size=32)
+    df, _ = write(p, tmp_path/'s.csv', **how)
+    voted = [sum(decide(m[k], how['decision']).astype(int) for m in each)*2 >= 3 for k in range(30)]
+    assert df.EncodedPixels.tolist() == [rle_encode(v.astype(np.uint8)) for v in voted] and (df.EncodedPixels != '-1').tolist() == [False, True]*15
+    assert json.loads((tmp_path/'s.json').read_text())['votes_of'] == 3
+    by_mean, told = write(p, tmp_path/'m.csv', decision='.85,0,.25')   # somebody's own numbers cut the mean, which is sure of nothing
+    assert (by_mean.EncodedPixels == '-1').all() and told
+    quietly(cli.ptx_submit, p, tmp_path/'again.csv', decision=tmp_path/'s.json')
+    assert (tmp_path/'again.csv').read_text() == (tmp_path/'s.csv').read_text()
+    says(weights=[5, 1, 1])
+    assert write(p, tmp_path/'w.csv', **how)[0].EncodedPixels.tolist() == [rle_encode(decide(m, how['decision'])) for m in each[0]]
+
+def test_a_rule_is_not_applied_to_other_maps(oof, ensemble, tmp_path, capsys):
+    p, _, says = ensemble
+    like(oof)
+    d = submission.tune_decision(oof, tops=[.85], areas=[0], bottoms=[.25])['decision']
+    (tmp_path/'d.json').write_text(json.dumps(d.spec()))
+    def other(why):
+        with pytest.raises(PtxError, match=why): write(p, tmp_path/'x.csv', decision=d)
+        assert re.search(why, refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', decision=tmp_path/'d.json')) and not (tmp_path/'x.csv').exists()
+    for change, why in (({'views': ['identity', 'hflip']}, 'views identity, and these are of views identity,hflip'), ({'size': 64}, 'size 32, and these are of size 64')):
+        says(**change)
+        other(why)
+    says()
+    for f in p.glob('maps-*.npy'): f.unlink()
+    other('mean of 3 alone')
+
+def test_a_rule_of_two_networks_out_of_fold(oof, ensemble, tmp_path):
+    "Both are counted, each for itself; without their maps the rule is one of means of two"
+    from pneumothorax.decide import count_pixels, nested_search
+    t, maps = pd.read_csv(oof/'labels.csv', dtype=str, keep_default_na=False), np.load(oof/'maps.npy')
+    like(oof, networks=2)
+    for k in range(2): np.save(oof/f'maps-{k}.npy', np.roll(maps, k, 1))
+    grid = [.3, .7], [0, 1000], [.3, .5]
+    how = submission.tune_decision(oof, *grid)
+    c = count_pixels(np.concatenate([maps, np.roll(maps, 1, 1)]), [*t.EncodedPixels]*2, [.3, .5, .7])
+    want = nested_search(c, [*t.fold]*2, [*t.patient_id.where(t.patient_id != '', '?'+t.ImageId)]*2, *grid)
+    assert (how['decision'].triplet, how['decision'].chosen_on.networks) == (want['triplet'], 1) and how['note']['source']['nested'] == want['score']
+    assert write(ensemble[0], tmp_path/'s.csv', **how)[0].EncodedPixels.ne('-1').sum() == 15
+    for f in oof.glob('maps-*.npy'): f.unlink()
+    how = submission.tune_decision(oof, *grid)
+    assert how['decision'].chosen_on.networks == 2
+    with pytest.raises(PtxError, match='networks 2, and these are of networks 3'): write(ensemble[0], tmp_path/'x.csv', **how)
+
+def test_a_gate_is_asked_about_each_network(oof, ensemble, tmp_path):
+    "As by hand: features, probability and verdict of each network, then votes"
+    from pneumothorax.decide import decide, vote
+    from pneumothorax.gate import features, fit_gate, weigh_map
+    from pneumothorax.predict import open_maps
+    p, each, says = ensemble
+    like(oof)
+    gate, _ = quietly(fit_gate, oof, 'map', progress=False, kind='logistic')
+    assert gate.about['maps'] == {'networks': 1, 'views': ('identity',), 'mean': 'prob', 'size': 32, 'dtype': None, 'weighed': False}
+    gate.save(tmp_path/'gate')
+    how, table = submission.tune_decision(oof, tops=[.85], areas=[0], bottoms=[.25]), open_maps(p)[0]
+    ps = [gate.predict(features((table, m), 'map', progress=False)) for m in each]
+    said = submission.gate_verdict(p, tmp_path/'gate', progress=False)
+    assert said['keep'].shape == (30, 3) and all((said['keep'][k] == (q >= gate.threshold)).all() for k, q in enumerate(ps))
+    keep = said['keep'].copy()
+    keep.iloc[1] = [True, False, False]
+    df, _ = write(p, tmp_path/'s.csv', decision=how['decision'], keep=keep)
+    masks = [[decide(m[k], how['decision'], keep[j].iloc[k]) for j, m in enumerate(each)] for k in range(30)]
+    assert df.EncodedPixels.tolist() == [rle_encode(vote(m)) for m in masks] and df.EncodedPixels[1] == '-1'
+    heavy, _ = quietly(submission.tune_decision, oof, tops=[.5], areas=[0], bottoms=[.25], weigh=gate.out_of_fold())
+    said = submission.gate_verdict(p, gate, decision=heavy['decision'], progress=False)   # the rule says that a gate has to weigh
+    df, _ = write(p, tmp_path/'w.csv', decision=heavy['decision'], weigh=said['weigh'])
+    assert df.EncodedPixels[3] == rle_encode(vote([decide(weigh_map(m[3], ps[j].iloc[3]), heavy['decision']) for j, m in enumerate(each)]))
+    with pytest.raises(PtxError, match='weighed True'): write(p, tmp_path/'x.csv', decision=heavy['decision'])
+    quietly(cli.ptx_submit, p, tmp_path/'c.csv', labels=oof, gate=tmp_path/'gate', gate_rule='weigh')
+    r = json.loads((tmp_path/'c.json').read_text())
+    assert r['decision']['chosen_on']['weighed'] and r['gate']['networks'] == 3 and r['votes_of'] == 3
+    says(views=['identity', 'hflip'])
+    with pytest.raises(PtxError, match='the gate was chosen on maps of views identity'): submission.gate_verdict(p, gate, progress=False)
+
+@pytest.mark.parametrize(('fill', 'what'), [(0, 'empty'), (255, 'full')])
+def test_blank_maps(tmp_path, capsys, fill, what):
+    p = predictions(tmp_path/'p', np.full((3, 32, 32), fill, np.uint8), list('abc'))
+    both(capsys, p, tmp_path/'s.csv', f'all 3 maps are {what} in every pixel')
+    df, _ = write(p, tmp_path/'s.csv', blank=True)
+    assert set(df.EncodedPixels) == {'-1' if what == 'empty' else '0 1048576'}
+
+def test_decisions_that_keep_nothing_or_everything_are_told(pred, tmp_path):
+    assert 'no image has a mask' in write(pred, tmp_path/'a.csv', min_area=10**6)[1]
+    p = predictions(tmp_path/'p', np.full((2, 32, 32), 200, np.uint8), list('ab'))
+    assert 'every mask fills its image' in write(p, tmp_path/'b.csv')[1]
+    assert 'no image' not in write(pred, tmp_path/'c.csv')[1]
+
+def test_an_unfinished_prediction(pred, tmp_path, capsys):
+    (pred/'predict.json').unlink()
+    both(capsys, pred, tmp_path/'s.csv', 'no predict.json; give a folder of ptx_predict that finished')
+
+def test_wrong_arguments(pred, tmp_path, capsys):
+    both(capsys, pred, tmp_path/'s.csv', "rows='pixel'", rows='pixel')
+    both(capsys, pred, tmp_path/'s.csv', "missing='ignore'", missing='ignore')
+    both(capsys, pred, tmp_path/'s.csv', 'between 0 and 1', thresh=7.)
+    (tmp_path/'folder').mkdir()
+    with pytest.raises(PtxError, match='a folder'): write(pred, tmp_path/'folder')
+    (tmp_path/'file').write_text('')
+    with pytest.raises(PtxError, match='cannot be written'): write(pred, tmp_path/'file'/'s.csv')
+
+def test_verdicts_of_a_gate(pred, tmp_path):
+    df, _ = write(pred, tmp_path/'k.csv', keep=pd.Series([False, True, True, True], list('abcd')))
+    assert (df.EncodedPixels != '-1').tolist() == [False, True, True, False, False]
+    df, _ = write(pred, tmp_path/'w.csv', weigh=pd.Series([1, .2, .3, 1.], list('abcd')))
+    assert (df.EncodedPixels != '-1').tolist() == [True, False, True, False, False]
+    for kw, why in (({'keep': {'a': True}}, r'nothing of 3 images \(b, c, d\)'), ({'weigh': dict.fromkeys('abcd', 2)}, '2 for a'), ({'keep': dict.fromkeys('abcd', .3)}, 'True or False')):
+        with pytest.raises(PtxError, match=why): write(pred, tmp_path/'x.csv', **kw)
+
+# --- how it is decided
+
+def out_of_fold(p, maps, truth):
+    "A folder as `cross_validate` leaves it, the images of a patient in one fold"
+    predictions(p, maps, [f'{k:02}' for k in range(len(maps))])
+    rles = [rle_encode(np.kron(m, np.ones((32, 32), np.uint8))) for m in truth]
+    pd.DataFrame({'ImageId': [f'{k:02}' for k in range(len(maps))], 'EncodedPixels': rles, 'patient_id': [f'p{k//2}' if k else '' for k in range(len(maps))],
+        'fold': np.arange(len(maps))//2 % 3}).to_csv(p/'labels.csv', index=False)
+    return p
+
+@pytest.fixture
+def oof(tmp_path):
+    "Thirty maps: positives have a bright middle and a grey rim, negatives a grey spot"
+    maps, truth = np.zeros((30, 32, 32), np.uint8), np.zeros((30, 32, 32), np.uint8)
+    for k in range(30):
+        maps[k, 8:20, 8:20] = 120
+        if k % 2: maps[k, 10:18, 10:18], truth[k, 8:20, 8:20] = 230, 1
+    return out_of_fold(tmp_path/'oof', maps, truth)
+
+def test_a_triplet_is_chosen_on_predictions_out_of_fold(oof, pred, tmp_path, capsys):
+    r = submission.tune_decision(oof)
+    t, source = r['decision'].triplet, r['note']['source']
+    assert t.top > 120/255 and t.bottom < 120/255   # the middle tells, the rim is part of the mask
+    assert (source['n'], source['n_pos'], source['n_patients']) == (30, 15, 16) and source['nested'].value > .95 and source['optimism'] == pytest.approx(0, abs=1e-9)
+    df, _ = write(oof, tmp_path/'s.csv', **r)
+    assert (df.EncodedPixels != '-1').tolist() == [False, True]*15
+    quietly(cli.ptx_submit, oof, tmp_path/'c.csv', labels=oof)
+    assert (tmp_path/'c.csv').read_text() == (tmp_path/'s.csv').read_text()
+    assert f'triplet {t}, chosen on 30 images, 15 of them positive; on folds that were not chosen on, Dice {source["nested"]}' in capsys.readouterr().out
+    record = json.loads((tmp_path/'c.json').read_text())
+    assert record['decision']['triplet'] == vars(t) and record['source']['oof'] == str(oof) and record['source']['nested']['value'] == source['nested'].value
+    quietly(cli.ptx_submit, oof, tmp_path/'again.csv', decision=tmp_path/'c.json')
+    assert (tmp_path/'again.csv').read_text() == (tmp_path/'s.csv').read_text()
+
+@pytest.fixture
+def ensemble(tmp_path):
+    "Thirty images by three networks, which mark the same positives a little beside each other; and a function that changes the record"
+    shifts, each = (-3, 0, 3), np.zeros((3, 30, 32, 32), np.uint8)
+    for m, d in zip(each, shifts):
+        m[:, 8:20, 8:20] = 120
+        m[1::2, 10:18, 12+d:16+d] = 230
+    p = predictions(tmp_path/'three', each.mean(0).round().astype(np.uint8), [f'{k:02}' for k in range(30)])
+    for k, m in enumerate(each): np.save(p/f'maps-{k}.npy', m)
+    def says(**kwargs): (p/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 3, 'size': 32, 'views': ['identity'], **kwargs}))
+    says()
+    return p, each, says
+
+def like(oof, **kwargs): (oof/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 1, 'size': 32, 'views': ['identity'], **kwargs}))
+
+def test_each_network_decides_by_a_rule_of_single_networks(oof, ensemble, tmp_path, capsys):
+    from pneumothorax.decide import MapKind, Triplet, decide
+    p, each, says = ensemble
+    like(oof)
+    how = submission.tune_decision(oof, tops=[.85], areas=[0], bottoms=[.25])
+    assert how['decision'].triplet == Triplet(.85, 0, .25) and how['decision'].chosen_on == MapKind(1, ('identity',), size=32)
+    df, _ = write(p, tmp_path/'s.csv', **how)
+    voted = [sum(decide(m[k], how['decision']).astype(int) for m in each)*2 >= 3 for k in range(30)]
+    assert df.EncodedPixels.tolist() == [rle_encode(v.astype(np.uint8)) for v in voted] and (df.EncodedPixels != '-1').tolist() == [False, True]*15
+    assert json.loads((tmp_path/'s.json').read_text())['votes_of'] == 3
+    by_mean, told = write(p, tmp_path/'m.csv', decision='.85,0,.25')   # somebody's own numbers cut the mean, which is sure of nothing
+    assert (by_mean.EncodedPixels == '-1').all() and told
+    quietly(cli.ptx_submit, p, tmp_path/'again.csv', decision=tmp_path/'s.json')
+    assert (tmp_path/'again.csv').read_text() == (tmp_path/'s.csv').read_text()
+    says(weights=[5, 1, 1])
+    assert write(p, tmp_path/'w.csv', **how)[0].EncodedPixels.tolist() == [rle_encode(decide(m, how['decision'])) for m in each[0]]
+
+def test_a_rule_is_not_applied_to_other_maps(oof, ensemble, tmp_path, capsys):
+    p, _, says = ensemble
+    like(oof)
+    d = submission.tune_decision(oof, tops=[.85], areas=[0], bottoms=[.25])['decision']
+    (tmp_path/'d.json').write_text(json.dumps(d.spec()))
+    def other(why):
+        with pytest.raises(PtxError, match=why): write(p, tmp_path/'x.csv', decision=d)
+        assert re.search(why, refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', decision=tmp_path/'d.json')) and not (tmp_path/'x.csv').exists()
+    for change, why in (({'views': ['identity', 'hflip']}, 'views identity, and these are of views identity,hflip'), ({'size': 64}, 'size 32, and these are of size 64')):
+        says(**change)
+        other(why)
+    says()
+    for f in p.glob('maps-*.npy'): f.unlink()
+    other('mean of 3 alone')
+
+def test_a_rule_of_two_networks_out_of_fold(oof, ensemble, tmp_path):
+    "Both are counted, each for itself; without their maps the rule is one of means of two"
+    from pneumothorax.decide import count_pixels, nested_search
+    t, maps = pd.read_csv(oof/'labels.csv', dtype=str, keep_default_na=False), np.load(oof/'maps.npy')
+    like(oof, networks=2)
+    for k in range(2): np.save(oof/f'maps-{k}.npy', np.roll(maps, k, 1))
+    grid = [.3, .7], [0, 1000], [.3, .5]
+    how = submission.tune_decision(oof, *grid)
+    c = count_pixels(np.concatenate([maps, np.roll(maps, 1, 1)]), [*t.EncodedPixels]*2, [.3, .5, .7])
+    want = nested_search(c, [*t.fold]*2, [*t.patient_id.where(t.patient_id != '', '?'+t.ImageId)]*2, *grid)
+    assert (how['decision'].triplet, how['decision'].chosen_on.networks) == (want['triplet'], 1) and how['note']['source']['nested'] == want['score']
+    assert write(ensemble[0], tmp_path/'s.csv', **how)[0].EncodedPixels.ne('-1').sum() == 15
+    for f in oof.glob('maps-*.npy'): f.unlink()
+    how = submission.tune_decision(oof, *grid)
+    assert how['decision'].chosen_on.networks == 2
+    with pytest.raises(PtxError, match='networks 2, and these are of networks 3'): write(ensemble[0], tmp_path/'x.csv', **how)
+
+def test_a_gate_is_asked_about_each_network(oof, ensemble, tmp_path):
+    "As by hand: features, probability and verdict of each network, then votes"
+    from pneumothorax.decide import decide, vote
+    from pneumothorax.gate import features, fit_gate, weigh_map
+    from pneumothorax.predict import open_maps
+    p, each, says = ensemble
+    like(oof)
+    gate, _ = quietly(fit_gate, oof, 'map', progress=False, kind='logistic')
+    assert gate.about['maps'] == {'networks': 1, 'views': ('identity',), 'mean': 'prob', 'size': 32, 'dtype': None, 'weighed': False}
+    gate.save(tmp_path/'gate')
+    how, table = submission.tune_decision(oof, tops=[.85], areas=[0], bottoms=[.25]), open_maps(p)[0]
+    ps = [gate.predict(features((table, m), 'map', progress=False)) for m in each]
+    said = submission.gate_verdict(p, tmp_path/'gate', progress=False)
+    assert said['keep'].shape == (30, 3) and all((said['keep'][k] == (q >= gate.threshold)).all() for k, q in enumerate(ps))
+    keep = said['keep'].copy()
+    keep.iloc[1] = [True, False, False]
+    df, _ = write(p, tmp_path/'s.csv', decision=how['decision'], keep=keep)
+    masks = [[decide(m[k], how['decision'], keep[j].iloc[k]) for j, m in enumerate(each)] for k in range(30)]
+    assert df.EncodedPixels.tolist() == [rle_encode(vote(m)) for m in masks] and df.EncodedPixels[1] == '-1'
+    heavy, _ = quietly(submission.tune_decision, oof, tops=[.5], areas=[0], bottoms=[.25], weigh=gate.out_of_fold())
+    said = submission.gate_verdict(p, gate, decision=heavy['decision'], progress=False)   # the rule says that a gate has to weigh
+    df, _ = write(p, tmp_path/'w.csv', decision=heavy['decision'], weigh=said['weigh'])
+    assert df.EncodedPixels[3] == rle_encode(vote([decide(weigh_map(m[3], ps[j].iloc[3]), heavy['decision']) for j, m in enumerate(each)]))
+    with pytest.raises(PtxError, match='weighed True'): write(p, tmp_path/'x.csv', decision=heavy['decision'])
+    quietly(cli.ptx_submit, p, tmp_path/'c.csv', labels=oof, gate=tmp_path/'gate', gate_rule='weigh')
+    r = json.loads((tmp_path/'c.json').read_text())
+    assert r['decision']['chosen_on']['weighed'] and r['gate']['networks'] == 3 and r['votes_of'] == 3
+    says(views=['identity', 'hflip'])
+    with pytest.raises(PtxError, match='the gate was chosen on maps of views identity'): submission.gate_verdict(p, gate, progress=False)
+
+def record(oof, tmp_path):
+    "A decision as a file"
+    d = submission.tune_decision(oof, tops=[.85], areas=[0], bottoms=[.25])['decision']
+    (tmp_path/'d.json').write_text(json.dumps(d.spec()))
+    return tmp_path/'d.json'
 
 @pytest.mark.parametrize(('fill', 'what'), [(0, 'empty'), (255, 'full')])
 def test_nothing_is_chosen_on_blank_maps(pred, tmp_path, capsys, fill, what):
@@ -339,7 +602,7 @@ def test_what_cannot_be_merged(files, tmp_path, table, capsys):
 def test_real_submissions(shared, tmp_path):
     fs, labels = sorted((shared/'submissions').glob('*.csv')), shared/'siim-labels'/'stage_2_train.csv.gz'
     quietly(merge_submissions, fs, tmp_path/'m.csv', votes=3, missing='empty')
-    s, _ = quietly(submission.score_submission, tmp_path/'m.csv', labels)
+    s, _ = quietly(scoring.score_submission, tmp_path/'m.csv', labels)
     assert (round(s['dice'], 4), s['n'], s['n_pos']) == (.8257, 1372, 290)
 
 def test_the_documentation_names_merging(): assert 'ptx_merge A.csv B.csv C.csv' in (ROOT/'README.md').read_text(encoding='utf-8')

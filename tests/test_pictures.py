@@ -1,0 +1,86 @@
+"Pictures of radiographs: axes hold data, nothing is cut, both outlines can be seen, for one image as for twelve"
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from pictures import wrong
+
+from pneumothorax.dicom import COLOURS, contours, draw_outlines, outline, show_xray, xray_sheet
+from pneumothorax.phantom import phantom
+from pneumothorax.siim import audit_figure, audit_labels, find_siim, read_labels
+
+LONG = '1.2.276.0.7230010.3.1.4.8323329.1517875163.4559{:02}'
+
+@pytest.fixture(scope='module')
+def chests():
+    "Three radiographs with their masks"
+    return [(x, np.maximum.reduce(masks)) for x, masks, _ in (phantom([8, i], 64, area=a) for i, a in enumerate((300, 9000, 40000)))]
+
+def colours(fig):
+    "How many pixels of a figure have each colour of the scheme"
+    FigureCanvasAgg(fig).draw()
+    a = np.asarray(fig.canvas.buffer_rgba())[..., :3]/255.
+    return {k: int((np.abs(a-to_rgb(c)).max(-1) < .1).sum()) for k, c in COLOURS.items()}
+
+@pytest.mark.parametrize('n', [1, 2, 5, 12])
+@pytest.mark.parametrize('areas', [False, True])
+def test_a_sheet_of_any_length(chests, n, areas):
+    xs, masks = ([chests[i % 3][k] for i in range(n)] for k in (0, 1))
+    fig = Figure()
+    axs = xray_sheet(xs, masks, [np.roll(m, 20, 1) for m in masks], [f'{LONG.format(i)} Dice 0.{i}' for i in range(n)], fig=fig, areas=areas)
+    assert not wrong(fig) and len(axs) == n and {t.get_text() for t in fig.legends[0].get_texts()} == set(list(COLOURS)[:4 if areas else 2])
+    assert all(a.get_title().endswith(f'Dice 0.{i}') and f'.4559{i:02}' in a.get_title() for i, a in enumerate(axs))
+    assert min(list(colours(fig).values())[:2]) > 30
+
+def test_one_radiograph_of_its_own(chests):
+    import matplotlib.pyplot as plt
+    x, m = chests[1]
+    for size in (2, 3, 6):
+        fig = show_xray(x, m, np.roll(m, 20, 0), title=LONG.format(7), size=size).figure
+        assert not wrong(fig)
+        plt.close(fig)
+    assert not show_xray(x, title='alone').figure.legends
+    plt.close('all')
+
+def test_neither_outline_hides_the_other(chests):
+    x, m = chests[2]
+    fig = Figure(figsize=(3, 3))
+    show_xray(x, m, m, ax=fig.add_axes([0, 0, 1, 1]))
+    c = colours(fig)
+    assert c['true'] > 50 and c['predicted'] > 50
+    c = draw_outlines(np.zeros((300, 300, 3), np.uint8), m, m)
+    assert all((np.abs(c/255.-to_rgb(COLOURS[k])).max(-1) < .02).sum() > 50 for k in ('true', 'predicted'))
+
+def test_contours_enclose_what_outline_finds(chests):
+    for _, m in chests:
+        a = np.zeros((256, 256), np.uint8)
+        cv2.fillPoly(a, [np.rint(p).astype(np.int32) for p in contours(m, (256, 256))], 1)
+        small = cv2.resize(m*255, (256, 256), interpolation=cv2.INTER_AREA) > 127
+        assert ((a > 0)&small).sum() > .95*small.sum() and not (outline(m, (256, 256))&~(cv2.dilate(a, np.ones((3, 3), np.uint8)) > 0)).any()
+
+@pytest.mark.parametrize('n', [1, 4])
+def test_the_sheet_of_an_audit(phantoms, tmp_path, n):
+    files = find_siim(phantoms)
+    y = read_labels(files.labels)
+    t = pd.DataFrame([(i, what, 1., 'something about it') for what in ('tiny mask', 'many pieces') for i in y.ImageId[y.has_ptx]], columns=['ImageId', 'what', 'value', 'detail'])
+    fig = audit_figure(t, y, files, n)
+    assert not wrong(fig) and colours(fig)['true'] > 20 and colours(fig)['predicted'] > 20
+    (tmp_path/'broken.dcm').write_bytes(b'none')
+    fig = audit_figure(t, y, dict.fromkeys(y.ImageId, tmp_path/'broken.dcm'), n)
+    assert not wrong(fig) and 'export the' in fig.axes[0].get_title()
+    assert audit_labels(y, files) is not None
+
+def test_the_check_finds_what_is_wrong():
+    fig = Figure(figsize=(2, 2))
+    ax = fig.add_axes([0, 0, 1, 1])
+    assert wrong(fig)[0] == 'axes 0 hold nothing'
+    ax.plot([0, 1])
+    ax.axis('off')
+    assert not wrong(fig)
+    ax.set_title('above the page')
+    fig.text(.5, .5, 'one upon')
+    fig.text(.55, .5, 'the other', fontsize=5)
+    assert [s.split("' ")[1] for s in wrong(fig)] == ['is cut off', "lies upon 'one upon'", 'is too small to read']
