@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, torch.distributed as dist
 from fastai.vision.all import Learner
-from fastprogress import progress_bar
 from .rle import PtxError, rle_area
-from .siim import few, find_images, notice
+from .siim import bar, few, find_images, notice
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
@@ -160,7 +159,7 @@ def predict_batches(
     dls = [xray_batches([files[i] for i in at], load(h), bs, workers) for h in kinds.values()]
     vs,batches = vs or views(),zip(only,*dls)
     with torch.inference_mode():
-        for b,*parts in (progress_bar(batches,total=len(only),leave=False) if progress else batches):
+        for b,*parts in bar(batches, progress, len(only)):
             (idx,_,shapes,bad),xb = parts[0],{k:part[1] for k,part in zip(kinds,parts)}
             idx,maps = [at[i] for i in idx],(None,)*4
             if idx:
