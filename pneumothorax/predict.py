@@ -111,10 +111,10 @@ def networks(
 )->list: # of `Network`
     "Networks to predict with; raises `RunError`"
     if isinstance(runs,(list,tuple)): return [n for r in runs for n in networks(r,device,which)]
-    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', synthetic=runs.dls.xray.get('synthetic') is True)]
+    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', synthetic=runs.dls.xray.get('synthetic')==1)]
     if (Path(runs)/'crossval.json').exists(): return networks([*fold_runs(runs).values()], device, which)
     model,r = load_run(runs, device, which)
-    return [Network(model, XrayInput.of(r['data']), str(runs), which or r.get('use','plain'), r['data'].get('synthetic') is True)]
+    return [Network(model, XrayInput.of(r['data']), str(runs), which or r.get('use','plain'), r['data'].get('synthetic')==1)]   # a share, or yes and no
 
 # %% ../nbs/31_predict.ipynb #unpad001
 def unpad(

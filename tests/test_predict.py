@@ -160,7 +160,7 @@ def test_a_network_of_phantoms_says_so_about_others(tiny_run, phantoms, tmp_path
     r = json.loads((run/'run.json').read_text())
     (tmp_path/'real').mkdir()
     Image.new('L', (64, 64)).save(tmp_path/'real'/'a.png')
-    for known, images, told in ((True, tmp_path/'real', True), (True, phantoms/'dicom-images-test', False), (False, tmp_path/'real', False), (None, tmp_path/'real', False)):
+    for known, images, told in ((1., tmp_path/'real', True), (True, phantoms/'dicom-images-test', False), (.9, tmp_path/'real', False), (None, tmp_path/'real', False)):
         (run/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'synthetic': known}}))
         with warnings.catch_warnings(record=True) as w:
             warnings.simplefilter('always')
