@@ -18,7 +18,7 @@ from fastai.vision.all import (Transform, TensorMask, TransformBlock, DataBlock,
     Normalize, IndexSplitter, aug_transforms, to_cpu, get_grid)
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, show_xray
-from .siim import find_siim, siim_train, notice
+from .siim import counted, find_siim, notice, siim_train, without_shared
 from .folds import fold_strata, spread
 from .cache import XrayCache, refuse_random, shrink, shrink_mask
 from .samplers import XrayDL
@@ -101,12 +101,12 @@ def split_by_patient(
 )->np.ndarray: # positions of the rows held back, sorted
     "Hold back whole patients, with a like share of positives; raises `PtxError` if that is impossible"
     if not 0<valid<=.5: raise PtxError(f'valid={valid!r}: hold back a share above 0 and up to 0.5, or name the images')
-    who = df.patient_id.copy() if 'patient_id' in df else pd.Series([None]*len(df), index=df.index)
+    who = without_shared(df.patient_id.set_axis(df.ImageId)).set_axis(df.index) if 'patient_id' in df else pd.Series([None]*len(df), index=df.index)
     none = who.isna()
     notice('radiographs of unknown patient: a split cannot keep their patients together', df.ImageId[none].tolist())
     who[none] = ['?'+i for i in df.ImageId[none]]
     n = max(2,round(1/valid))
-    if who.nunique()<n: raise PtxError(f'{who.nunique()} patients cannot be split {n} ways; give more radiographs, or a larger valid=')
+    if who.nunique()<n: raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs, or a larger valid=')
     o,fold = np.argsort(df.ImageId.to_numpy(str), kind='stable'),np.zeros(len(df),int)   # the order of rows must not matter
     fold[o] = spread(fold_strata(df.iloc[o],n), who.iloc[o], n, seed)
     off = lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))

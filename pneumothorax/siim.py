@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KAGGLE', 'few', 'counted', 'PtxNotice', 'notice', 'FaultyLines', 'image_id', 'read_index', 'write_index',
            'read_table', 'label_faults', 'unite_rows', 'read_labels', 'find_images', 'find_labels', 'SiimFiles',
-           'siim_root', 'attached', 'find_siim', 'read_patients', 'find_patients', 'unmatched', 'siim_train',
-           'body_mask', 'audit_labels', 'audit_figure']
+           'siim_root', 'attached', 'find_siim', 'without_shared', 'read_patients', 'find_patients', 'unmatched',
+           'siim_train', 'body_mask', 'audit_labels', 'audit_figure']
 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
 import csv, gzip, os, re, unicodedata, warnings
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 import cv2, numpy as np, pandas as pd
 from fastprogress import progress_bar
-from .rle import PtxError, LabelError, rles_runs, rles_to_mask, runs_overlap
+from .rle import FRAME, PtxError, LabelError, frame_shape, likely_frame, rle_to_frame, rles_runs, rles_to_mask, runs_overlap
 from .dicom import XRAY_EXTS, XrayError, age_years, outline_legend, read_xray, show_xray, xray_metadata
 
 # %% ../nbs/02_siim.ipynb #912857eb
@@ -100,15 +100,22 @@ def _opened(f, **kwargs):
     "A text file, maybe gzipped"
     return (gzip.open if _start(f)[:2]==b'\x1f\x8b' else open)(f, 'rt', encoding='utf-8-sig', newline='', **kwargs)
 
+def _reader(f):
+    "A reader of CSV, behind the line `sep=` that Excel may write first, and the number of lines passed over"
+    m = re.fullmatch(r'"?sep=([,;\t|])"?\s*', f.readline())
+    if not m: f.seek(0)
+    return csv.reader(f, skipinitialspace=True, strict=True, delimiter=m[1] if m else ','),int(bool(m))
+
 def _lines(p):
     "Line number and values of every line of a CSV that is not blank"
     limit = csv.field_size_limit(2**31-1)   # a mask may be longer than the 128 kB that csv allows
     try:
         with _opened(p) as f:
-            r,at = csv.reader(f, skipinitialspace=True, strict=True),1
+            r,passed = _reader(f)
+            at = 1+passed
             for row in r:
                 if len(row)>1 or ''.join(row).strip(): yield at,[v.strip() for v in row]
-                at = r.line_num+1
+                at = r.line_num+passed+1
     finally: csv.field_size_limit(limit)
 
 # %% ../nbs/02_siim.ipynb #20be84fe
@@ -157,7 +164,7 @@ def read_table(
 # %% ../nbs/02_siim.ipynb #0e8f51dd
 _EMPTY = ('','-1','-1.0','nan')
 
-def _faults(t, odd={}):
+def _faults(t, odd={}, size=FRAME*FRAME):
     "Line number → reason for every faulty row of a table of run-lengths"
     empty = t.EncodedPixels.str.lower().isin(_EMPTY)
     out = {i:'no ImageId' for i in t.index[t.ImageId=='']}
@@ -165,7 +172,7 @@ def _faults(t, odd={}):
     out |= {i:f'{t.ImageId[i]} is empty here and has a mask elsewhere' for i in t.index[both]}
     out |= {i:f'{t.ImageId[i]} repeats an earlier line' for i in t.index[t.duplicated()|(t.assign(e=empty).duplicated(['ImageId','e'])&empty&~both)]}
     for i,rle in t.EncodedPixels[~empty].items():
-        try: rles_runs([rle])
+        try: rles_runs([rle], size=size)
         except LabelError as e: out[i] = str(e)
     out = {i+2:why for i,why in out.items()} | odd
     return {n:out[n] for n in sorted(out)}
@@ -173,12 +180,17 @@ def _faults(t, odd={}):
 def label_faults(
     path:str, # label file or submission, maybe gzipped
     ids:set=None, # judge the rows of these images only; all if None
-)->tuple: # the table of `read_table`, all rows; and a dict of line number → what is wrong there
+    frame:object=None, # of its run-lengths, as in `frame_shape`; 1024×1024 if None
+)->tuple: # the table of `read_table`, all rows, those judged in the 1024² frame; and a dict of line number → what is wrong there
     "What has to be corrected in a table of run-lengths; raises `LabelError` if it is none"
     t,odd = _table(path)
-    if ids is None: return t,_faults(t, odd)
-    some = t[t.ImageId.isin({*ids,''})]   # a row without identifier may be any image's
-    return t,_faults(some, {n:why for n,why in odd.items() if n-2 in some.index})
+    h,w = frame_shape(frame)
+    some = t if ids is None else t[t.ImageId.isin({*ids,''})]   # a row without identifier may be any image's
+    bad = _faults(some, {n:why for n,why in odd.items() if n-2 in some.index}, h*w)
+    if (h,w)!=(FRAME,FRAME):
+        new = {i:rle_to_frame(r,(h,w)) for i,r in some.EncodedPixels.items() if i+2 not in bad and r.lower() not in _EMPTY}
+        t = t.assign(EncodedPixels=[new.get(i,r) for i,r in t.EncodedPixels.items()])
+    return t,bad
 
 # %% ../nbs/02_siim.ipynb #c2000002
 def unite_rows(
@@ -193,13 +205,27 @@ def unite_rows(
     df['has_ptx'] = df.area>0
     return df
 
+def _frame_of(df):
+    "Height of the frame that labels seem to be made for, and why"
+    pos = df.rles[df.has_ptx]
+    runs = [rles_runs(r) for r in pos.iloc[::max(1,len(pos)//100)]]
+    if (h := likely_frame(runs))!=FRAME: return h,f'its masks repeat every {h:,} pixels and not every 1,024, as if they were made for a frame {h:,} pixels high'
+    end = lambda runs: max((int((s+n).max()) for s,n in runs), default=0)
+    if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return FRAME,''
+    return 256 if e<=2**16 else 512,f'none of its {len(pos):,} masks goes beyond pixel {e:,} of {FRAME**2:,}, as if they were made for a smaller frame'
+
 def read_labels(
-    path:str, # label file or submission: CSV with ImageId and EncodedPixels over 1024×1024, maybe gzipped
+    path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
+    frame:object=None, # of its run-lengths: side of a square, (height, width) or '256x320'; if None 1024×1024, and masks that contradict it are refused
 )->pd.DataFrame: # ImageId, rles (list of str), n_masks, area (pixels of the 1024² frame), has_ptx; one row per image, in the file's order
     "One row per image; raises `LabelError` that lists every faulty line"
-    t,bad = label_faults(path)
-    if bad: raise FaultyLines(path, [f'line {n}: {why}' for n,why in bad.items()])
-    return unite_rows(t)
+    t,bad = label_faults(path, frame=frame)
+    beyond = 2*sum('a run ends at pixel' in why for why in bad.values())>len(bad)
+    if bad: raise FaultyLines(path, [f'line {n}: {why}' for n,why in bad.items()], 'Are they of a larger frame? Then give the frame of the run-lengths.' if beyond else '')
+    df = unite_rows(t)
+    h,why = (FRAME,'') if frame is not None else _frame_of(df)
+    if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame {h}), or frame {FRAME} if they are right as they are')
+    return df
 
 # %% ../nbs/02_siim.ipynb #walk0001
 def _loops(d, name):
@@ -208,7 +234,7 @@ def _loops(d, name):
     return p.resolve() in (r := Path(d).resolve(), *r.parents)
 
 def _files(root, exts, but=()):
-    "Files below a folder whose names end so; hidden folders and `but` left out, links followed, each folder walked once"
+    "Files below a folder whose names end so; hidden folders and `but` left out, links followed, each folder walked once; all files if `exts` is ('',)"
     out,shut,seen,tops,ends,but = [],[],set(),[str(root)],tuple(e.lower() for e in exts),set(map(Path,but))
     for top in (t for t in tops if Path(t) not in but):   # links are added on the way
         for d,folders,names in os.walk(top, onerror=lambda e: shut.append(e.filename)):
@@ -224,12 +250,29 @@ def _files(root, exts, but=()):
 
 # %% ../nbs/02_siim.ipynb #walk0004
 _TABLES = '.csv','.csv.gz'
+_PICTURES = {'.png','.jpg','.jpeg','.tif','.tiff','.bmp','.jp2','.j2k'}
+_MARKED = {'.ima','.img','.dic'}   # endings of DICOM files, and of other things
+_NEVER = set('.txt .md .rst .json .jsonl .py .ipynb .html .htm .css .js .xml .yml .yaml .toml .ini .cfg .log .pdf .sh .bat .npy .npz .safetensors .pth .pt .pkl .onnx .part .lock .whl'.split())
+
+def _marked(f):
+    "Does a file hold the mark of DICOM?"
+    try:
+        with open(f,'rb') as fh: return fh.read(132)[128:]==b'DICM'
+    except OSError: return False
+
+def _wanted(f):
+    "Is it a table or a radiograph? None if it is certainly neither"
+    name,end = f.name.lower(),f.suffix.lower()
+    if name.endswith(_TABLES) or end in XRAY_EXTS-_MARKED: return True
+    return None if end in _NEVER or name=='dicomdir' or name[0]=='.' else _marked(f)
 
 def _survey(path, but=()):
     "Tables and radiographs below a folder, or several, each with the names of folders that count"
     out = {}
     for root in [path] if isinstance(path,(str,Path)) else path:
-        fs = _files(root, {*XRAY_EXTS,*_TABLES}, but)
+        is_ours = {f:_wanted(f) for f in _files(root, ('',), but)}
+        fs = [f for f,o in is_ours.items() if o]
+        notice('files are neither tables nor radiographs, by name or by content, left out', [f for f,o in is_ours.items() if o is False])
         core = os.path.commonpath([f.parent for f in fs]) if any(f.name.lower().endswith(_TABLES) for f in fs) else root
         out |= {f:[n.lower() for n in f.relative_to(core).parts[:-1]] for f in fs}
     return out
@@ -239,7 +282,7 @@ def _names(tables):
     "Identifiers of renamed files, from a table with `new_filename` and `ImageId`"
     out = {}
     for f in tables:
-        with f.open(encoding='utf-8-sig', errors='replace', newline='') as fh: head = next(csv.reader(fh),[])
+        with f.open(encoding='utf-8-sig', errors='replace', newline='') as fh: head = next(_reader(fh)[0],[])
         if {'new_filename','ImageId'}<={h.strip() for h in head}:
             t,odd = _text_table(f, ['new_filename','ImageId'])
             if odd: raise FaultyLines(f, [f'line {n}: {why}' for n,why in odd.items()])
@@ -249,8 +292,8 @@ def _names(tables):
 def _images(there):
     "Identifier → path, and the files passed over"
     names,found,spare = _names([f for f in there if f.suffix.lower()=='.csv']),{},[]
-    files = [f for f,folders in there.items() if f.suffix.lower() in XRAY_EXTS and not any('mask' in n for n in folders)]
-    for f in sorted(files, key=lambda f: (f.suffix.lower() not in ('.dcm','.dicom'), f)):
+    files = [f for f,folders in there.items() if not f.name.lower().endswith(_TABLES) and not any('mask' in n for n in folders)]
+    for f in sorted(files, key=lambda f: (f.suffix.lower() in _PICTURES, f)):
         i = names.get(image_id(f), image_id(f))
         if i in found: spare.append(f)
         else: found[i] = f
@@ -269,7 +312,7 @@ _NOT_LABELS = ('sample','submission','answers','test')
 def _has_rles(f):
     "Does this CSV have the columns of a label file?"
     with _opened(f,errors='replace') as fh:
-        try: head = {h.strip() for h in next(csv.reader(fh),[])}
+        try: head = {h.strip() for h in next(_reader(fh)[0],[])}
         except (OSError,EOFError,csv.Error): return False   # half a gzip, or not text: certainly no label file
     return {'ImageId','EncodedPixels'}<=head
 
@@ -280,7 +323,7 @@ def _labels(there, root):
         and not any(k in n for n in (*folders,f.name.lower()) for k in _NOT_LABELS) and _has_rles(f)]
     best = [f for f in fs if known(f)==min(map(known,fs))]
     if len(best)<2: return best[0] if best else None
-    ids = {f:set(read_labels(f).ImageId) for f in best} if len({f.name for f in best})==1 else {}
+    ids = {f:set(_table(f)[0].ImageId) for f in best} if len({f.name for f in best})==1 else {}
     longest = max(ids, key=lambda f: len(ids[f]), default=None)
     if not ids or any(o-ids[longest] for o in ids.values()): raise LabelError(f'{root}: several label files ({few(best)}); say which one with labels=')
     return longest
@@ -303,6 +346,7 @@ class SiimFiles:
     metadata:Path=None # table with ImageId and patient_id, and maybe age, sex, view
     test:set=field(default_factory=set) # identifiers in folders of test images
     spare:list=field(default_factory=list) # files whose identifier was taken
+    frame:object=None # of the run-lengths in `labels`, as in `read_labels`
 
     def __repr__(self): return (f'{self.root}: {len(self.images):,} radiographs, {len(self.test):,} of them in test folders; '
         f'labels {self.labels.name if self.labels else "none"}, metadata {self.metadata.name if self.metadata else "none"}')
@@ -340,16 +384,17 @@ def find_siim(
     path:str=None, # a folder, or a list of several; if None, the variable PTX_DATA, then /kaggle/input
     labels:str=None, # label file; found by its header if None
     but:list=(), # folders to leave out
+    frame:object=None, # of the run-lengths in the label file, as in `read_labels`; 1024×1024 if None
 )->SiimFiles: # images, labels and metadata
     "Find radiographs and labels in any layout in use; raises `PtxError` where there are none"
     roots = [siim_root(p) for p in path] if isinstance(path,(list,tuple)) else [siim_root(path)]
     root = Path(os.path.commonpath(roots))
     there = _survey(attached(root) if roots==[KAGGLE] else roots, but)
     images,spare = _images(there)
-    if not images: raise PtxError(f'{root}: no radiographs ({", ".join(sorted(XRAY_EXTS))}) below this folder; check the path, or attach the data')
+    if not images: raise PtxError(f'{root}: no radiographs (DICOM files, also without an ending, {", ".join(sorted(_PICTURES))}) below this folder; check the path, or attach the data')
     notice('files passed over, their identifier is taken by another file', spare)
     meta = next((f for f in there if f.name=='metadata.csv'), None)
-    return SiimFiles(root, images, Path(labels) if labels else _labels(there,root), meta, {i for i,f in images.items() if _is_test(there[f])}, spare)
+    return SiimFiles(root, images, Path(labels) if labels else _labels(there,root), meta, {i for i,f in images.items() if _is_test(there[f])}, spare, frame)
 
 # %% ../nbs/02_siim.ipynb #c3000064
 _META,_TOLD = ['patient_id','age','sex','view'],['patient_id','age','sex','view','source']
@@ -373,6 +418,16 @@ def _patient_table(path, need=()):
     if bad: raise FaultyLines(path, [f'line {n}: {bad[n]}' for n in sorted(bad)])
     return t.drop_duplicates('ImageId').set_index('ImageId')[_TOLD].assign(age=lambda t: pd.Series([age_years(v) for v in t.age], t.index, dtype=object))
 
+def without_shared(
+    patients:pd.Series, # patient per radiograph, missing where unknown
+)->pd.Series: # the same, missing too where the id says nothing
+    "Take an id that stands on more than half of ten or more radiographs for no patient's, with a notice"
+    n = patients.value_counts()
+    if len(patients)<10 or not len(n) or 2*n.iloc[0]<=len(patients): return patients
+    same = patients==n.index[0]
+    notice(f'radiographs claim to be of one patient ({n.index[0]}), which says nothing; unknown, until a metadata.csv with ImageId and patient_id names their patients', patients.index[same].tolist())
+    return patients.mask(same, None)
+
 def read_patients(
     path:str, # CSV with ImageId and patient_id, maybe gzipped
 )->pd.Series: # patient_id by ImageId, None where unknown
@@ -390,11 +445,12 @@ def find_patients(
     if files.metadata:
         m = _patient_table(files.metadata)
         for c in _TOLD: out[c] = m[c].reindex(out.index).astype(object)
-    todo = [i for i in out.index[out.patient_id.isna()] if files.images[i].suffix.lower() in ('.dcm','.dicom')]
+    todo = [i for i in out.index[out.patient_id.isna()] if files.images[i].suffix.lower() not in _PICTURES]
     heads = xray_metadata([files.images[i] for i in todo], progress=progress).set_axis(todo)
     notice('headers cannot be read', heads.error[heads.error!=''].tolist())
     made = out.index.isin(heads.index[heads.synthetic.eq(True)])|out.source.astype(str).str.lower().eq('synthetic').to_numpy()
     out = out[_META].fillna(heads[_META].astype(object))
+    out['patient_id'] = without_shared(out.patient_id)
     return out.where(out.notna(), None).assign(synthetic=made)
 
 # %% ../nbs/02_siim.ipynb #aa14bc67
@@ -408,13 +464,14 @@ def unmatched(
 
 def siim_train(
     path:str=None, # a folder, or the `SiimFiles` of one
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
     patients:bool=True, # look up patient, age, sex and view, and whether it is synthetic?
+    frame:object=None, # of the run-lengths, as in `read_labels`; if None that of `find_siim`, or 1024×1024
 )->pd.DataFrame: # ImageId, path, rles, n_masks, area, has_ptx, and patient_id, age, sex, view, synthetic
     "One row per labelled radiograph; raises `PtxError` where there are none"
-    files = path if isinstance(path,SiimFiles) else find_siim(path, labels)
+    files = path if isinstance(path,SiimFiles) else find_siim(path, labels, frame=frame)
     if files.labels is None: raise LabelError(f'{files.root}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it with labels=')
-    df = read_labels(files.labels)
+    df = read_labels(files.labels, files.frame if frame is None else frame)
     alone,lost = unmatched(files, df)
     df = df[df.ImageId.isin(files.images)].reset_index(drop=True)
     if not len(df): raise LabelError(f'{files.labels}: none of its {counted(len(lost),"images")} is below {files.root}; are labels and radiographs of the same set? The labels name {lost[0]!r} for example, the radiographs {min(files.images)!r}')
@@ -520,7 +577,7 @@ def _files_of(images):
     return files.images,files.test
 
 def audit_labels(
-    labels:object, # table of `read_labels` or `siim_train`, or the path of a label file
+    labels:object, # table of `read_labels` or `siim_train`, or the path of a label file of the 1024² frame; for another frame, what `read_labels` makes of it
     images:object=None, # dict ImageId → path, a folder or its `SiimFiles`; without it pixels and missing radiographs are not looked at
     findings:object=None, # table with ImageId and a column of findings, or its path
     column:str=None, # the column of `findings`; if None the one called pneumothorax, else the first with such a label
