@@ -20,7 +20,7 @@ from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
 from .data import XrayInput, _source
-from .checkpoints import written
+from .files import written
 from .distributed import join_processes, on_main
 from .learner import FORMAT, RunError, load_run, read_run, versions
 from .train import FIELDS, _check_hours, make_recipe, train

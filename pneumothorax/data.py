@@ -20,7 +20,7 @@ from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, show_xray
 from .siim import counted, find_siim, notice, siim_train, without_shared
 from .folds import fold_strata, spread
-from .cache import XrayCache, refuse_random, shrink, shrink_mask
+from .cache import XrayCache, from_grey16, refuse_random, shrink, shrink_mask, to_grey16
 from .samplers import XrayDL
 from .equalize import Equalize, TensorXray, equalizer, grey_counts
 
@@ -30,30 +30,47 @@ class TensorXrayMask(TensorMask):
     def affine_coord(self, *args, **kwargs): return super().affine_coord(*args, **kwargs).to(torch.uint8)   # fastai would make int64 of it
 
 # %% ../nbs/11_data.ipynb #6a2dacbd
+def _pixels(
+    x:np.ndarray, # H×W or 1×H×W: float in [0,1], uint8 or uint16; array or tensor
+)->np.ndarray: # H×W float32 in [0,1]
+    "Pixels that are in memory already; raises `XrayError`"
+    a = np.asarray(to_cpu(x.detach().as_subclass(torch.Tensor)) if isinstance(x,torch.Tensor) else x)
+    a = a[0] if a.ndim==3 and len(a)==1 else a
+    top = {'uint8':255,'uint16':65535}.get(a.dtype.name, 1 if a.dtype.kind=='f' else 0)
+    if a.ndim!=2 or not a.size or not top: raise XrayError(f'pixels of type {a.dtype} and shape {a.shape}: give one radiograph H×W, as float in [0,1], uint8 or uint16')
+    y = a.astype(np.float32)/np.float32(top)
+    if not 0<=y.min()<=y.max()<=1: raise XrayError(f'pixels from {y.min():g} to {y.max():g}: give numbers in [0,1] (or uint8 or uint16, whose range is known), none of them NaN')
+    return y
+
 class LoadXray(Transform):
-    "File, or row of a cache → 1×size×size `TensorXray`"
+    "File, pixels, or row of a cache → 1×size×size `TensorXray`"
+    draws,input_types = False,(str,Path,int,np.integer,np.ndarray,torch.Tensor)
     def __init__(self,
         size:int=256, # pixels along one side
         fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
-        before:Equalize=None, # applied at full size, before the resize; the same for every image
+        before:Equalize=None, # applied at full size, before the resize; the same for every image; not to rows, where it has been
         cache:XrayCache=None): # where the rows are, if items are rows
         self.size,self.fit,self.before,self.cache = size,fit,refuse_random(before),cache
+    def _original(self, f):
+        x = read_xray(f, square=self.fit=='pad') if isinstance(f,(str,Path)) else _pixels(f)
+        return self.before(x) if self.before else x
     def read(self,
-        f:object, # path of a radiograph, or row of the cache
+        f:object, # path of a radiograph, pixels H×W, or row of the cache
             )->tuple: # 1×size×size `TensorXray` in [0,1]; height and width before the resize
         "Read and resize; raises `XrayError`"
-        x = self.cache.image(f) if self.cache else read_xray(f, square=self.fit=='pad')
-        if self.before and not self.cache: x = self.before(x)
-        small = shrink(x, self.size, 'stretch' if self.cache else self.fit)
-        return TensorXray(torch.from_numpy(small)[None]),x.shape
+        if row := self.cache is not None and isinstance(f,(int,np.integer)): x = self.cache.image(f)
+        else: x = self._original(f)
+        small = shrink(x, self.size, 'stretch' if row else self.fit)
+        return TensorXray(torch.from_numpy(small if row else from_grey16(to_grey16(small)))[None]),x.shape
     def encodes(self,
-        f:str|Path|int|np.integer, # a radiograph, or row of the cache; other types pass through untouched, as fastai's dispatch has it
+        f:str|Path|int|np.integer|np.ndarray|torch.Tensor, # a radiograph, its pixels, or row of the cache; other types pass through untouched, as fastai's dispatch has it
                )->TensorXray: # 1×size×size, float32 in [0,1]
         "Read and resize; raises `XrayError`"
         return self.read(f)[0]
 
 class LoadMask(Transform):
     "Run-lengths of one image, or row of a cache → size×size `TensorXrayMask`"
+    draws = False
     def __init__(self,
         size:int=256, # pixels along one side
         cache:XrayCache=None): # where the rows are, if items are rows
@@ -62,17 +79,18 @@ class LoadMask(Transform):
         rles:list|int|np.integer, # run-lengths over 1024×1024, or row of the cache
                )->TensorXrayMask: # size×size uint8 in {0,1}
         "Draw and resize"
-        m = self.cache.mask(rles) if self.cache else rles_to_mask(rles)
-        return TensorXrayMask(torch.from_numpy(shrink_mask(m, self.size)))
+        m = self.cache.mask(rles,self.size) if self.cache else shrink_mask(rles_to_mask(rles), self.size)
+        return TensorXrayMask(torch.from_numpy(m))
 
 # %% ../nbs/11_data.ipynb #520e6851
 def XrayBlock(
     size:int=256, # pixels along one side
     before:Equalize=None, # applied at full size, before the resize
     cache:XrayCache=None, # where the rows are, if items are rows
-)->TransformBlock: # reads paths, or rows of the cache
+    fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
+)->TransformBlock: # reads paths, pixels, or rows of the cache
     "Block of radiographs"
-    return TransformBlock(type_tfms=LoadXray(size,before=before,cache=cache))
+    return TransformBlock(type_tfms=LoadXray(size,fit,before,cache))
 
 def RLEMaskBlock(
     size:int=256, # pixels along one side
@@ -238,7 +256,7 @@ def xray_datablock(
     eq = equalizer(how.equalize)
     now = [] if eq is None or how.equalize_first else [eq]
     get = [ColReader(c) for c in (('row','row') if cache else ('path','rles'))]
-    blocks = XrayBlock(how.size,eq if how.equalize_first else None,cache),RLEMaskBlock(how.size,cache)
+    blocks = XrayBlock(how.size,eq if how.equalize_first else None,cache,how.fit),RLEMaskBlock(how.size,cache)
     return DataBlock(blocks, getters=get, splitter=IndexSplitter(list(valid_idx)),
         batch_tfms=[*now, *(xray_tfms() if tfms is None else tfms), Normalize(*[torch.tensor(s).view(1,1,1,1) for s in how.stats])])
 

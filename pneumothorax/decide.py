@@ -314,7 +314,7 @@ class Counts:
         f:Path, # .npz to write
             ):
         "Write a file, whole or not at all"
-        from pneumothorax.checkpoints import written
+        from pneumothorax.files import written
         with written(f) as part, open(part,'wb') as o: np.savez_compressed(o, **vars(self))
     @classmethod
     def load(cls,

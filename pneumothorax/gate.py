@@ -33,7 +33,7 @@ from .folds import spread
 from .cache import XrayCache, shrink
 from .bootstrap import score_areas
 from .encoders import ENCODER, create_encoder, encoder_levels, load_weights, _timm
-from .checkpoints import written
+from .files import written
 from .metrics import ece
 from .predict import from_bytes, oof_folder, open_each, open_maps, open_oof
 from .decide import FRAME, MapKind, prob_to_mask

@@ -20,7 +20,8 @@ from .siim import few, find_images, notice
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
-from .checkpoints import bare, disk_errors, only_writer, written
+from .files import disk_errors, only_writer, written
+from .states import bare
 from .distributed import _patient, is_main, join_processes, main_first, on_main, world
 from .learner import FORMAT, RunError, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views

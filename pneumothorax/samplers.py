@@ -9,8 +9,9 @@ __all__ = ['SamplingError', 'step_seed', 'seed_all', 'seeded', 'epoch_order', 'X
 # %% ../nbs/08_samplers.ipynb #a8000005
 import random
 from contextlib import contextmanager
+from multiprocessing.context import get_spawning_popen
 import numpy as np, torch
-from fastai.vision.all import TfmdDL, Callback, Learner, rank_distrib, patch
+from fastai.vision.all import TfmdDL, Callback, ColReader, Learner, ToTensor, rank_distrib, patch
 from .rle import PtxError
 
 # %% ../nbs/08_samplers.ipynb #a8000009
@@ -80,6 +81,15 @@ def epoch_order(
     last = np.flatnonzero(~positive[o])[-(len(o)%bs):] if len(o)%bs else []
     return np.r_[np.delete(o,last), o[last]] if len(last) else o
 
+# %% ../nbs/08_samplers.ipynb #a8000066
+class _Here(torch.Generator):
+    "A generator that stays in its process, and arrives elsewhere as None"
+    def __reduce__(self): return type(None),()
+
+_still = ToTensor,ColReader
+
+def _draws(f): return getattr(f,'draws',not isinstance(f,_still))
+
 # %% ../nbs/08_samplers.ipynb #a8000018
 class XrayDL(TfmdDL):
     "Loader whose order depends on seed, epoch and share of positives alone; not shuffled, it is a `TfmdDL`"
@@ -92,6 +102,7 @@ class XrayDL(TfmdDL):
         **kwargs
     ):
         self.seed,self.epoch,self.share,self.skip,self.positive,self._skip = seed,epoch,share,0,positive,0
+        self._seeds = True
         with seeded(seed): super().__init__(dataset, **kwargs)     # fastai draws for a generator that is not used here
 
     def _positive(self):
@@ -117,7 +128,8 @@ class XrayDL(TfmdDL):
     def before_iter(self):
         "Seed the workers; `skip` is used up"
         super().before_iter()
-        self.fake_l.generator = torch.Generator().manual_seed(step_seed(self.seed,self.epoch))
+        self.fake_l.generator = _Here().manual_seed(step_seed(self.seed,self.epoch))
+        self._seeds = self.shuffle and self.draws
         if not self.shuffle: return
         if not len(self): raise SamplingError(f'bs={self.bs}: larger than the epoch of {len(self.order()):,} images; give a smaller bs, or a smaller share of positives')
         self._skip,self.skip = self.skip,0
@@ -131,7 +143,7 @@ class XrayDL(TfmdDL):
         s:int, # position; None for any
     )->object: # what the data set has there, transformed
         "Item transforms draw by image and epoch"
-        if not self.shuffle: return super().do_item(s)
+        if not (self.shuffle and self._seeds): return super().do_item(s)
         with seeded(step_seed(self.seed,self.epoch,s or 0)): return super().do_item(s)
 
     def _one_pass(self):
@@ -155,6 +167,17 @@ class XrayDL(TfmdDL):
         return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/08_samplers.ipynb #a8000062
+@patch(as_prop=True)
+def draws(self:XrayDL)->bool: # unless every step is known not to
+    "May an item draw random numbers?"
+    tls = getattr(self.dataset,'tls',None)
+    return tls is None or any(_draws(f) for p in (self.after_item,*(tl.tfms for tl in tls)) for f in getattr(p,'fs',[p]))
+
+@patch
+def __getstate__(self:XrayDL):
+    "For a worker that is not forked, without what stays here"
+    return {k:v for k,v in self.__dict__.items() if k!='after_batch' or get_spawning_popen() is None}
+
 @patch
 def order(self:XrayDL)->np.ndarray: # positions
     "The images of the whole epoch in progress, or of the next"
