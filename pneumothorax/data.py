@@ -280,10 +280,12 @@ def _sound(df, looks):
     return df[~bad].reset_index(drop=True),looks[~bad].reset_index(drop=True),df.ImageId[bad].tolist()
 
 # %% ../nbs/11_data.ipynb #f63b8f2b
-def _source(path, labels):
+def _source(path, labels, frame=None):
     "The cache, if it is one, and the table"
-    if cache := _cache(path): return cache,cache.table
-    return None,(path if isinstance(path,pd.DataFrame) else siim_train(path, labels)).reset_index(drop=True)
+    cache = _cache(path)
+    if frame is not None and (cache or isinstance(path,pd.DataFrame)): raise PtxError('frame: masks of a cache or a table are of the 1024² frame already; leave it out')
+    if cache: return cache,cache.table
+    return None,(path if isinstance(path,pd.DataFrame) else siim_train(path, labels, frame=frame)).reset_index(drop=True)
 
 def _input(cache, size, equalize, first):
     "The `XrayInput` that was asked for, statistics apart"
@@ -303,7 +305,8 @@ def xray_dls(
     bs:int=8, # images per batch
     valid:object=.2, # share of images to hold back by patient, or a list of ImageIds, or None to train on all
     seed:int=0, # of the split and of the order of images
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
+    frame:object=None, # of the run-lengths if another one: side of a square, (height, width) or '256x320'
     tfms:list=None, # batch transforms; `xray_tfms()` if None
     stats:tuple=None, # mean and deviation; if None, every file is read once to measure them and to leave out the broken ones
     workers:int=2, # processes that read files
@@ -312,7 +315,7 @@ def xray_dls(
     equalize_first:bool=False, # before the resize? only what is the same for every image
 )->DataLoaders: # of `TensorXray` and `TensorXrayMask`; what it is made of is in `.xray`
     "From a folder to batches; raises `PtxError`"
-    cache,df = _source(path, labels)
+    cache,df = _source(path, labels, frame)
     how,broken = _input(cache, size, equalize, equalize_first),[]
     if not stats:
         s = xray_stats(cache or df, None if cache and how.equalize_first else how.equalize, how.size, how.equalize_first and not cache, workers, progress)

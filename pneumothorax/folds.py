@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from .rle import PtxError
 from .dicom import XrayError, read_xray
-from .siim import _known, _text_table, counted, few, image_id, notice, read_labels, read_patients, without_shared, write_index
+from .siim import _known, _text_table, counted, few, image_id, notice, read_labels, read_patients, without_shared, writable, write_index
 
 # %% ../nbs/04_folds.ipynb #f0100007
 class FoldError(PtxError): "Folds that cannot be made, or a table of folds that cannot be right"
@@ -169,10 +169,10 @@ def read_folds(
 def free_name(
     path:str, # file to write
 )->Path: # the same
-    "A file that can be written; raises `FoldError` if it is there already, or its folder is not"
+    "A file that can be written; raises `FoldError` if it is there already, or its folder is not, `PtxError` if that cannot be written"
     if Path(path).exists(): raise FoldError(f'{path}: is there already, and runs may depend on it; remove it, or give another name')
     if not Path(path).parent.is_dir(): raise FoldError(f'{path}: its folder does not exist; make it first')
-    return Path(path)
+    return writable(path)
 
 def save_folds(
     folds:pd.DataFrame, # ImageId, fold
