@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 import cv2, numpy as np, pandas as pd
 from fastprogress import progress_bar
-from .rle import FRAME, PtxError, LabelError, frame_shape, likely_frame, rle_to_frame, rles_runs, rles_to_mask, runs_overlap
+from .rle import _FRAME, PtxError, LabelError, frame_shape, likely_frame, rle_to_frame, rles_runs, rles_to_mask, runs_overlap
 from .dicom import XRAY_EXTS, XrayError, age_years, outline_legend, read_xray, show_xray, xray_metadata
 
 # %% ../nbs/02_siim.ipynb #912857eb
@@ -175,7 +175,7 @@ def read_table(
 # %% ../nbs/02_siim.ipynb #0e8f51dd
 _EMPTY = ('','-1','-1.0','nan')
 
-def _faults(t, odd={}, size=FRAME*FRAME):
+def _faults(t, odd={}, size=_FRAME*_FRAME):
     "Line number → reason for every faulty row of a table of run-lengths"
     empty = t.EncodedPixels.str.lower().isin(_EMPTY)
     out = {i:'no ImageId' for i in t.index[t.ImageId=='']}
@@ -198,7 +198,7 @@ def label_faults(
     h,w = frame_shape(frame)
     some = t if ids is None else t[t.ImageId.isin({*ids,''})]   # a row without identifier may be any image's
     bad = _faults(some, {n:why for n,why in odd.items() if n-2 in some.index}, h*w)
-    if (h,w)!=(FRAME,FRAME):
+    if (h,w)!=(_FRAME,_FRAME):
         new = {i:rle_to_frame(r,(h,w)) for i,r in some.EncodedPixels.items() if i+2 not in bad and r.lower() not in _EMPTY}
         t = t.assign(EncodedPixels=[new.get(i,r) for i,r in t.EncodedPixels.items()])
     return t,bad
@@ -220,10 +220,10 @@ def _frame_of(df):
     "Height of the frame that labels seem to be made for, and why"
     pos = df.rles[df.has_ptx]
     runs = [rles_runs(r) for r in pos.iloc[::max(1,len(pos)//100)]]
-    if (h := likely_frame(runs))!=FRAME: return h,f'its masks repeat every {h:,} pixels and not every 1,024, as if they were made for a frame {h:,} pixels high'
+    if (h := likely_frame(runs))!=_FRAME: return h,f'its masks repeat every {h:,} pixels and not every 1,024, as if they were made for a frame {h:,} pixels high'
     end = lambda runs: max((int((s+n).max()) for s,n in runs), default=0)
-    if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return FRAME,''
-    return 256 if e<=2**16 else 512,f'none of its {len(pos):,} masks goes beyond pixel {e:,} of {FRAME**2:,}, as if they were made for a smaller frame'
+    if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return _FRAME,''
+    return 256 if e<=2**16 else 512,f'none of its {len(pos):,} masks goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
 
 def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
@@ -234,8 +234,8 @@ def read_labels(
     beyond = 2*sum('a run ends at pixel' in why for why in bad.values())>len(bad)
     if bad: raise FaultyLines(path, [f'line {n}: {why}' for n,why in bad.items()], 'Are they of a larger frame? Then give the frame of the run-lengths.' if beyond else '')
     df = unite_rows(t)
-    h,why = (FRAME,'') if frame is not None else _frame_of(df)
-    if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame {h}), or frame {FRAME} if they are right as they are')
+    h,why = (_FRAME,'') if frame is not None else _frame_of(df)
+    if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame {h}), or frame {_FRAME} if they are right as they are')
     return df
 
 # %% ../nbs/02_siim.ipynb #walk0001
