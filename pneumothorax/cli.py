@@ -197,6 +197,7 @@ def ptx_prepare(
     fit:str='stretch', # stretch, or pad to keep the proportions
     equalize:str=None, # before the resize: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     workers:int=2, # processes
 ):
     "Prepare radiographs for training, once: decoded at full depth, averaged down, in one memory-mapped array. Run it again to go on, or after the data changed."
@@ -204,7 +205,7 @@ def ptx_prepare(
     if equalize:
         from pneumothorax.equalize import equalizer
         equalize = equalizer(equalize)
-    c = prepare(data, out, size, fit, labels, equalize, workers)
+    c = prepare(data, out, size, fit, labels, equalize, workers, frame=frame)
     print(f'{counted(len(c),"radiographs")} at {c.size} px, {(c.path/"rows.npy").stat().st_size/1e6:.0f} MB, in {out}')
     _next('ptx_train', c.path, '--out run')
 
@@ -221,6 +222,7 @@ def ptx_train(
     folds:str=None, # table of ptx_folds: train by fold, and predict each image by the model that has not seen it
     fold:str=None, # one fold of it, or all; default: all
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     workers:int=2, # processes that read files
     fresh:bool=False, # remove an earlier training in the folder, and begin anew
     every:int=0, # write a checkpoint after so many steps too, not only after each epoch
@@ -268,7 +270,7 @@ def ptx_train(
         raise SystemExit(2)
     if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
     if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
-    kw = dict(recipe=recipe, seed=seed, labels=labels, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
+    kw = dict(recipe=recipe, seed=seed, labels=labels, frame=frame, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
         max_hours=max_hours, **changes)
     if folds:
         from pneumothorax.crossval import cross_validate
@@ -282,11 +284,11 @@ def ptx_train(
     _next(first+'ptx_predict', Path(out), 'IMAGES --out pred')
 
 # %% ../nbs/41_cli.ipynb #fold0001
-def _table(data, labels):
+def _table(data, labels, frame=None):
     "The table of a label file, a cache, or a folder"
     from pneumothorax.siim import read_labels, siim_train
-    if Path(data).is_file(): return read_labels(data)
-    if not (Path(data)/'cache.json').exists(): return siim_train(data, labels)
+    if Path(data).is_file(): return read_labels(data, frame)
+    if not (Path(data)/'cache.json').exists(): return siim_train(data, labels, frame=frame)
     from pneumothorax.cache import XrayCache
     return XrayCache(data).table
 
@@ -299,10 +301,11 @@ def ptx_folds(
     seed:int=0, # which of the possible folds
     near_duplicates:bool=False, # where patients are not known: keep together what shows the same chest (reads every radiograph)
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
 ):
     "Make folds by patient, stratified by presence, size and number of masks; print how alike they are and what leaks."
     import pneumothorax.folds as f
-    t,groups = _table(data,labels),patients
+    t,groups = _table(data,labels,frame),patients
     f.free_name(out)
     if near_duplicates:
         if 'path' not in t: raise PtxError(f'{data}: --near_duplicates compares radiographs; give their folder, not a label file')
@@ -321,11 +324,12 @@ def ptx_audit(
     out:str='audit', # folder to write: audit.csv and audit.png
     findings:str=None, # table with ImageId and a column of findings, to compare with the masks: labels such as Atelectasis|Pneumothorax, or yes and no
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     n:int=4, # pictures of each kind
     column:str=None, # the column of findings; default: the one called pneumothorax, else the first with such a label
 ):
     "List labels that deserve a second look, and show the worst of each kind."
-    from pneumothorax.siim import audit_figure, audit_labels, find_siim
+    from pneumothorax.siim import audit_figure, audit_labels, find_siim, read_labels
     if n<1: raise PtxError(f'--n {n}: give at least 1 picture of each kind')
     if column and not findings: raise PtxError(f'--column {column}: of which table? name it with --findings')
     files = None if Path(data).is_file() else find_siim(data, labels)
@@ -333,6 +337,7 @@ def ptx_audit(
     if y is None: raise PtxError(f'{data}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it with --labels')
     f,sheet = Path(out)/'audit.csv',Path(out)/'audit.png'
     if f.exists() or Path(out).is_file(): raise PtxError(f'{out}: holds an audit already, or is a file; remove it, or give another folder')
+    y = read_labels(y, frame)
     t = audit_labels(y, files, findings, column, progress=sys.stdout.isatty())
     fig = files and audit_figure(t, y, files, n)
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -443,6 +448,7 @@ def ptx_merge(
 def ptx_score(
     files:list, # submissions (CSV with ImageId and EncodedPixels), one or more, and last the label file, maybe compressed
     patients:str=None, # table with ImageId and patient_id: intervals by patient; a column patient_id of the labels does too
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     worst:int=5, # how many of the worst images to name
     strict:bool=False, # identifiers that only one of the two files has are errors, as in the competition
     json:bool=False, # print one line of JSON: dice, dice_pos, dice_neg, n, n_pos, intervals, confusion, worst images; of several, submissions and differences
@@ -451,7 +457,7 @@ def ptx_score(
     *subs,labels = files
     if not subs: raise PtxError(f'{labels}: give at least one submission, and last the label file')
     from pneumothorax.scoring import report_text, score_report
-    r = score_report(subs, labels, patients, worst, strict)
+    r = score_report(subs, labels, patients, worst, strict, frame=frame)
     print(_json.dumps(r) if json else as_command(report_text(r),['patients']))
 
 # %% ../nbs/41_cli.ipynb #bund0002

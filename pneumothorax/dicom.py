@@ -481,7 +481,7 @@ def _frame(ds, frame):
     "The number of the frame to read"
     n = int(_number(ds,'NumberOfFrames',1) or 1)
     if frame is not None and (isinstance(frame,bool) or not isinstance(frame,(int,np.integer))): raise XrayError(f'frame={frame!r}: give a whole number, from 0')
-    if frame is None and n>1: raise XrayError(f'{n} frames; choose one with frame=0 … {n-1}')
+    if frame is None and n>1: raise XrayError(f'{n} frames; choose one, 0 to {n-1}, with `read_xray`')
     if frame is not None and not 0<=frame<n: raise XrayError(f'frame={frame} of {n}; count from 0')
     return frame or 0
 
@@ -600,7 +600,7 @@ def read_image(
     return to_unit(_grey(_upright(a,turn),path), *stored_range(8*a.itemsize))
 
 # %% ../nbs/01_dicom.ipynb #8ed18f2d
-XRAY_EXTS = {'.dcm','.dicom','.png','.jpg','.jpeg'}
+XRAY_EXTS = {'.dcm','.dicom','.ima','.img','.dic','.png','.jpg','.jpeg','.tif','.tiff','.bmp','.jp2','.j2k'}
 
 def _is_dicom(path):
     "Is this a DICOM file, by its mark or by its name?"
