@@ -84,7 +84,7 @@ def test_more_positives_from_the_command(tmp_path):
     ok('ptx_sample', tmp_path/'s', '--n', 8, '--size', 64, '--positive', .75)
     assert read_labels(tmp_path/'s'/'train-rle.csv').has_ptx.sum() == 6 and json.loads((tmp_path/'s'/'phantom.json').read_text())['positive'] == .75
     p = ptx('ptx_sample', tmp_path/'t', '--positive', 7)
-    assert p.returncode == 1 and 'positive=7.0: give a share from 0 to 1' in p.stderr and not (tmp_path/'t').exists()
+    assert p.returncode == 1 and '--positive 7.0: give a share from 0 to 1' in p.stderr and not (tmp_path/'t').exists()
 
 # --- space in run-lengths
 
