@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from .rle import PtxError
 from .siim import notice
 from .samplers import overall, seeded, step_seed
-from .checkpoints import bare
+from .states import bare
 from .distributed import world
 from .models import xray_model
 from .learner import read_run

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import pneumothorax
 from .rle import PtxError
 from .siim import KAGGLE, SiimFiles, _TABLES, _files, attached, counted, few, find_siim, notice, read_labels
-from .checkpoints import disk_errors
+from .files import disk_errors
 from .learner import load_run, read_run, weights_file, write_record
 from .equalize import equalizer
 from .data import XrayInput

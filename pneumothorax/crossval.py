@@ -15,12 +15,12 @@ from fastai.torch_core import default_device, distrib_barrier, rank_distrib
 from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 from .rle import PtxError, rle_area, rle_encode, rles_to_mask
-from .siim import counted, few, notice
+from .siim import counted, few, notice, write_index
 from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
 from .data import XrayInput, _source
-from .checkpoints import written
+from .files import written
 from .distributed import join_processes, on_main
 from .learner import FORMAT, RunError, load_run, read_run, versions
 from .train import FIELDS, _check_hours, make_recipe, train
@@ -58,7 +58,7 @@ def fold_table(
         have = read_folds(f, table.ImageId).set_index('ImageId').fold.reindex(table.ImageId)
         if other := t.index[t!=have].tolist(): raise FoldError(f'{f}: {counted(len(other),"images")} in another fold than now asked for ({few(other,3)}); give these folds, or another folder')
     elif rank_distrib()==0:
-        with written(f) as part: t.reset_index().to_csv(part, index=False)
+        with written(f) as part: write_index(t.reset_index(), part)
     return t
 
 # %% ../nbs/35_crossval.ipynb #d9000017
@@ -158,7 +158,7 @@ def gather(
     oof = Path(out)/'oof'
     index,failed = _indices(out, ks, table)
     for t,f in ((truth_table(table,folds,who),'labels.csv'),(index,'index.csv'),(failed,'failed.csv')):
-        with written(oof/f) as part: t.to_csv(part, index=False)
+        with written(oof/f) as part: write_index(t, part)
     record = dict(format=FORMAT, run=[f'fold-{k}' for k in ks], variant=None, networks=1, views=[str(View())], mean='prob', dtype='uint8', size=_note(out,ks[0])['size'],
         n=len(index), n_failed=len(failed), versions=versions())
     with written(oof/'predict.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
@@ -300,7 +300,7 @@ def _summary(out, ks, have, table, folds, who, share, progress):
     record = dict(format=FORMAT, n=len(scores), n_pos=int(scores.has_ptx.sum()), n_failed=sum(failed), n_patients=scores.patient_id.nunique(),
         patients_shared=share, decision=dict(thresh=THRESH,min_area=MIN_AREA), scores={s:plain(i) for s,i in pooled.items()}, versions=versions())
     for o,f in ((scores,'oof.csv'),(summary,'summary.csv')):
-        with written(out/f) as part: o.to_csv(part, index=False)
+        with written(out/f) as part: write_index(o, part)
     with written(out/'summary.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
     return summary
 

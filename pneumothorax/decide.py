@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FRAME', 'TOPS', 'BOTTOMS', 'AREAS', 'PIECES', 'PROBS', 'upsample', 'keep_large', 'Triplet', 'MapKind', 'Decision',
            'decide', 'explain', 'suits', 'vote', 'explain_figure', 'prob_to_mask', 'Counts', 'count_pixels', 'surface',
-           'search', 'dice_of', 'plateau', 'nested_search', 'surface_figure', 'list_pieces', 'pieces_dice',
-           'search_pieces', 'nested_pieces']
+           'search', 'dice_of', 'nested_search', 'surface_figure', 'list_pieces', 'pieces_dice', 'search_pieces',
+           'nested_pieces']
 
 # %% ../nbs/32_decide.ipynb #f5180b74
 import cv2, numpy as np, pandas as pd, reprlib
@@ -234,19 +234,21 @@ def explain_figure(
     keep:bool=True, # as for `decide`
     image:np.ndarray=None, # h×w in [0,1], drawn below the outlines; the map if None
     size:int=256, # pixels along one side of a panel
+    title:str=None, # the name of the image
 ): # a figure
     "Map, and outline after each step; raises `PtxError`"
     import matplotlib.pyplot as plt
+    from pneumothorax.dicom import outline_legend, show_xray
     x = upsample(p, size)
     back,steps = x if image is None else upsample(image,size),list(_steps(x, Decision.of(decision), keep))
-    fig,axs = plt.subplots(1, len(steps)+1, figsize=(2*len(steps)+2,2.2), dpi=70, squeeze=False)
-    axs[0,0].imshow(x, cmap='magma', vmin=0, vmax=1)
-    axs[0,0].set_title('probability', fontsize=8)
-    for ax,(name,m,*_) in zip(axs[0,1:],steps):
-        ax.imshow(back, cmap='gray', vmin=0, vmax=1)
-        if m.any(): ax.contour(m, [.5], colors='magenta', linewidths=1)
-        ax.set_title(f'{name}: {m.sum()*FRAME**2/m.size:,.0f}', fontsize=8)
-    for ax in axs.ravel(): ax.axis('off')
+    fig,axs = plt.subplots(1, len(steps)+1, figsize=(2.3*len(steps)+2.8,2.9), dpi=80, squeeze=False, layout='constrained')
+    shown = axs[0,0].imshow(x, cmap='magma', vmin=0, vmax=1)
+    axs[0,0].axis('off')
+    axs[0,0].set_title('probability', fontsize=9)
+    fig.colorbar(shown, ax=axs[0,0], shrink=.7, ticks=[0,.5,1])
+    for ax,(name,m,*_) in zip(axs[0,1:],steps): show_xray(back, None, m, ax, f'{name}: {m.sum()*FRAME**2/m.size:,.0f} px')
+    outline_legend(fig, (None,'mask after the step'))
+    if title: fig.suptitle(title, fontsize=9)
     return fig
 
 # %% ../nbs/32_decide.ipynb #e1f36931
@@ -314,7 +316,7 @@ class Counts:
         f:Path, # .npz to write
             ):
         "Write a file, whole or not at all"
-        from pneumothorax.checkpoints import written
+        from pneumothorax.files import written
         with written(f) as part, open(part,'wb') as o: np.savez_compressed(o, **vars(self))
     @classmethod
     def load(cls,
@@ -371,6 +373,8 @@ def _grid(tops, areas, bottoms):
     t,a,b = (np.asarray(o,float).ravel() for o in (tops,areas,bottoms))
     for v in (t,b): _levels(v)
     if not len(a) or not (a>=0).all() or np.isinf(a).any(): raise PtxError(f'areas={areas!r}: give pixels of the 1024² frame, 0 or more, at least one')
+    for what,v in (('tops',t),('areas',a),('bottoms',b)):
+        if len(set(v))<len(v): raise PtxError(f'{what}: {min(x for x in v if (v==x).sum()>1):g} is there more than once; give each value once')
     return t,a,b
 
 def surface(
@@ -429,30 +433,6 @@ def dice_of(
     nothing,gain = _gains(c, [t.bottom])
     return nothing+gain[:,0]*(c.over[:,c.at(t.top)[0]]>t.min_area)
 
-# %% ../nbs/32_decide.ipynb #e7000038
-def plateau(
-    c:Counts, # of `count_pixels`, with all thresholds among its levels
-    tops:list=TOPS, # thresholds that make an image positive
-    areas:list=AREAS, # pixels of the 1024² frame that have to exceed it, and more
-    bottoms:list=BOTTOMS, # thresholds of the mask
-    groups:list=None, # patient of each image; each image for itself if None
-    n:int=200, # resamples
-    within:float=1., # of the peak, in standard errors
-    seed:int=0, # of the resamples
-)->tuple: # the `Triplet` at the centre; distances from the peak in standard errors, tops×areas×bottoms
-    "The middle of all triplets that are as good as the best, as far as resampled patients tell; raises `PtxError`"
-    if n<2 or not within>=0: raise PtxError(f'n={n!r}, within={within!r}: give at least two resamples, and a number of standard errors')
-    (codes,k),grid = _codes(groups, len(c)),_grid(tops, areas, bottoms)
-    w = np.random.default_rng(seed).multinomial(k, np.full(k,1/k), n)[:,codes].T
-    scores,s = surface(c, *grid),surface(c, *grid, w)
-    top = np.unravel_index(np.argmax(scores>=scores.max()-1e-12), scores.shape)
-    below,se = (scores[top]-scores).clip(0),(s[top]-s).std(-1)
-    gap = np.divide(below, se, out=np.where(below>1e-12,np.inf,0.), where=(below>1e-12)&(se>1e-12))
-    flat = np.argwhere(gap<=within)
-    far = ((flat-flat.mean(0))**2).sum(1).round(9)
-    i,j,k = flat[np.lexsort((-scores[tuple(flat.T)],far))[0]]
-    return Triplet(grid[0][i], grid[1][j], grid[2][k]),gap
-
 # %% ../nbs/32_decide.ipynb #e7000042
 def _folds(folds, n, groups=None):
     folds = np.asarray(folds)
@@ -466,16 +446,15 @@ def _folds(folds, n, groups=None):
 def nested_search(
     c:Counts, # of `count_pixels`
     folds:list, # fold of each image
-    groups:list=None, # patient of each image, for intervals and the plateau
+    groups:list=None, # patient of each image, for intervals
     tops:list=TOPS, # as for `search`
     areas:list=AREAS, # as for `search`
     bottoms:list=BOTTOMS, # as for `search`
-    steady:bool=True, # `plateau`, or the peak of `search`?
 )->dict: # triplet for new images; dice: N scores of held-out folds; score: its `Interval`; chosen: table by fold; optimistic: `Interval` without folds; optimism
     "Choose by all folds but one, score that one; raises `PtxError`"
     who,grid = None if groups is None else np.asarray(groups,object),(tops,areas,bottoms)
     folds = _folds(folds, len(c), who)
-    def choose(rows): return plateau(c[rows], *grid, None if who is None else who[rows])[0] if steady else search(c[rows], None, *grid)[0]
+    def choose(rows): return search(c[rows], None, *grid)[0]
     dice,rows,final = np.empty(len(c)),[],choose(slice(None))
     for k in np.unique(folds):
         t,held = choose(folds!=k),folds==k
@@ -492,7 +471,6 @@ def surface_figure(
     areas:list=AREAS, # as for `search`
     bottoms:list=BOTTOMS, # as for `search`
     marks:dict=None, # name → `Triplet` to mark
-    gap:np.ndarray=None, # of `plateau`: what is within one standard error gets a dot
     most:int=4, # areas to show, spread evenly, those of the marks among them
 ): # a figure
     "Score over top and bottom, for some areas; raises `PtxError`"
@@ -503,19 +481,18 @@ def surface_figure(
     for n in range(1, len(areas)+1):
         show = sorted({*np.linspace(0,len(areas)-1,n).round().astype(int).tolist(), *(areas.tolist().index(t.min_area) for t in marks.values())})
         if len(show)>=most: break
-    fig,axs = plt.subplots(1, len(show), figsize=(2.3*len(show)+.6,2.4), dpi=70, squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(1, len(show), figsize=(2.3*len(show)+1.2,2.7), dpi=80, squeeze=False, sharey=True, layout='constrained')
     for ax,j in zip(axs[0],show):
         im = ax.pcolormesh(bottoms, tops, scores[:,j], shading='nearest', vmin=np.quantile(scores,.2), vmax=scores.max())
-        if gap is not None:
-            near = np.argwhere(gap[:,j]<=1)
-            ax.scatter(bottoms[near[:,1]], tops[near[:,0]], s=2, color='white')
         for (name,t),m in zip(marks.items(),'x+o^'):
             if t.min_area==areas[j]: ax.plot(t.bottom, t.top, m, color='red', label=name)
-        if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, loc='lower right')
-        ax.set_title(f'area over {areas[j]:,.0f}', fontsize=8)
-        ax.set_xlabel('bottom', fontsize=8)
-    axs[0,0].set_ylabel('top', fontsize=8)
-    fig.colorbar(im, ax=axs)
+        ax.set_title(f'area over {areas[j]:,.0f} px', fontsize=9)
+        ax.set_xlabel('bottom', fontsize=9)
+        ax.tick_params(labelsize=8)
+    axs[0,0].set_ylabel('top', fontsize=9)
+    found = {l:h for ax in axs[0] for h,l in zip(*ax.get_legend_handles_labels())}
+    if marks: fig.legend([found[k] for k in marks], list(marks), fontsize=9, loc='outside lower center', ncols=len(marks))
+    fig.colorbar(im, ax=axs, label='mean Dice')
     return fig
 
 # %% ../nbs/32_decide.ipynb #e7000048

@@ -28,12 +28,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, xray_metadata
-from .siim import _patient_table, counted, few, notice
+from .siim import _patient_table, counted, few, notice, read_index, write_index
 from .folds import spread
 from .cache import XrayCache, shrink
 from .bootstrap import score_areas
 from .encoders import ENCODER, create_encoder, encoder_levels, load_weights, _timm
-from .checkpoints import written
+from .files import written
 from .metrics import ece
 from .predict import from_bytes, oof_folder, open_each, open_maps, open_oof
 from .decide import FRAME, MapKind, prob_to_mask
@@ -666,7 +666,7 @@ def save(self:Gate,
     p = calibrate(_raw(self.models,self.A), self.calibration)
     t = pd.DataFrame(dict(ImageId=self.ids, has_ptx=self.y, fold=self.folds, raw=self.raw, oof=self.oof, p=p))
     if self.kept is not None: t = t.assign(dice=self.kept.dice.to_numpy(), area=self.kept.area.to_numpy(), expected_dice=self.dice_oof)
-    with written(out/'images.csv') as part: t.to_csv(part, index=False)
+    with written(out/'images.csv') as part: write_index(t, part)
     with written(out/'features.npy') as part, open(part,'wb') as f: np.save(f, self.A, allow_pickle=False)
     record = dict(format=_FORMAT, args=self.args, about=self.about, columns=self.columns, calibration=self.calibration, threshold=self.threshold,
         digest=_digest(out), versions={'scikit-learn':sklearn.__version__,'numpy':np.__version__})
@@ -684,8 +684,8 @@ def load_gate(
     try: same = _digest(p)==r['digest']
     except OSError as e: raise GateError(f'{e.filename}: missing or not readable; copy the whole folder, or fit the gate anew') from None
     if not same: raise GateError(f'{p}: features.npy or images.csv were changed after the gate was saved; restore them, or fit the gate anew')
-    t = pd.read_csv(p/'images.csv', dtype=str)
-    t = t.astype({c:int if c in ('has_ptx','fold','area') else float for c in t if c!='ImageId'})   # exact, unlike the numbers of some versions of pandas
+    t = read_index(p/'images.csv')
+    t = t.astype({c:int if c in ('has_ptx','fold','area') else float for c in t if c!='ImageId'})
     g = Gate(**r['args'], about=r['about'])
     g.columns,g.ids,g.A = r['columns'],pd.Index(t.ImageId),np.load(p/'features.npy', allow_pickle=False)
     g.y,g.folds,g.raw,g.oof = (np.array(t[c]) for c in ('has_ptx','fold','raw','oof'))

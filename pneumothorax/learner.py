@@ -19,7 +19,9 @@ from .siim import notice
 from .samplers import Seeded
 from .encoders import ENCODER, find_encoder
 from .hyperunet import unet_split
-from .checkpoints import XrayLearner, last_state, save_weights, written
+from .files import written
+from .states import last_state, save_weights
+from .loop import XrayLearner
 from .losses import AuxLoss, xray_loss
 from .metrics import KaggleDice, DicePos, DiceNeg
 from .models import xray_model

@@ -8,7 +8,7 @@ __all__ = ['DTYPES', 'to_bytes', 'from_bytes', 'list_images', 'Network', 'fold_r
            'open_each', 'oof_folder', 'open_oof']
 
 # %% ../nbs/31_predict.ipynb #29e643e9
-import errno, hashlib, json, os, shutil, time
+import copy, errno, hashlib, json, os, shutil, time, warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,13 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F, torch.distrib
 from fastai.vision.all import Learner
 from fastprogress import progress_bar
 from .rle import PtxError, rle_area
-from .siim import few, find_images, notice
+from .dicom import xray_meta
+from .siim import PtxNotice, few, find_images, image_id, notice, read_index, write_index
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
-from .checkpoints import bare, disk_errors, only_writer, written
+from .files import disk_errors, only_writer, written
+from .states import bare
 from .distributed import _patient, is_main, join_processes, main_first, on_main, world
 from .learner import FORMAT, RunError, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
@@ -50,13 +52,13 @@ def list_images(
     "Radiographs to predict; raises `PtxError` where there are none"
     if isinstance(images,(str,Path)):
         p = Path(images)
-        if p.is_file(): return {p.stem:p}
+        if p.is_file(): return {image_id(p):p}
         if not p.is_dir(): raise PtxError(f'{p}: no such file or folder; give the radiographs to predict')
         found,spare = find_images(p)
         notice('files passed over, their identifier is taken by another file', spare)
         if not found: raise PtxError(f'{p}: no radiographs below this folder; check the path')
         return found
-    found = {i:Path(f) for i,f in images.items()} if isinstance(images,dict) else {Path(f).stem:Path(f) for f in images}
+    found = {i:Path(f) for i,f in images.items()} if isinstance(images,dict) else {image_id(Path(f)):Path(f) for f in images}
     if len(found)<len(images): raise PtxError(f'{len(images)-len(found)} files share their name with another one; an identifier must be unique')
     if not found: raise PtxError('no radiographs given')
     return found
@@ -69,6 +71,7 @@ class Network:
     how:XrayInput # from files to its input
     name:str # for messages and records
     which:str='plain' # kind of weights
+    synthetic:bool=False # trained on synthetic radiographs only?
     def probs(self,
         xb:torch.Tensor, # N×1×h×w in [0,1], on the model's device
         variant:object=None, # one more equalisation
@@ -80,6 +83,17 @@ class Network:
         h = hashlib.blake2b(json.dumps(vars(self.how)).encode(), digest_size=8)
         for k,v in self.model.state_dict().items(): h.update(k.encode()+v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return h.hexdigest()
+
+def _apart(model):
+    "A copy of a network that shares nothing with it; maps that hooks still hold are not copied"
+    net = bare(model)
+    held = {id(t):None for m in net.modules() for h in m._forward_hooks.values() for t in _stored(h)}
+    return copy.deepcopy(net, held)
+
+def _stored(hook):
+    "Tensors that fastai's `Hook` keeps of the last batch"
+    s = getattr(getattr(hook,'__self__',None),'stored',None)
+    return [t for t in (s if isinstance(s,(list,tuple)) else [s]) if isinstance(t,torch.Tensor)]
 
 def fold_runs(
     cv:str, # folder of `cross_validate`
@@ -97,10 +111,10 @@ def networks(
 )->list: # of `Network`
     "Networks to predict with; raises `RunError`"
     if isinstance(runs,(list,tuple)): return [n for r in runs for n in networks(r,device,which)]
-    if isinstance(runs,Learner): return [Network(bare(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner')]
+    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', synthetic=runs.dls.xray.get('synthetic')==1)]
     if (Path(runs)/'crossval.json').exists(): return networks([*fold_runs(runs).values()], device, which)
     model,r = load_run(runs, device, which)
-    return [Network(model, XrayInput.of(r['data']), str(runs), which or r.get('use','plain'))]
+    return [Network(model, XrayInput.of(r['data']), str(runs), which or r.get('use','plain'), r['data'].get('synthetic')==1)]   # a share, or yes and no
 
 # %% ../nbs/31_predict.ipynb #unpad001
 def unpad(
@@ -263,7 +277,7 @@ def finish_store(
         return pd.concat([who[['ImageId','path']], t, who.drop(columns=['ImageId','path'])], axis=1)
     index,failed = named([(r,t) for n in notes for r,t in zip(n['rows'],n['top'])],'max_prob'),named([f for n in notes for f in n['failed']],'error').drop(columns='row')
     for f,t in {**more,'index.csv':index,'failed.csv':failed}.items():
-        with written(out/f) as part: t.to_csv(part, index=False)
+        with written(out/f) as part: write_index(t, part)
     if not len(index): raise PtxError(f'none of the {len(table)} files could be read, see {out}/failed.csv; the first: {failed.error[0]}')
     record = dict(format=FORMAT, **record, n=len(index), n_failed=len(failed), versions=versions())
     with written(out/'predict.json') as part: part.write_text(json.dumps(record,indent=1,default=str)+'\n', encoding='utf-8')
@@ -303,7 +317,7 @@ def image_digest(
 )->str: # the same for the same names, paths and sizes of files
     "What tells one set of images from another"
     size = lambda p: Path(p).stat().st_size if Path(p).exists() else 0
-    return hashlib.blake2b('\n'.join(f'{i} {p} {size(p)}' for i,p in zip(table.ImageId,table.path)).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b('\n'.join(f'{i} {p} {size(p)}' for i,p in zip(table.ImageId,table.path)).encode(errors='surrogateescape'), digest_size=8).hexdigest()
 
 # %% ../nbs/31_predict.ipynb #jobs0004
 def _asked(tta, variant, weights, n, mean):
@@ -382,9 +396,23 @@ def predict_maps(
     "Predict radiographs with one network or the mean of several; raises `PtxError`"
     join_processes()
     nets,found = networks(run, device := _device(device), which),list_images(images)
+    _told_synthetic(nets, list(found.values()))
     table = pd.DataFrame(dict(ImageId=list(found), path=list(map(str,found.values()))))
     return predict_jobs([(nets,list(found.values()),range(len(found)))], table, out, image_digest(table), bs=bs, workers=workers, device=device,
         progress=progress, variant=variant, tta=tta, mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, mean_only=mean_only, fresh=fresh)
+
+# %% ../nbs/31_predict.ipynb #39a6c9b8
+def _drawn(f):
+    "Does a file say that it is synthetic?"
+    try: return xray_meta(f).get('synthetic') is True
+    except (PtxError,OSError): return True   # what cannot be read is told elsewhere
+
+def _told_synthetic(nets, files, n=16):
+    "Warn of networks that know synthetic radiographs only, where others are predicted"
+    mine = [o.name for o in nets if o.synthetic]
+    some = [files[i] for i in np.unique(np.linspace(0,len(files)-1,min(n,len(files))).astype(int))]
+    if mine and is_main() and not all(map(_drawn,some)):
+        warnings.warn(f'{few(mine)}: trained on synthetic radiographs only, and these are others; what such a network outlines on real radiographs means nothing, train on real ones', PtxNotice, stacklevel=3)
 
 # %% ../nbs/31_predict.ipynb #7ec68ddd
 def open_maps(
@@ -396,8 +424,7 @@ def open_maps(
     if not (p/'predict.json').exists(): raise RunError(f'{p}: no predict.json; give a folder of ptx_predict that finished')
     r = json.loads((p/'predict.json').read_text())
     if r.get('format')!=FORMAT: raise RunError(f"{p}: predictions of format {r.get('format')!r}, this version reads {FORMAT}; predict again")
-    read = lambda f: pd.read_csv(p/f, dtype=dict(ImageId=str,path=str))
-    return read('index.csv'),np.load(p/'maps.npy', mmap_mode='r'),read('failed.csv')
+    return read_index(p/'index.csv'),np.load(p/'maps.npy', mmap_mode='r'),read_index(p/'failed.csv')
 
 def open_each(
     pred:str, # folder of `predict_maps`
@@ -428,7 +455,7 @@ def open_oof(
     "Predictions of images by networks that have not seen them, with their truth; raises `RunError`"
     p = oof_folder(folder)
     index,maps,_ = open_maps(p)
-    y = pd.read_csv(p/'labels.csv', dtype=str, keep_default_na=False).rename(columns=dict(EncodedPixels='rle'))
+    y = read_index(p/'labels.csv', ('ImageId','EncodedPixels','patient_id')).rename(columns=dict(EncodedPixels='rle'))
     if gone := sorted(set(index.ImageId)-set(y.ImageId)): raise RunError(f'{p}/labels.csv: no row for {few(gone)}; predict again')
     t = index.drop(columns=[c for c in ('fold','patient_id') if c in index]).merge(y.astype({'fold':int}), on='ImageId', how='left')
     return t.assign(has_ptx=[rle_area(r)>0 for r in t.rle]),maps

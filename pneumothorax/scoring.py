@@ -15,7 +15,7 @@ from .rle import PtxError, LabelError, rle_runs, rles_runs, rles_to_mask, runs_o
 from .siim import FaultyLines, PtxNotice, _EMPTY, _header, few, notice
 from .siim import label_faults, read_labels, read_patients, unite_rows
 from .bootstrap import bootstrap_ci, p_text, paired_bootstrap, score_areas
-from .submission import shrink_to
+from .submission import _readable, _whole
 
 # %% ../nbs/36_scoring.ipynb #c3000001
 def _hint(t, faults):
@@ -311,20 +311,17 @@ def submission_figure(
 )->Path: # the PNG
     "Radiographs with predicted, and maybe true, outlines: half of them the worst ones"
     from matplotlib.figure import Figure
-    from pneumothorax.dicom import read_xray, show_xray
+    from pneumothorax.dicom import xray_sheet
     p = read_labels(sub).set_index('ImageId')
     t = read_labels(labels).set_index('ImageId') if labels else None
     df = score_images(sub, labels) if labels else pd.DataFrame(dict(ImageId=p.index,area_pred=p.area.values,area_true=0,dice=-p.area.values/2**20))
     df = df[df.ImageId.isin(images)]
     if not len(df): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
     rows = list(_pick(df,n).itertuples()) or list(df.head(n).itertuples())
-    high,wide = -(-len(rows)//4),min(4,len(rows))
-    fig = Figure(figsize=(2.4*wide,2.5*high), dpi=100, layout='constrained')
-    axs = list(fig.subplots(high, wide, squeeze=False).flat)
-    for ax in axs: ax.axis('off')
-    for ax,r in zip(axs,rows):
-        x = shrink_to(read_xray(images[r.ImageId]), 320)
-        show_xray(x, None if t is None else rles_to_mask(t.rles[r.ImageId]), rles_to_mask(p.rles[r.ImageId]), ax=ax,
-            title=f'Dice {r.dice:.2f}' if labels else f'{r.area_pred:,} px')
-    fig.savefig(out)
+    xs,why = zip(*(_readable(images[r.ImageId],320) for r in rows))
+    true,pred = ([rles_to_mask(s.rles[r.ImageId]) for r in rows] if s is not None else None for s in (t,p))
+    said = [f'Dice {r.dice:.2f}' if labels else f'{r.area_pred:,} px' for r in rows]
+    fig = Figure()
+    xray_sheet(xs, true, pred, [f'{s}\n{r.ImageId}{w}' for s,r,w in zip(said,rows,why)], size=2.4, fig=fig)
+    with _whole(out) as part: fig.savefig(part, format='png', dpi=100)
     return Path(out)

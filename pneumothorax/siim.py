@@ -77,7 +77,7 @@ def read_index(
     "Read a table of ours with identifiers as they are"
     head = pd.read_csv(path, nrows=0, encoding_errors='surrogateescape').columns
     return pd.read_csv(path, dtype={**types,**dict.fromkeys(text,str)}, keep_default_na=False, na_values={c:[''] for c in head if c not in text},
-        encoding_errors='surrogateescape', float_precision='round_trip')
+        encoding_errors='surrogateescape', **({} if int(pd.__version__.split('.')[0])>2 else dict(float_precision='round_trip')))   # exact by itself from 3 on
 
 def write_index(
     t:pd.DataFrame, # with ImageId, or path

@@ -13,7 +13,7 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from .rle import PtxError, LabelError, rle_encode, rles_to_mask
-from .siim import FaultyLines, PtxNotice, _header, counted, few, label_faults, notice, read_labels
+from .siim import FaultyLines, PtxNotice, _header, counted, few, label_faults, notice, read_labels, write_index
 
 # %% ../nbs/34_submission.ipynb #sub00001
 def sample_ids(
@@ -29,6 +29,8 @@ def sample_ids(
 def _images_of(have, sample, missing, what):
     "Identifiers to write, in order; raises `PtxError` where `have` and the sample submission do not agree"
     if missing not in ('error','empty'): raise PtxError(f"missing={missing!r}: expected 'error' or 'empty'")
+    if odd := [i.encode('utf-8','backslashreplace').decode() for i in have if not i.isprintable() and '\udc80'<=max(i)<='\udfff']:
+        raise PtxError(f'{few(odd)}: names that are no UTF-8, which no submission can hold; rename the files and predict them again')
     if not sample: return list(have)
     ids = sample_ids(sample)
     odd,lost = [i for i in have if i not in set(ids)],[i for i in ids if i not in set(have)]
@@ -106,7 +108,7 @@ def _save(masks, ids, out, rows='image', **about):
     df = pd.DataFrame([(i,r) for i,rs in rles.items() for r in rs], columns=['ImageId','EncodedPixels'])
     record = dict(submission=Path(out).name, **about, rows=rows, n=len(ids), n_masks=int(np.count_nonzero([*area.values()])), area=sum(area.values()))
     with _whole(out) as part:
-        df.to_csv(part, index=False)
+        write_index(df, part)
         _verify(part, sums, out)
     with _whole(beside) as part: part.write_text(json.dumps(_plain(record),indent=1)+'\n', encoding='utf-8')
     return df
@@ -186,17 +188,24 @@ def predict_like(
     return d.chosen_on.args() if d and d.chosen_on else {}
 
 # %% ../nbs/34_submission.ipynb #2505280b
+def _why_none(top, n):
+    "Why no image has a mask, and what to try"
+    if top<.1: say = 'the network is sure of nothing: train it longer, or on more images with a pneumothorax'
+    else: say = 'if positives are expected, cut lower, ask for a smaller area, or choose a rule on out-of-fold predictions (a gate may have dropped masks, too)'
+    return f'none of the {counted(n,"images")} has a mask; the largest probability is {top:.3f}; {say}'
+
 def _told(pairs, blank, full):
     "Pass on identifier, map and mask as identifier and mask; raises `PtxError` at the end if all maps were blank"
-    kinds,sizes = set(),[]
+    kinds,sizes,top = set(),[],0.
     for i,p,m in pairs:
         kinds.add('empty' if not p.any() else 'full' if p.min()>=full else '')
         sizes.append(int(m.sum()))
+        top = max(top,float(p.max())/full)
         yield i,m
     what = next((k for k in ('empty','full') if kinds=={k}), None)
-    if what and not blank: raise PtxError(f'all {len(sizes):,} maps are {what} in every pixel: was the array filled, did the model collapse? if they are right, say blank=True (--blank)')
-    if not what and sizes and not any(sizes): warnings.warn('no image has a mask; is the threshold too high?', PtxNotice)
-    if not what and sizes and min(sizes)==2**20: warnings.warn('every mask fills its image; is the threshold too low?', PtxNotice)
+    if what and not blank: raise PtxError(f'all {len(sizes):,} maps are {what} in every pixel, which no trained network says; predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True (--blank)')
+    if not what and sizes and not any(sizes): warnings.warn(_why_none(top, len(sizes)), PtxNotice)
+    if not what and sizes and min(sizes)==2**20: warnings.warn(f'each of the {len(sizes):,} masks fills its image; cut at a higher probability, or choose a rule on out-of-fold predictions', PtxNotice)
 
 def write_submission(
     pred:str, # folder of `predict_maps`
@@ -265,7 +274,7 @@ def tune_decision(
     if len(each)>1: kind = replace(kind, networks=1)
     c = decide.Counts.join([decide.count_pixels(_Rows(m,t.row,p or None), t.rle.tolist(), [*grid[0],*grid[2]]) for m in each])
     what = 'empty' if not c.over.any() else 'full' if (c.over>=2**20-.5).all() else ''
-    if what: raise PtxError(f'{oof}: all {len(t):,} maps are {what} at every threshold; was the array filled, did the model collapse? predict again')
+    if what: raise PtxError(f'{oof}: all {len(t):,} maps are {what} at every threshold, so there is nothing to choose; predict anew, and if they stay so, train longer or on more positives')
     who = t.patient_id.where(t.patient_id!='', '?'+t.ImageId)
     r = decide.nested_search(c, np.tile(t.fold,len(each)), np.tile(who,len(each)), *grid)
     source = dict(oof=str(oof), networks=len(each), n=len(t), n_pos=int(t.has_ptx.sum()), n_patients=who.nunique(),
@@ -387,6 +396,12 @@ def _visible(mask):
     import cv2
     return cv2.dilate(mask, np.ones((60,60),np.uint8)) if mask.sum()<1000 else mask
 
+def _readable(f, size):
+    "A radiograph for a picture and '', or a black one and the reason why it cannot be read"
+    from pneumothorax.dicom import XrayError, read_xray
+    try: return shrink_to(read_xray(f),size),''
+    except XrayError as e: return np.zeros((size,size),np.float32),'\n'+str(e).rpartition(f'{Path(f).name}: ')[2]
+
 def contact_sheet(
     sub:str, # submission, CSV
     images:dict, # identifier → path of the radiograph; or a folder of `predict_maps`, which knows them
@@ -398,7 +413,7 @@ def contact_sheet(
 )->Path: # the PNG
     "Outlines on the largest, the smallest, the most doubtful and some empty images; raises `PtxError`"
     from matplotlib.figure import Figure
-    from pneumothorax.dicom import XrayError, read_xray, show_xray
+    from pneumothorax.dicom import xray_sheet
     if n<1: raise PtxError(f'n={n}: give at least 1 picture of each kind')
     if not isinstance(images,dict):
         from pneumothorax.predict import open_maps
@@ -408,13 +423,13 @@ def contact_sheet(
     t = t.assign(prob=t.ImageId.map({} if prob is None else dict(prob)).astype(float))[t.ImageId.isin(images)].reset_index(drop=True)
     if not len(t): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
     picks = sheet_picks(t, n, doubt)
-    fig = Figure(figsize=(1.8*n,2.05*len(picks)), dpi=100, layout='constrained')
-    axs = fig.subplots(len(picks), n, squeeze=False)
+    fig,wide = Figure(layout='constrained'),max(map(len,picks.values()))
+    fig.set_size_inches(max(2.2*wide,3), 2.75*len(picks)+.4)
+    axs = fig.subplots(len(picks), wide, squeeze=False)
     for ax in axs.flat: ax.axis('off')
-    for k,line in zip(picks,axs):
-        for ax,r in zip(line,picks[k].itertuples()):
-            title = f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f', p {r.prob:.2f}')
-            try: show_xray(shrink_to(read_xray(images[r.ImageId]),size), None, _visible(rles_to_mask(r.rles)), ax=ax, title=title)
-            except XrayError as e: ax.set_title(f'{title}\n…{str(e)[-28:]}', fontsize=7)
-    with _whole(out) as part: fig.savefig(part, format='png')
+    rows = [(ax,k,r) for (k,v),line in zip(picks.items(),axs) for ax,r in zip(line,v.itertuples())]
+    xs,why = zip(*(_readable(images[r.ImageId],size) for _,_,r in rows))
+    titles = [f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f'\np={r.prob:.2f}')+f'\n{r.ImageId}'+w for (_,k,r),w in zip(rows,why)]
+    xray_sheet(xs, None, [None if w else _visible(rles_to_mask(r.rles)) for (_,_,r),w in zip(rows,why)], titles, axs=[ax for ax,*_ in rows])
+    with _whole(out) as part: fig.savefig(part, format='png', dpi=100)
     return Path(out)

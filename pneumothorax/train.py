@@ -20,7 +20,10 @@ from .cache import XrayCache
 from .data import xray_dls
 from .encoders import ENCODER
 from .optimizers import xray_optimizer
-from .checkpoints import Checkpoint, TimeUp, last_state, only_writer, save_weights, soft_stop
+from .files import only_writer
+from .states import last_state, save_weights
+from .loop import TimeUp, soft_stop
+from .checkpoints import Checkpoint
 from .distributed import is_main, join_processes, main_first, on_main, processes
 from .losses import AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision

@@ -20,7 +20,8 @@ from .rle import PtxError, to_install
 from .dicom import draw_outlines
 from .siim import notice
 from .samplers import overall
-from .checkpoints import bare, disk_errors, written
+from .files import disk_errors, written
+from .states import bare
 from .metrics import kaggle_dice
 from .learner import history
 

@@ -1,5 +1,5 @@
 """`search` against the loop over triplets and images: `python tests/bench_search.py [--images 1000 10000] [--size 128] [--rounds 5]`
-With `--oof FOLDER`, of a cross-validation: how much the peak and the plateau vary on resampled patients, and what both and the pieces score by folds.
+With `--oof FOLDER`, of a cross-validation: how much the best triplet varies on resampled patients, and what it and the pieces score by folds.
 
 The loop thresholds each map (already in floats) twice for each triplet and computes Dice, and does it well; for all triplets and images it would take hours, so it
 runs on a few of both, drawn anew each round, and its time is scaled up linearly. Both give the same scores for what the loop has tried; the largest difference is printed."""
@@ -10,11 +10,10 @@ import time
 import numpy as np
 import pandas as pd
 
-from pneumothorax.bootstrap import paired_bootstrap
 from pneumothorax.decide import AREAS as LIMITS
 from pneumothorax.decide import BOTTOMS as EDGES
 from pneumothorax.decide import TOPS as SURE
-from pneumothorax.decide import Decision, count_pixels, dice_of, nested_pieces, nested_search, plateau, search
+from pneumothorax.decide import Decision, count_pixels, dice_of, nested_pieces, nested_search, search
 
 TOPS, AREAS, BOTTOMS = np.linspace(.05, .95, 20), np.linspace(0, 9500, 25), np.linspace(.04, .96, 20)
 
@@ -76,7 +75,7 @@ def main(a):
             f'at most {peak.most/1e6:.0f} MB beside {maps.nbytes/1e6:.0f} MB of maps; largest difference of a score {far:.1e}')
 
 def resampled(c, who, n, seed=0):
-    "Peak and plateau chosen on resampled patients: how far they scatter in steps of the grid, how many they are, and what they lose on the patients left out"
+    "The best triplet, chosen on resampled patients: how far they scatter in steps of the grid, how many they are, and what they lose on the patients left out"
     rng, rows = np.random.default_rng(seed), []
     codes, names = pd.factorize(who)
     for r in range(n):
@@ -84,12 +83,10 @@ def resampled(c, who, n, seed=0):
         drawn = np.repeat(np.arange(len(c)), w[codes])
         again, out = c[drawn], c[w[codes] == 0]
         most = search(out)[1].max()
-        for name, t in (('peak', search(again)[0]), ('plateau', plateau(again, groups=codes[drawn], n=100, seed=r)[0])):
-            rows.append((name, str(t), *(g.index(v) for g, v in zip((SURE, LIMITS, EDGES), t)), most-dice_of(out, t).mean()))
-    t = pd.DataFrame(rows, columns=['rule', 'triplet', 'top', 'area', 'bottom', 'lost']).groupby('rule')
-    steps, many = t[['top', 'area', 'bottom']].std().round(2), t.triplet.agg(different='nunique', commonest=lambda o: o.mode()[0])
-    lost = np.stack([t.get_group(k).lost for k in ('peak', 'plateau')])
-    return pd.concat([steps, many, t.lost.mean().round(4)], axis=1), np.diff(lost, axis=0).ravel()
+        t = search(again)[0]
+        rows.append((str(t), *(g.index(v) for g, v in zip((SURE, LIMITS, EDGES), t)), most-dice_of(out, t).mean()))
+    t = pd.DataFrame(rows, columns=['triplet', 'top', 'area', 'bottom', 'lost'])
+    return pd.concat([t[['top', 'area', 'bottom']].std().round(2), pd.Series({'different': t.triplet.nunique(), 'commonest': t.triplet.mode()[0], 'lost': round(t.lost.mean(), 4)})])
 
 def on_real(a):
     "Out-of-fold maps of a cross-validation"
@@ -99,13 +96,10 @@ def on_real(a):
     start = time.perf_counter()
     c = count_pixels(maps, rles, [*SURE, *EDGES])
     print(f'{len(c)} images of {t.patient_id.nunique()} patients, {t.has_ptx.sum()} positive; counted at 1024² in {(time.perf_counter()-start)/len(c)*1e3:.0f} ms each')
-    table, less = resampled(c, t.patient_id, a.resamples)
-    print(f'{a.resamples} resamples of patients; standard deviations in steps of the grid\n{table.to_string()}')
-    print(f'lost by the plateau less lost by the peak: mean {less.mean():.4f}, 95 % of the resamples {np.quantile(less, .025):.4f} to {np.quantile(less, .975):.4f}')
-    both = {k: nested_search(c, t.fold, t.patient_id, steady=k == 'plateau') for k in ('peak', 'plateau')}
-    for k, r in both.items(): print(f"{k}: by folds {r['score']}; without {r['optimistic']}; optimism {r['optimism']:.4f}; triplets {', '.join(r['chosen'].triplet)}; all {r['triplet']}")
-    print('plateau less peak by folds', paired_bootstrap(both['plateau']['dice'], both['peak']['dice'], t.patient_id))
-    more = nested_pieces(maps, rles, both['plateau'], t.fold, t.patient_id)
+    print(f'{a.resamples} resamples of patients; standard deviations in steps of the grid\n{resampled(c, t.patient_id, a.resamples).to_string()}')
+    r = nested_search(c, t.fold, t.patient_id)
+    print(f"by folds {r['score']}; without {r['optimistic']}; optimism {r['optimism']:.4f}; triplets {', '.join(r['chosen'].triplet)}; all {r['triplet']}")
+    more = nested_pieces(maps, rles, r, t.fold, t.patient_id)
     print(f"pieces by folds {more['score']}, gain {more['gain']}; {Decision.spec(more['decision'])}")
 
 if __name__ == '__main__':

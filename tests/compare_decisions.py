@@ -16,7 +16,7 @@ from comparing import ends, images, parser, same_recipe
 
 from pneumothorax.bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap
 from pneumothorax.cache import XrayCache, prepare
-from pneumothorax.decide import TOPS, Decision, Triplet, count_pixels, decide, plateau, search_pieces
+from pneumothorax.decide import TOPS, Decision, Triplet, count_pixels, decide, search, search_pieces
 from pneumothorax.folds import make_folds
 from pneumothorax.gate import Gate, dice_if_kept, features
 from pneumothorax.metrics import auroc
@@ -56,7 +56,7 @@ def predict_all(a, df):
 
 def tuned(maps, df, cache):
     "Triplet, pieces and gate, chosen on maps that are out of fold"
-    rules = {'triplet': Decision(plateau(count_pixels(maps, df.rles.tolist(), TOPS), groups=df.patient_id)[0])}
+    rules = {'triplet': Decision(search(count_pixels(maps, df.rles.tolist(), TOPS))[0])}
     rules['pieces'], _ = search_pieces(maps, df.rles.tolist(), rules['triplet'].triplet)
     table = df[['ImageId', 'path']].assign(row=range(len(df)))
     kept = dice_if_kept((table, maps), df.rles.tolist(), lambda p: decide(p, rules['pieces']))

@@ -17,7 +17,6 @@ import torch
 from conftest import TINY, ptx
 from PIL import Image
 
-from pneumothorax import dicom
 from pneumothorax.data import LoadXray
 from pneumothorax.dicom import XrayError, read_xray, xray_meta
 from pneumothorax.encoders import ModelError
@@ -92,29 +91,6 @@ def test_a_broken_file_names_itself_and_the_cause(broken, n):
     folder, why = broken
     with pytest.raises(XrayError) as e: read_xray(folder/n)
     assert n in str(e.value) and why[n] in str(e.value) and '; ' in str(e.value)
-
-def outcome(f):
-    "The pixels, or that there are none"
-    try: return read_xray(f)
-    except XrayError: return None
-
-def test_the_short_way_through_a_header_gives_what_the_long_one_gives(phantoms, tmp_path, monkeypatch):
-    "JPEGs with a few bytes changed, mostly in the header: what the long way reads, the short one reads alike, or leaves to it"
-    rng, good = np.random.default_rng(0), [f.read_bytes() for f in dicoms(phantoms) if compressed(f)]
-    short, taken, lenient = dicom.image_elements, 0, 0
-    for i in range(900):
-        data = bytearray(good[i % len(good)])
-        for at in rng.integers(132, [len(data), 1000, 1000], 3): data[at] = rng.integers(256)
-        if short(bytes(data)) is None: continue
-        (f := tmp_path/'x.dcm').write_bytes(data)
-        a = outcome(f)
-        with monkeypatch.context() as m:
-            m.setattr(dicom, 'image_elements', lambda data: None)
-            b = outcome(f)
-        taken += 1
-        lenient += a is not None and b is None   # pydicom stumbled over an element that the image does not need
-        if b is not None: assert a is not None and np.array_equal(a, b), f'change {i}'
-    assert taken > 100 and lenient <= taken/100
 
 def test_other_paths_are_refused(tmp_path):
     for f, why in ((tmp_path, 'a folder'), (tmp_path/'none.dcm', 'no such file')):

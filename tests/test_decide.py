@@ -53,38 +53,14 @@ def test_many_images_are_taken_in_parts():
 
 def test_nested_search_never_sees_the_fold_it_scores():
     c, folds = count_pixels(MAPS, MASKS, TOPS), np.arange(12) % 3
-    for steady in (True, False):
-        r = nested_search(c, folds, steady=steady)
-        worse = Counts(c.levels, c.over.copy(), c.inside.copy(), c.truth.copy())
-        worse.inside[folds == 1] = 0
-        s = nested_search(worse, folds, steady=steady)
-        assert r['chosen'].triplet[1] == s['chosen'].triplet[1]
-        assert r['dice'].mean() == pytest.approx(r['score'].value)
-        assert dice_of(c, r['triplet']).mean()-r['dice'].mean() == pytest.approx(r['optimism'])
-
-def test_patients_are_resampled_whole():
-    c = count_pixels(MAPS, MASKS, TOPS)
-    alone, together = plateau(c, groups=list('abcdefghijkl'), n=30), plateau(c, n=30)
-    assert alone[0] == together[0]
-    assert (alone[1] == together[1]).all()
-    assert not (plateau(c, groups=np.arange(12)//4, n=30)[1] == together[1]).all()
-    best, scores = search(c)
-    t, one = plateau(c, groups=['same']*12, n=5)
-    assert ((one == 0) == (scores > scores.max()-1e-12)).all() and set(one.ravel()) <= {0, np.inf}
-    assert dice_of(c, t).mean() == pytest.approx(dice_of(c, best).mean())
-    for kw, why in (({'groups': [1, 2, 3]}, 'one label'), ({'groups': ['']*12}, 'no group'), ({'n': 1}, 'two resamples'), ({'within': np.nan}, 'standard errors')):
-        with pytest.raises(PtxError, match=why): plateau(c, **kw)
-
-def test_the_plateau_holds_only_what_is_near_the_peak():
-    c = count_pixels(MAPS, MASKS, TOPS)
-    scores = surface(c, TOPS, AREAS, BOTTOMS)
-    w = np.random.default_rng(3).multinomial(12, np.full(12, 1/12), 50).T
-    s, top = surface(c, TOPS, AREAS, BOTTOMS, w), np.unravel_index(np.argmax(scores >= scores.max()-1e-12), scores.shape)
-    for within in (0, .5, 2):
-        t, gap = plateau(c, n=50, seed=3, within=within)
-        i, j, k = TOPS.index(t.top), AREAS.index(t.min_area), BOTTOMS.index(t.bottom)
-        assert gap[i, j, k] <= within
-        assert scores[top]-scores[i, j, k] <= within*np.std(s[top]-s[i, j, k])+1e-12
+    r = nested_search(c, folds)
+    worse = Counts(c.levels, c.over.copy(), c.inside.copy(), c.truth.copy())
+    worse.inside[folds == 1] = 0
+    s = nested_search(worse, folds)
+    assert r['chosen'].triplet[1] == s['chosen'].triplet[1]
+    assert r['dice'].mean() == pytest.approx(r['score'].value)
+    assert dice_of(c, r['triplet']).mean()-r['dice'].mean() == pytest.approx(r['optimism'])
+    assert r['triplet'] == search(c)[0]
 
 @pytest.mark.parametrize('step', [{}, {'min_piece': 30_000}, {'min_prob': .6}, {'fill': 20_000}, {'dilate': 40}, {'min_piece': 17_000, 'min_prob': .5, 'fill': 1e6, 'dilate': 16}])
 def test_an_explanation_ends_with_the_mask(step):
@@ -142,7 +118,8 @@ NAN[4, 3, 3] = np.nan
     (MAPS-.5, MASKS, GRID, 'image 0'), (MAPS[:, None], MASKS, GRID, 'H×W'), (MAPS, MASKS*2, GRID, 'image 1.*0 and 1'), (MAPS, MASKS*np.nan, GRID, '0 and 1'),
     (MAPS, ['1 x']*12, GRID, 'image 0'), (MAPS[:0], MASKS[:0], GRID, 'no images'), (MAPS, MASKS, ([], [0], [.5]), 'no thresholds'), (MAPS, MASKS, ([.5], [], [.5]), 'at least one'),
     (MAPS, MASKS, ([.5], [0], []), 'no thresholds'), (MAPS, MASKS, ([75], [0], [.5]), 'below 1'), (MAPS, MASKS, ([.5], [0], [-.1]), 'below 1'), (MAPS, MASKS, ([np.nan], [0], [.5]), 'below 1'),
-    (MAPS, MASKS, ([.5], [np.nan], [.5]), '0 or more'), (MAPS, MASKS, ([.5], [-1], [.5]), '0 or more'), (MAPS, MASKS, ([.5], [np.inf], [.5]), '0 or more')])
+    (MAPS, MASKS, ([.5], [np.nan], [.5]), '0 or more'), (MAPS, MASKS, ([.5], [-1], [.5]), '0 or more'), (MAPS, MASKS, ([.5], [np.inf], [.5]), '0 or more'),
+    (MAPS, MASKS, ([.5, .7, .5], [0], [.5]), 'tops: 0.5 is there more than once'), (MAPS, MASKS, ([.5], [0, 800, 800], [.5]), 'areas: 800')])
 def test_bad_input_is_named(maps, masks, grid, why):
     with pytest.raises(PtxError, match=why): search(maps, masks, *grid)
 
@@ -154,7 +131,6 @@ def test_a_map_that_is_empty_or_full_is_legal():
         assert (search(np.zeros((12, 64, 64), dtype), MASKS, *GRID)[1] == healthy).all()
         scores = search(np.full((12, 64, 64), top, dtype), MASKS, *GRID)[1]
         assert np.abs(scores[:, :3]-full.mean()).max() < 1e-12 and (scores[:, 3] == healthy).all()
-        assert plateau(count_pixels(np.zeros((12, 64, 64), dtype), MASKS, TOPS), n=5)[1].max() == 0
     assert search(MAPS, MASKS*0, *GRID)[1].max() == 1 and search(MAPS, MASKS*0+1, *GRID)[1].min() == 0
 
 def test_holes_are_inside():

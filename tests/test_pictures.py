@@ -1,4 +1,6 @@
 "Pictures of radiographs: axes hold data, nothing is cut, both outlines can be seen, for one image as for twelve"
+import warnings
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -8,9 +10,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from pictures import wrong
 
+from pneumothorax.decide import AREAS, BOTTOMS, TOPS, Decision, Triplet, explain_figure, surface_figure
 from pneumothorax.dicom import COLOURS, contours, draw_outlines, outline, show_xray, xray_sheet
 from pneumothorax.phantom import phantom
+from pneumothorax.rle import rle_encode, rles_to_mask
+from pneumothorax.scoring import submission_figure
 from pneumothorax.siim import audit_figure, audit_labels, find_siim, read_labels
+from pneumothorax.submission import contact_sheet
 
 LONG = '1.2.276.0.7230010.3.1.4.8323329.1517875163.4559{:02}'
 
@@ -72,6 +78,48 @@ def test_the_sheet_of_an_audit(phantoms, tmp_path, n):
     fig = audit_figure(t, y, dict.fromkeys(y.ImageId, tmp_path/'broken.dcm'), n)
     assert not wrong(fig) and 'export the' in fig.axes[0].get_title()
     assert audit_labels(y, files) is not None
+
+def drawn(monkeypatch, f, *args, **kwargs):
+    "The figures that a function saves"
+    figs, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda self, *a, **kw: (figs.append(self), save(self, *a, **kw)))
+    f(*args, **kwargs)
+    return figs
+
+@pytest.mark.parametrize('n', [1, 5, 12])
+def test_pictures_of_a_submission(phantoms, tmp_path, monkeypatch, n):
+    "A contact sheet and the failures, of one image as of twelve, one of which cannot be read"
+    files = find_siim(phantoms)
+    y = read_labels(files.labels)
+    y = y.sort_values('has_ptx', ascending=False, kind='stable').head(n)
+    paths = {i: files.images[i] for i in y.ImageId}
+    if n > 1: paths[y.ImageId.iloc[-1]] = tmp_path/'broken.dcm'
+    (tmp_path/'broken.dcm').write_bytes(b'none')
+    sub = pd.DataFrame({'ImageId': y.ImageId, 'EncodedPixels': [rle_encode(np.roll(rles_to_mask(r), 30, 0)) if r else '-1' for r in y.rles]})
+    sub.to_csv(tmp_path/'s.csv', index=False)
+    fig, = drawn(monkeypatch, contact_sheet, tmp_path/'s.csv', paths, tmp_path/'sheet.png', pd.Series(.4, y.ImageId), n=4)
+    said = [a.get_title() for a in fig.axes if a.has_data()]
+    assert not wrong(fig) and colours(fig)['predicted'] > 20 and len(said) == n and all(any(i[-6:] in t.replace('\n', '') for t in said) for i in y.ImageId)
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['predicted'] and (n == 1 or any('export' in t for t in said))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        fig, = drawn(monkeypatch, submission_figure, tmp_path/'s.csv', paths, tmp_path/'f.png', files.labels, n=12)
+    assert not wrong(fig) and min(colours(fig)[k] for k in ('true', 'predicted')) > 20 and (tmp_path/'f.png').stat().st_size > 1000
+
+@pytest.mark.parametrize('decision', ['.5,2000,.3', Decision(Triplet(.5, 2000, .3), min_piece=800, fill=500, dilate=8)])
+def test_pictures_of_a_decision(chests, decision):
+    x, m = chests[2]
+    p = cv2.GaussianBlur(m.astype(np.float32), (0, 0), 30)
+    for keep in (True, False):
+        for image in (None, x):
+            fig = explain_figure(p/p.max(), decision, keep, image, title=LONG.format(3))
+            assert not wrong(fig) and colours(fig)['predicted'] > 20 and fig.legends[0].get_texts()[0].get_text() == 'mask after the step'
+    scores = np.random.default_rng(0).random((len(TOPS), len(AREAS), len(BOTTOMS)))
+    for marks in ({}, {'chosen': Triplet(.5, 2000, .3)}, {'chosen': Triplet(.5, 2000, .3), 'the winners': Triplet(.75, 1000, .3)}):
+        fig = surface_figure(scores, marks=marks)
+        assert not wrong(fig) and [t.get_text() for lg in fig.legends for t in lg.get_texts()] == list(marks)
+    import matplotlib.pyplot as plt
+    plt.close('all')
 
 def test_the_check_finds_what_is_wrong():
     fig = Figure(figsize=(2, 2))

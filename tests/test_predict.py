@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -112,3 +113,56 @@ def test_another_run_another_size_other_images(whole, tiny_run, tmp_path):
 def test_presets_see_the_whole_image_and_differ(preset):
     vs = views(preset)
     assert View() in vs and len(set(vs)) == len(vs)
+
+def test_names_of_every_kind_go_through(tiny_run, phantoms, tmp_path):
+    "NA and null are names, spaces at the end are none of it, and a name need not be UTF-8"
+    from pneumothorax.siim import read_labels
+    from pneumothorax.submission import write_submission
+    f, bad = next(phantoms.rglob('*.dcm')), os.fsdecode(b'caf\xe9')
+    (tmp_path/'in').mkdir()
+    for name in ('NA', 'null', 'tail ', '007', bad):
+        try: shutil.copy(f, tmp_path/'in'/f'{name}.dcm')
+        except OSError: pytest.skip('this file system takes no such name')
+    p = predict_maps(tiny_run, tmp_path/'in', tmp_path/'p', workers=0, progress=False)
+    index = open_maps(p)[0]
+    assert sorted(index.ImageId) == sorted(['NA', 'null', 'tail', '007', bad]) and all(Path(q).exists() for q in index.path)
+    with pytest.raises(PtxError, match=r'caf\\udce9: names that are no UTF-8'): write_submission(p, tmp_path/'s.csv', progress=False)
+    (tmp_path/'in'/f'{bad}.dcm').unlink()
+    p = predict_maps(tiny_run, tmp_path/'in', tmp_path/'q', workers=0, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        write_submission(p, tmp_path/'s.csv', thresh=.01, progress=False)
+    assert sorted(read_labels(tmp_path/'s.csv').ImageId) == ['007', 'NA', 'null', 'tail']
+
+@pytest.mark.parametrize('model', ['hyperunet', 'fastai_unet'])
+def test_a_learner_keeps_its_network(phantoms, model):
+    "In training, where it was, with its gradients; also where hooks hold the maps of the last batch"
+    import torch
+
+    from pneumothorax.data import xray_dls
+    from pneumothorax.learner import xray_learner
+    learn = xray_learner(xray_dls(phantoms, size=64, bs=2, workers=0), model, encoder='mobilenetv3_small_050', weights='none')
+    learn.model.train()
+    learn.model(torch.rand(2, 1, 64, 64)).sum().backward()
+    before = [(p.device, p.requires_grad, p.grad is None) for p in learn.model.parameters()]
+    net, = networks(learn)
+    assert not net.model.training and all(m.training for m in learn.model.modules())
+    assert [(p.device, p.requires_grad, p.grad is None) for p in learn.model.parameters()] == before
+    assert not {id(p) for p in net.model.parameters()} & {id(p) for p in learn.model.parameters()}
+    x = torch.rand(1, 1, 64, 64)
+    with torch.no_grad(): assert torch.equal(net.model(x), learn.model.eval()(x))
+
+def test_a_network_of_phantoms_says_so_about_others(tiny_run, phantoms, tmp_path):
+    from PIL import Image
+
+    from pneumothorax.siim import PtxNotice
+    run = shutil.copytree(tiny_run, tmp_path/'run')
+    r = json.loads((run/'run.json').read_text())
+    (tmp_path/'real').mkdir()
+    Image.new('L', (64, 64)).save(tmp_path/'real'/'a.png')
+    for known, images, told in ((1., tmp_path/'real', True), (True, phantoms/'dicom-images-test', False), (.9, tmp_path/'real', False), (None, tmp_path/'real', False)):
+        (run/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'synthetic': known}}))
+        with warnings.catch_warnings(record=True) as w:
+            warnings.simplefilter('always')
+            predict_maps(run, images, tmp_path/f'p{known}{told}', workers=0, progress=False)
+        assert any('synthetic radiographs only' in str(o.message) for o in w if issubclass(o.category, PtxNotice)) == told

@@ -21,7 +21,7 @@ from fastai.torch_core import set_seed
 from pneumothorax import cli
 from pneumothorax import train as t
 from pneumothorax.callbacks import DivergedError
-from pneumothorax.checkpoints import CheckpointError, last_state, read_state, write_state
+from pneumothorax.states import CheckpointError, last_state, read_state, write_state
 from pneumothorax.crossval import cross_validate
 from pneumothorax.folds import FoldError, make_folds, save_folds
 from pneumothorax.learner import RunError, load_run, read_run
