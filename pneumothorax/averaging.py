@@ -106,12 +106,14 @@ class _Averaged(Callback):
         if hasattr(self.learn,'lr_finder'): self.run = False
     def before_epoch(self):
         "From here on validation is guarded"
+        self.learn.judged = None
         if '_do_epoch_validate' not in vars(self.learn): self.learn._do_epoch_validate = partial(_guarded, self.learn)
     def before_validate(self):
-        if (net := self._network()) is not None: self.plain,self.learn.model = self.learn.model,net.eval()
+        if (net := self._network()) is not None: self.plain,self.learn.model,self.learn.judged = self.learn.model,net.eval(),(self.name,net)
     def after_validate(self):
         if self.plain is not None: self.learn.model,self.plain = self.plain,None
-    def after_fit(self): vars(self.learn).pop('_do_epoch_validate', None)
+    def after_fit(self):
+        for k in ('_do_epoch_validate','judged'): vars(self.learn).pop(k, None)
 
 # %% ../nbs/26_averaging.ipynb #f6260023
 def _swa_settings(start, lr, cycle, every, div):

@@ -13,11 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 import cv2, numpy as np, pandas as pd
-from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray
-from .siim import few, notice, siim_train
+from .siim import bar, few, notice, siim_train
 
 # %% ../nbs/05_cache.ipynb #c5000005
 FITS = ('stretch','pad')
@@ -272,7 +271,7 @@ def _flushed(results, array, every=.5):
 
 def _run(array, at, todo, settings, before, workers, progress):
     "Prepare the rows of `todo`; gives the errors by row number"
-    show = (lambda it: progress_bar(it,total=len(todo),leave=False)) if progress else iter
+    show = lambda it: bar(it, progress, len(todo))
     errors = lambda it: {i:e for i,e in show(_flushed(it,array)) if e}
     args = str(array),at,settings,before,not workers
     if not workers:

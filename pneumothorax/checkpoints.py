@@ -58,6 +58,8 @@ def restore_training(
     for k,c in cbs.items(): c.load_state_dict(state['callbacks'][k])
 
 # %% ../nbs/18_checkpoints.ipynb #c8000038
+def _judged(learn): return (getattr(learn,'judged',None) or (None,learn.model))[1]
+
 class _Best:
     "The best epochs by a column of the history, and files with their weights"
     def __init__(self, folder, n, monitor): self.folder,self.n,self.monitor,self.rows = folder,n,monitor,[]
@@ -69,7 +71,7 @@ class _Best:
         row = -value if self.monitor.endswith('loss') else value,-epoch
         rows = sorted([*self.rows,row], reverse=True)
         self.rows = rows[:self.n]
-        if row in self.rows and not rank_distrib(): save_weights(learn.model, self.file(row))
+        if row in self.rows and not rank_distrib(): save_weights(_judged(learn), self.file(row))
         return [] if rank_distrib() else [self.file(r) for r in rows[self.n:]]
     def tidy(self):
         "Remove what a training that was killed could not remove any more"
@@ -90,6 +92,7 @@ class Checkpoint(Callback):
         extra:dict=None, # stored with it, such as the stage
         late:callable=None): # asked after each step and epoch: is the time up?
         self.out,self.every,self.state,self.extra,self.asked,self.late = Path(out),every,state,extra or {},False,late or (lambda: False)
+        self.trains = False
         self.best = _Best(self.out/'epochs', keep, monitor)
     def state_dict(self)->dict: # plain values
         "Which epochs are the best"
@@ -101,7 +104,9 @@ class Checkpoint(Callback):
         if self.best.n: self.best.tidy()
 
     def before_fit(self):
-        "Restore, if there is something to go on from"
+        "Restore, if there is something to go on from; `lr_find` and `get_preds` are no trainings"
+        self.trains,self.run = False,not hasattr(self.learn,'lr_finder') and not hasattr(self.learn,'gather_preds')
+        if not self.run: return
         names = self.recorder.metric_names[1:-1]
         if self.best.n and self.best.monitor not in names: raise CheckpointError(f'monitor={self.best.monitor!r}: no such column; there are {", ".join(names)}')
         if not self.state: return
@@ -109,6 +114,7 @@ class Checkpoint(Callback):
         self.learn.first_epoch,self.learn.first_step = self.state['epoch'],self.state['step']
     def before_train(self):
         "Skip the batches that were trained already"
+        self.trains = True     # and does not only validate
         if not self.state: return
         if self.state['step']: self.dls.train.skip,self.learn.pct_train = self.state['step'],self.state['pct_train']
         self.learn.train_iter,self.state = self.state['train_iter'],None
@@ -125,6 +131,7 @@ class Checkpoint(Callback):
         self._stop(late)
     def after_epoch(self):
         "Save, then remove what is not among the best any more"
+        if not self.trains: return
         gone = self.best.update(self.learn,overall(self.learn)[0]) if self.best.n else []
         self.save()
         for f in gone: f.unlink(missing_ok=True)

@@ -12,10 +12,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.torch_core import default_device, distrib_barrier, rank_distrib
-from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 from .rle import PtxError, rle_area, rle_encode, rles_to_mask
-from .siim import counted, few, notice, write_index
+from .siim import bar, counted, few, notice, write_index
 from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
@@ -178,7 +177,7 @@ def oof_scores(
     "One row per image predicted"
     index,_ = _indices(out, ks, table)
     maps,areas = np.load(Path(out)/'oof'/'maps.npy', mmap_mode='r'),[]
-    for r in (progress_bar(index.row.tolist(),leave=False) if progress else index.row):
+    for r in bar(index.row.tolist(), progress):
         p,t = prob_to_mask(maps[r], THRESH, MIN_AREA)>0,rles_to_mask(table.rles.iloc[r])>0
         areas.append([(p&t).sum(),p.sum(),t.sum()])
     a,r = np.array(areas,int).reshape(-1,3),index.row.to_numpy(int)

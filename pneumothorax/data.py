@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from plum import dispatch
-from fastprogress import progress_bar
 from torch.utils.data import Dataset, DataLoader
 from fastai.vision.all import (Transform, TensorMask, TransformBlock, CutMix, DataBlock, DataLoaders, ColReader,
     Normalize, IndexSplitter, TfmdDL, aug_transforms, patch, plot_top_losses, to_cpu)
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, show_xray, xray_sheet
-from .siim import find_siim, counted, siim_train, notice
+from .siim import bar, counted, find_siim, siim_train, notice
 from .folds import fold_strata, spread
 from .bootstrap import score_areas
 from .cache import XrayCache, from_grey16, refuse_random, shrink, shrink_mask, to_grey16
@@ -219,7 +218,7 @@ def xray_stats(
     out = pd.DataFrame(dict(mean=np.nan,square=np.nan,coverage=[np.nan]*len(t) if 'area' not in t else t.area/2**20,error=''), index=range(len(t)))
     counts = torch.zeros(65536, dtype=torch.long)
     dl = xray_batches(t.row if cache else t.path, load, workers=workers)
-    for idx,xb,_,bad in (progress_bar(dl,leave=False) if progress else dl):
+    for idx,xb,_,bad in bar(dl, progress):
         if idx:
             xb = (eq(xb) if eq and not before else xb).as_subclass(torch.Tensor)
             out.loc[idx,['mean','square']] = torch.stack([xb.double().mean((1,2,3)),xb.double().square().mean((1,2,3))],1).numpy()

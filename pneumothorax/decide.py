@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
 from zipfile import BadZipFile
-from fastprogress import progress_bar
 from .rle import PtxError, rles_to_mask
-from .siim import notice
+from .siim import bar, notice
 from .bootstrap import _codes, bootstrap_ci, paired_bootstrap, score_areas
 
 # %% ../nbs/32_decide.ipynb #ac293346
@@ -282,7 +281,7 @@ def _truth(t, shape):
 def _images(maps, masks, progress=False):
     "Pairs of map (whole numbers, or float32 as enlarged) and true mask"
     if len(maps)!=len(masks): raise PtxError(f'{len(maps):,} maps and {len(masks):,} true masks: give both for the same images, in the same order')
-    for i,(p,t) in enumerate(progress_bar(zip(maps,masks), total=len(maps), leave=False) if progress else zip(maps,masks)):
+    for i,(p,t) in enumerate(bar(zip(maps,masks), progress, len(maps))):
         try:
             p = np.asarray(p)
             t = _truth(t, p.shape)

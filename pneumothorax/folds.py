@@ -12,13 +12,12 @@ __all__ = ['SIDE', 'REACH', 'STEP', 'SHIFT', 'FoldError', 'patient_groups', 'fol
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, warnings
 from fastcore.parallel import parallel
-from fastprogress import progress_bar
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from .rle import PtxError
 from .dicom import XrayError, read_xray
-from .siim import _known, _text_table, counted, few, image_id, notice, read_labels, read_patients, write_index
+from .siim import bar, _known, _text_table, counted, few, image_id, notice, read_labels, read_patients, write_index
 
 # %% ../nbs/04_folds.ipynb #f0100007
 class FoldError(PtxError): "Folds that cannot be made, or a table of folds that cannot be right"
@@ -270,7 +269,7 @@ def nearest_pairs(
     k,shifts = min(nearest,n-1),np.arange(-REACH,REACH+1,SHIFT)
     base,shifts = _codes(signs,0,0),[(dy,dx) for dy in shifts for dx in shifts]
     blocks = range(0,n,1024)
-    for i in (progress_bar(blocks,leave=False) if progress else blocks):
+    for i in bar(blocks, progress):
         rows = np.arange(i,min(i+1024,n))
         hi = lo = base[rows]@base.T
         for dy,dx in shifts:   # hashes of all shifts at once would need gigabytes

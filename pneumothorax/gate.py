@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, sklearn, torch
 from fastcore.basics import patch
-from fastprogress import progress_bar
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
@@ -28,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, xray_metadata
-from .siim import _patient_table, counted, few, notice, read_index, write_index
+from .siim import bar, _patient_table, counted, few, notice, read_index, write_index
 from .folds import spread
 from .cache import XrayCache, shrink
 from .bootstrap import score_areas
@@ -169,7 +168,7 @@ def embed_images(
     embed,cached = embed or Embedder(),isinstance(images,XrayCache)
     ids,items = (images.table.ImageId.tolist(),images.table.row.tolist()) if cached else ([Path(f).stem for f in images],list(images))
     parts = range(0,len(items),bs)
-    rows = [embed([images.image(i) if cached else read_xray(i) for i in items[k:k+bs]]) for k in (progress_bar(parts,leave=False) if progress else parts)]
+    rows = [embed([images.image(i) if cached else read_xray(i) for i in items[k:k+bs]]) for k in bar(parts, progress)]
     return pd.DataFrame(np.concatenate(rows), pd.Index(ids,name='ImageId'), embed.columns)
 
 # %% ../nbs/33_gate.ipynb #c2fd6358
@@ -214,7 +213,7 @@ def features(
     rows = dict(zip(cache.table.ImageId,cache.table.row)) if cache else {}
     embed = (embed or Embedder()) if 'emb' in what else None
     look,out,lost = 'image' in what or embed,[],[]
-    for k in (progress_bar(range(0,len(table),bs),leave=False) if progress else range(0,len(table),bs)):
+    for k in bar(range(0,len(table),bs), progress):
         part,seen = [],{}
         for j,t in enumerate(table.iloc[k:k+bs].itertuples()):
             f = map_features(maps[t.row], **{g:s[t.row] for g,s in spreads.items() if g in what}) if {'map',*_FILES}&set(what) else {}
@@ -415,7 +414,7 @@ def fit(self:Gate,
     self.columns,self.ids,self.A,self.folds,self.fold_models = list(X),ids,A,f,{}
     self.models = self.threshold = self.dice_oof = None
     self.raw,self.oof,cache = np.zeros(len(f)),np.zeros(len(f)),{}
-    for k in (progress_bar(ks,leave=False) if progress else ks):
+    for k in bar(ks, progress):
         raw,how,self.fold_models[int(k)] = self._nested(k, f, cache)
         self.raw[f==k],self.oof[f==k] = raw,calibrate(raw,how)
     self.calibration = fit_calibration(self.raw,self.y,self.args['calibration'])
@@ -547,7 +546,7 @@ def dice_if_kept(
     table,maps,_ = _opened(pred, ())
     truth = _aligned(rles, pd.Index(table.ImageId), 'run-lengths')
     out = []
-    for r,t in (progress_bar(list(zip(table.row,truth)),leave=False) if progress else zip(table.row,truth)):
+    for r,t in bar(list(zip(table.row,truth)), progress):
         if not isinstance(t,(list,tuple)): raise GateError(f'run-lengths of {table.ImageId.iloc[len(out)]}: {t!r}; give a list of text, empty for a negative image')
         m,t = to_mask(maps[r])>0,rles_to_mask(t)>0
         out.append((np.sum(m&t),m.sum(),t.sum()))

@@ -50,12 +50,20 @@ def _network(model, encoder, weights, seed):
         net = xray_model(model, encoder, weights)
     return net.to(memory_format=torch.channels_last),weights
 
+def _pretraining(weights):
+    "Share of synthetic radiographs in the training of a run whose weights are taken, and in what that began with"
+    f = Path(weights)/'run.json' if weights else None
+    if f is None or not f.exists(): return None
+    r = json.loads(f.read_text(encoding='utf-8'))
+    shares = [r.get('data',{}).get('synthetic'),r.get('model',{}).get('pretrained_synthetic')]
+    return max((s for s in shares if s is not None), default=None)
+
 def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **kwargs):
     "A `Learner` of a network that is there already"
     if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or 'bce+dice'))
     learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
         cbs=[Seeded(seed),*L(cbs)], **kwargs)
-    learn.xray = dict(config=net.config, weights=weights and Path(weights).name)
+    learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=_pretraining(weights))
     return learn
 
 def xray_learner(
@@ -106,6 +114,11 @@ def write_record(
     with written(path) as part: part.write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8')
     return Path(path)
 
+def _synthetic(dls):
+    "Share of the training radiographs that are marked as synthetic; None where the table does not say"
+    items = getattr(dls.train,'items',None)
+    return round(float(items.synthetic.eq(True).mean()),4) if hasattr(items,'synthetic') and len(items) else None
+
 def describe(
     learn:Learner, # from `xray_learner`
     args:dict, # arguments of the training function
@@ -114,8 +127,8 @@ def describe(
     "How a run was made"
     last = (history(learn) if hist is None else hist).tail(1).to_dict('records')
     return dict(format=FORMAT, made=time.strftime('%Y-%m-%dT%H:%M:%SZ',time.gmtime()), args=args, seed=args.get('seed'), versions=versions(), model=learn.xray,
-        data=learn.dls.xray, device=str(learn.dls.device), threads=torch.get_num_threads(),
-        final={k:round(float(v),6) for r in last for k,v in r.items() if k!='epoch'})
+        data={**learn.dls.xray,'synthetic':_synthetic(learn.dls)}, device=str(learn.dls.device), threads=torch.get_num_threads(),
+        final={k:round(float(v),6) for r in last for k,v in r.items() if k not in ('epoch','network')})
 
 # %% ../nbs/24_learner.ipynb #346e5043
 WEIGHT_KINDS = 'plain','swa','ema','avg'

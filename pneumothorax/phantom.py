@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np, cv2
 from PIL import Image
 from fastcore.basics import AttrDict
-from fastprogress import progress_bar
 from pydicom.config import IGNORE
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset,FileMetaDataset
 from pydicom.encaps import encapsulate
 from scipy.special import ndtri
 from .rle import rle_encode,PtxError
+from .siim import bar
 
 # %% ../nbs/03_phantom.ipynb #295dea1a
 KINDS = dict(apical=.5, lateral=.2, basal=.12, full=.18)
@@ -655,7 +655,7 @@ def make_phantoms(out:str, # folder to write
     note = out/'phantom.json'
     note.write_text(json.dumps({**want,'done':False}))
     labels,meta = dict(train=[],test=[]),[]
-    for r in (progress_bar(rows,leave=False) if progress else rows):
+    for r in bar(rows, progress):
         x,masks,info = phantom(r['seed'], size, 'auto' if r['area'] else 'none', [seed,r['patient']], r['area'] or None)
         name,who = r['uids'][2],f'PTX-{seed}-{r["patient"]:05d}'
         bits,mono,jpeg = r['form']

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, torch.distributed as dist
 from fastai.vision.all import Learner
-from fastprogress import progress_bar
 from .rle import PtxError, rle_area
 from .dicom import xray_meta
-from .siim import PtxNotice, few, find_images, image_id, notice, read_index, write_index
+from .siim import bar, PtxNotice, few, find_images, image_id, notice, read_index, write_index
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
@@ -173,7 +172,7 @@ def predict_batches(
     dls = [xray_batches([files[i] for i in at], load(h), bs, workers) for h in kinds.values()]
     vs,batches = vs or views(),zip(only,*dls)
     with torch.inference_mode():
-        for b,*parts in (progress_bar(batches,total=len(only),leave=False) if progress else batches):
+        for b,*parts in bar(batches, progress, len(only)):
             (idx,_,shapes,bad),xb = parts[0],{k:part[1] for k,part in zip(kinds,parts)}
             idx,maps = [at[i] for i in idx],(None,)*4
             if idx:

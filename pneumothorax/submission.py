@@ -13,7 +13,7 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from .rle import PtxError, LabelError, rle_encode, rles_to_mask
-from .siim import FaultyLines, PtxNotice, _header, counted, few, label_faults, notice, read_labels, write_index
+from .siim import bar, FaultyLines, PtxNotice, _header, counted, few, label_faults, notice, read_labels, write_index
 
 # %% ../nbs/34_submission.ipynb #sub00001
 def sample_ids(
@@ -223,7 +223,6 @@ def write_submission(
     note:dict=None, # what else the record beside the file should say, such as where the decision comes from
 )->pd.DataFrame: # ImageId, EncodedPixels, as written
     "Turn predictions into a submission, decoded again and compared before it takes its name; raises `PtxError`"
-    from fastprogress import progress_bar   # scoring alone should wait neither for this nor for OpenCV and torch
     from pneumothorax.decide import vote
     from pneumothorax.predict import open_maps
     from pneumothorax.learner import versions
@@ -237,7 +236,7 @@ def write_submission(
     mask = lambda i,r: vote([rule(i,m[r]) for rule,m in zip(rules,voters)], w) if len(voters)>1 else rules[0](i,voters[0][r])
     todo = list(zip(index.ImageId, index.row))
     full = np.iinfo(maps.dtype).max if maps.dtype.kind=='u' else 1
-    pairs = ((i,maps[r],mask(i,r)) for i,r in (progress_bar(todo,leave=False) if progress else todo))
+    pairs = ((i,maps[r],mask(i,r)) for i,r in bar(todo, progress))
     about = dict(pred=str(pred), decision=_said(decision) or dict(thresh=thresh,min_area=min_area), votes_of=len(voters), weighed=weigh is not None,
         dropped=None if keep is None else sum(not any(v[i] for v in said[0]) for i in index.ImageId), sample=sample and str(sample), versions=versions(), **(note or {}))
     df = _save(_told(pairs,blank,full), ids, out, rows, **about)

@@ -8,13 +8,13 @@ __all__ = ['FIELDS', 'PER_STAGE', 'SCHEDULES', 'RECIPES', 'Recipe', 'schedule', 
 
 # %% ../nbs/29_train.ipynb #d9000005
 import difflib, json, shutil, time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.vision.all import GradientClip, Learner, ParamScheduler, SchedCos, combined_cos, set_seed
 from .rle import PtxError
-from .siim import counted, few, notice
+from .siim import counted, few, notice, watched
 from .samplers import sampling
 from .cache import XrayCache
 from .data import xray_dls
@@ -344,21 +344,47 @@ def train(
         if r.compile: learn.model.compile(dynamic=False)
         late = None if max_hours is None else lambda: on_main(lambda: time.monotonic()-start>3600*max_hours)
         ckpt = Checkpoint(out, every, r.keep, r.monitor, late=late)
-        learn.add_cbs([*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt])
-        try: _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
+        cbs = [*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt]
+        stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
+        try:
+            with _attached(learn, cbs): _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
         except TimeUp:
             if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {learn.plan[1]} epochs; the same command goes on'])
             return learn
         _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
         return learn
 
+# %% ../nbs/29_train.ipynb #d900009a
+_FEW_POS,_FEW_STEPS,_TINY = 50,300,.1   # fewer positives or steps than that seldom lead to an outline; a map whose maximum is lower marks nothing at any threshold in use
+
+def _no_outline(learn):
+    "What to try after a training that outlined nothing; None if it did"
+    rows,x,top = learn.watch.rows,learn.dls.xray,learn.watch.top
+    dice = [r['dice_pos'] for r in rows if r.get('dice_pos',np.nan)==r.get('dice_pos',np.nan) and 'dice_pos' in r]
+    if max(dice,default=0)>0 or (not dice and (top is None or top>=_TINY)): return
+    what = ([f'Dice on positives stayed 0 in {counted(len(dice),"epochs")}'] if dice else [])+([] if top is None else [f'largest probability {top:.2g}'])
+    todo = [f'more images with a pneumothorax, there are {x["n_train_pos"]} among {x["n_train"]}']*(x['n_train_pos']<_FEW_POS)
+    todo += [f'more epochs, these were {counted(learn.watch.steps,"steps")}']*(learn.watch.steps<_FEW_STEPS)
+    todo += ['trained weights for the encoder, it began with random ones']*(learn.xray['weights'] is None)
+    return f'{", ".join(what)}; try {"; ".join(todo or ["another learning rate", "another loss"])}'
+
 # %% ../nbs/29_train.ipynb #d9000065
+@contextmanager
+def _attached(learn, cbs):
+    "Callbacks of one training: they leave with it, and can be asked for what they know (`learn.watch.rows`, `learn.ema.model`)"
+    try:
+        with learn.added_cbs(cbs): yield
+    finally:
+        for c in cbs:
+            c.learn = learn
+            setattr(learn, c.name, c)
+
 def _fit(learn, r, sts, loaders, state, ckpt, config, found, progress, sync_bn):
     "All stages, or those that are left"
     total,done = sum(s['epochs'] for s in sts),0
     with ExitStack() as stack:
         contexts = [learn.no_logging(), learn.no_mbar(), soft_stop(ckpt), _Explain(learn,ckpt.out)]
-        for c in contexts+([] if progress else [learn.no_bar()]): stack.enter_context(c)
+        for c in contexts+([] if progress and watched() else [learn.no_bar()]): stack.enter_context(c)
         for i,(s,dls) in enumerate(zip(sts,loaders)):
             learn.dls,learn.plan,learn.stage = dls,(done,total),dict(stage=i,size=dls.xray['size'])
             done += s['epochs']
@@ -379,4 +405,5 @@ def _finish(learn, r, out, config):
     if not is_main(): return
     if r.keep: save_weights(avg, weights_file(out,'avg'))
     save_run(learn, out, config, pd.DataFrame(learn.watch.rows))
+    notice('trainings outlined nothing', [f'{out} ({s})'] if (s := _no_outline(learn)) else [])
     _clear(out, ('checkpoint*',))

@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_random_states, rank_distrib, set_random_states, to_device
 from .rle import PtxError, to_install
 from .dicom import draw_outlines
-from .siim import notice
+from .siim import notice, watched
 from .samplers import overall
 from .files import disk_errors, written
 from .states import bare
@@ -26,7 +26,7 @@ from .metrics import kaggle_dice
 from .learner import history
 
 # %% ../nbs/27_watch.ipynb #d7000012
-_OTHERS = ('epoch','stage','size','train_loss','valid_loss','lr','secs')
+_OTHERS = ('epoch','stage','size','network','train_loss','valid_loss','lr','secs')
 
 def _metrics(row): return [c for c in row if c not in _OTHERS]
 
@@ -103,15 +103,20 @@ def overlays(
         cv2.putText(out, title, (l+2,y+13), cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
     return out
 
+def _probs(learn, images):
+    "Probabilities N×H×W by the network as it is"
+    xb,bs = images[0],_own(learn.dls.valid).bs
+    with evaluating(learn.model) as net: out = [o[0] if isinstance(o := net(xb[i:i+bs]),(tuple,list)) else o for i in range(0,len(xb),bs)]
+    return torch.cat(out)[:,0].float().sigmoid().cpu().numpy()
+
 def draw_images(
     learn:Learner, # on DataLoaders of `xray_dls`
     images:tuple, # from `sample_images`
+    probs:np.ndarray=None, # N×H×W in [0,1]; those of the network as it is if None
 )->np.ndarray: # picture H×W×3 uint8
     "What the network says now about some images"
     xb,yb = images
-    bs = _own(learn.dls.valid).bs
-    with evaluating(learn.model) as net: out = [o[0] if isinstance(o := net(xb[i:i+bs]),(tuple,list)) else o for i in range(0,len(xb),bs)]
-    pred = (torch.cat(out)[:,0].float().sigmoid()>=.5).cpu().numpy().astype(np.uint8)
+    pred = ((_probs(learn,images) if probs is None else probs)>=.5).astype(np.uint8)
     (mean,std),true = learn.dls.xray['stats'],yb.cpu().numpy()
     dice = kaggle_dice(pred, true)
     return overlays((xb[:,0].float().cpu()*std+mean).numpy(), true, pred, [f'Dice {v:.2f}'+('' if t.any() else ', no pneumothorax') for v,t in zip(dice,true)])
@@ -169,7 +174,7 @@ def _png(picture): return cv2.imencode('.png', picture[...,::-1], [cv2.IMWRITE_P
 # %% ../nbs/27_watch.ipynb #d7000031
 class Watch(Callback):
     "After each epoch history.csv, history.png, overlays and a line of text; raises `PtxError` for what cannot be written"
-    order,run_valid = 65,False
+    order,run_valid,every = 65,False,60     # seconds from line to line within an epoch
     def __init__(self,
         out:str, # run folder
         images:int=8, # validation images to draw; 0 for none
@@ -177,19 +182,19 @@ class Watch(Callback):
         line:bool=True, # print a line per epoch?
     ):
         self.out,self.images,self.tensorboard,self.line = Path(out),images,tensorboard,line
-        self.rows,self.steps,self.times = [],0,[]
+        self.rows,self.steps,self.times,self.top = [],0,[],None     # `top` is the largest probability in the last epoch's images
         self._samples = self._board = None
         if tensorboard: _board_class()   # what is not installed is said before the training
 
     def state_dict(self)->dict: # rows of the table, and batches so far
         "What counts over the whole training"
-        return dict(rows=[dict(r) for r in self.rows], steps=self.steps)
+        return dict(rows=[dict(r) for r in self.rows], steps=self.steps, top=self.top)
 
     def load_state_dict(self,
         d:dict, # from `state_dict`
     ):
         "Go on from there"
-        self.rows,self.steps = [dict(r) for r in d['rows']],d['steps']
+        self.rows,self.steps,self.top = [dict(r) for r in d['rows']],d['steps'],d.get('top')
 
     def before_fit(self):
         "Watch trainings only, and in one process"
@@ -200,6 +205,7 @@ class Watch(Callback):
     def before_epoch(self):
         "Nothing was trained yet"
         self._trained,self._picture,self._start = False,None,time.perf_counter()
+        self._said = self._start
 
     def after_train(self):
         "It is a training, and not `validate`"
@@ -209,12 +215,14 @@ class Watch(Callback):
         "Count the batches of training"
         self.steps += 1
         if self.tensorboard: self._log(lr=self.opt.hypers[-1]['lr'])
+        if self.line and not watched() and time.perf_counter()-self._said>=self.every: self._tell_step()
 
     def after_validate(self):
         "Draw while averaged weights are still in"
         if not (self._trained and self.images and hasattr(self.learn.dls,'xray')): return
         if self._samples is None: self._samples = sample_images(self.learn.dls, self.images)
-        self._picture = draw_images(self.learn, self._samples)
+        probs = _probs(self.learn, self._samples)
+        self.top,self._picture = float(probs.max()),draw_images(self.learn, self._samples, probs)
 
     def after_epoch(self):
         "Write and tell"
@@ -243,7 +251,7 @@ def _row(self:Watch):
     stage = stage if isinstance(stage,dict) else {}
     names = [n for n in rec.metric_names if n not in ('epoch','time') and not (rec.cancel_train and n.startswith('train_'))]
     size = stage.get('size') or getattr(self.learn.dls,'xray',{}).get('size')
-    row = dict(epoch=epoch, stage=stage.get('stage',0), size=size, **{n:float('nan') if v is None else float(v) for n,v in zip(names,self.learn.final_record)})
+    row = dict(epoch=epoch, stage=stage.get('stage',0), size=size, network=(getattr(self.learn,'judged',None) or ('plain',))[0], **{n:float('nan') if v is None else float(v) for n,v in zip(names,self.learn.final_record)})
     return {**row, 'lr':float(rec.lrs[-1]) if rec.lrs else float('nan'), 'secs':0.},total
 
 @patch
@@ -262,10 +270,16 @@ def _write(self:Watch, epoch):
             with written(f) as part: part.write_bytes(_png(self._picture))
     if not self.tensorboard: return
     row = self.rows[-1]
-    self._log(**{k:v for k,v in row.items() if k not in ('epoch','stage','size','lr','secs')})
+    self._log(**{k:v for k,v in row.items() if k not in ('epoch','stage','size','network','lr','secs')})
     with disk_errors(self.out/'tensorboard'):
         if self._picture is not None: self._board.add_image('overlays', self._picture, self.steps, dataformats='HWC')
         self._board.flush()
+
+@patch
+def _tell_step(self:Watch):
+    "Where a long epoch stands, for a log"
+    (epoch,total),self._said = overall(self.learn),time.perf_counter()
+    self.line = _say(f'epoch {epoch+1}/{total}  step {self.iter+1}/{self.learn.n_iter}  loss {float(self.learn.smooth_loss):.3f}')
 
 # %% ../nbs/27_watch.ipynb #d7000049
 def run_figures(

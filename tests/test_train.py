@@ -17,9 +17,11 @@ import torch
 from conftest import TINY, ok, ptx
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
+from safetensors.torch import load_file
 
 from pneumothorax import cli
 from pneumothorax import train as t
+from pneumothorax.cache import prepare
 from pneumothorax.callbacks import DivergedError
 from pneumothorax.states import CheckpointError, last_state, read_state, write_state
 from pneumothorax.crossval import cross_validate
@@ -346,3 +348,79 @@ def test_a_rate_is_not_searched_by_two_processes(tmp_path):
 def test_two_processes_and_a_batch_that_cannot_be_shared(phantoms, tmp_path):
     p = launch(2, phantoms, *TINY, '--bs', 3, '--out', tmp_path/'r')
     assert p.returncode != 0 and 'share evenly' in p.stderr
+
+# --- a training and what comes after it
+
+def all_files(run): return {f.relative_to(run): f.read_bytes() for f in run.rglob('*') if f.is_file()}
+
+def afterwards(learn):
+    "What a user does with a learner that `train` returned"
+    with learn.no_bar(), learn.no_logging():
+        learn.validate()
+        learn.get_preds()
+        learn.show_results(max_n=1)
+        learn.lr_find(num_it=2, show_plot=False, suggest_funcs=None)
+        learn.fit(1)
+
+@pytest.mark.parametrize('kw', [{}, {'keep': 1, 'ema': .9, 'swa': .4, 'patience': 5, 'monitor': 'valid_loss'}], ids=['plain', 'averages'])
+def test_a_finished_run_is_not_written_into(kw, phantoms, tmp_path):
+    "Whatever its learner does afterwards; and what the callbacks know can still be asked"
+    learn = t.train(phantoms, tmp_path/'r', **{**KW, **kw})
+    before = all_files(tmp_path/'r')
+    assert [r['epoch'] for r in learn.watch.rows] == [0, 1] and not [c for c in learn.cbs if type(c).__name__ in ('Watch', 'Checkpoint', 'EMA', 'SWA', 'EarlyStop')]
+    afterwards(learn)
+    assert all_files(tmp_path/'r') == before and len(learn.watch.rows) == 2
+
+def test_a_stopped_training_takes_all_steps(phantoms, tmp_path):
+    "After its learner was validated and trained on by hand, the resumed one is still at the step where it was stopped"
+    kw = {**KW, 'epochs': 6, 'bs': 2}
+    with pytest.warns(PtxNotice, match='stopped for want of time'): learn = t.train(phantoms, tmp_path/'r', max_hours=1e-9, **kw)
+    state, before = read_state(tmp_path/'r'/'checkpoint.pt'), all_files(tmp_path/'r')
+    assert (state['epoch'], state['step']) == (0, 1)
+    afterwards(learn)
+    assert all_files(tmp_path/'r') == before
+    assert t.train(phantoms, tmp_path/'r', **kw).watch.steps == 18
+    assert t.train(phantoms, tmp_path/'whole', **kw).watch.steps == 18
+    assert weights(tmp_path/'r') == weights(tmp_path/'whole')
+
+@pytest.mark.parametrize('kw, network', [({'ema': .7}, ['ema']*3), ({'swa': .4}, ['plain', 'swa', 'swa']), ({'ema': .7, 'swa': .4}, ['ema', 'swa', 'swa']), ({}, ['plain']*3)],
+    ids=['ema', 'swa', 'both', 'plain'])
+def test_the_file_of_an_epoch_holds_the_network_that_was_scored(kw, network, phantoms, tmp_path):
+    learn = t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 3, 'lr': 5e-3, 'keep': 3, 'monitor': 'valid_loss', **kw})
+    h = pd.read_csv(tmp_path/'r'/'history.csv')
+    assert h.network.tolist() == network
+    for row in h.itertuples():
+        learn.model.load_state_dict(load_file(tmp_path/'r'/'epochs'/f'epoch-{row.epoch:03}.safetensors'))
+        with learn.no_bar(), learn.no_logging(): loss, dice, pos, neg = learn.validate()
+        np.testing.assert_allclose([loss, dice, pos, neg], [row.valid_loss, row.dice, row.dice_pos, row.dice_neg], rtol=1e-5, atol=1e-6)
+
+def test_a_training_that_outlined_nothing_says_what_to_try(phantoms, tmp_path):
+    with pytest.warns(PtxNotice, match=r'1 training outlined nothing: .*Dice on positives stayed 0 in 2 epochs, largest probability 0\.\d+; try more images with a pneumothorax, '
+            r'there are \d+ among 6; more epochs, these were 2 steps; trained weights'): t.train(phantoms, tmp_path/'r', **{**KW, 'lr': 1e-9})
+
+def test_a_run_knows_whether_its_radiographs_were_synthetic(phantoms, tmp_path):
+    "From a folder, from a cache, from a table that says otherwise, and from the run whose weights it began with"
+    said = lambda run: (read_run(run)['data']['synthetic'], read_run(run)['model']['pretrained_synthetic'])
+    t.train(phantoms, tmp_path/'a', **{**KW, 'epochs': 1})
+    prepare(phantoms, tmp_path/'cache', 64, workers=0, progress=False)
+    t.train(tmp_path/'cache', tmp_path/'b', **{**KW, 'epochs': 1})
+    assert said(tmp_path/'a') == said(tmp_path/'b') == (1., None)
+    real = siim_train(phantoms).assign(synthetic=False)
+    t.train(real, tmp_path/'c', **{**KW, 'epochs': 1, 'weights': tmp_path/'a'})
+    assert said(tmp_path/'c') == (0., 1.)
+    t.train(real.drop(columns='synthetic'), tmp_path/'d', **{**KW, 'epochs': 1, 'weights': tmp_path/'c'})
+    assert said(tmp_path/'d') == (None, 1.)
+
+def test_files_have_the_mode_of_the_umask(phantoms, tmp_path):
+    if os.name != 'posix': pytest.skip('no modes')
+    old = os.umask(0o027)
+    try: t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 1, 'keep': 1})
+    finally: os.umask(old)
+    assert {f.stat().st_mode & 0o777 for f in (tmp_path/'r').rglob('*') if f.is_file() and f.name != '.lock'} == {0o640}
+
+def test_a_log_gets_lines_and_no_bar(phantoms, tmp_path, capsys):
+    "One an epoch; and within a long one, one a minute"
+    with patch('pneumothorax.watch.Watch.every', 0): t.train(phantoms, tmp_path/'r', **{**KW, 'bs': 2, 'progress': True})
+    said = capsys.readouterr().out.splitlines()
+    assert [re.match(r'epoch \d/2  (step \d/3|64 px)', line).group(0) for line in said if 'of ' not in line] == [f'epoch {e}/2  {w}' for e in (1, 2) for w in ('step 1/3', 'step 2/3', 'step 3/3', '64 px')]
+    assert not any('\r' in line or '█' in line for line in said)
