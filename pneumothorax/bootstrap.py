@@ -10,6 +10,7 @@ from numbers import Integral
 from statistics import NormalDist
 from typing import NamedTuple
 import numpy as np, pandas as pd
+from scipy.special import stdtr, stdtrit
 from .rle import PtxError
 
 # %% ../nbs/06_bootstrap.ipynb #b0070006
@@ -72,29 +73,11 @@ class Interval(NamedTuple):
     __repr__ = __str__
 
 # %% ../nbs/06_bootstrap.ipynb #b007000c
-def _t_tail(t, df):
-    "P(|T|>t) of Student's distribution with a whole number of degrees of freedom"
-    a = np.arctan(t/np.sqrt(df))
-    k = np.arange(1, (df-1)//2+1) if df%2 else np.arange(1, df//2)
-    s,c = np.sin(a),np.cos(a)
-    if df%2: inner = 2/np.pi*(a+(s*c*np.cumprod(np.r_[1., (2*k[:-1])/(2*k[:-1]+1)*c*c]).sum() if len(k) else 0))
-    else:    inner = s*np.cumprod(np.r_[1., (2*k-1)/(2*k)*c*c]).sum()
-    return float(min(1., max(0., 1-inner)))
-
-def _t_quantile(p, df):
-    "The t with P(|T|>t)=p, by bisection"
-    lo,hi = 0.,1.
-    while _t_tail(hi,df)>p: hi *= 2
-    for _ in range(60):
-        mid = (lo+hi)/2
-        lo,hi = (mid,hi) if _t_tail(mid,df)>p else (lo,mid)
-    return (lo+hi)/2
-
 def _tail(level, k, n=10_000):
     "Share of `n` resamples of `k` groups beyond each end of the expanded percentile interval, and why there is none"
     least = int(np.ceil(1+np.log2(1/(1-level))-1e-9))
     if k<least: return _NO,f'{_count(k,"group")} of images {"is" if k==1 else "are"} too few, a {level*100:.3g} % interval needs {least}'
-    share = NormalDist().cdf(-_t_quantile(1-level,k-1)*np.sqrt(k/(k-1)))
+    share = NormalDist().cdf(-stdtrit(k-1,(1+level)/2)*np.sqrt(k/(k-1)))
     if share*(n+1)<1: return _NO,f'{n:,} resamples are too few for {_count(k,"group")}, give n={int(np.ceil(1/share-1)):,} or more'
     return share,''
 
@@ -184,7 +167,7 @@ def paired_bootstrap(
     m = clean(_means(d,codes,k,n,seed))
     lo,hi,why = _ends(m, t)
     beyond = min((m<=0).sum()+1, (m>=0).sum()+1, (n+1)/2)
-    p = _t_tail(-NormalDist().inv_cdf(beyond/(n+1))*np.sqrt((k-1)/k), k-1)
+    p = 2*float(stdtr(k-1, NormalDist().inv_cdf(beyond/(n+1))*np.sqrt((k-1)/k)))
     return Interval(value, lo, hi, level, len(d), k, max(p,2/2**k), why=why, p_is_bound=bool(beyond==1 or p<2/2**k))
 
 # %% ../nbs/06_bootstrap.ipynb #b0070028

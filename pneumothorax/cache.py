@@ -412,13 +412,14 @@ def prepare(
     before:object=None, # function of H×W float32 in [0,1], applied before the resize; the same for every image; its `spec()`, or else its name, is recorded
     workers:int=2, # processes; 0 for none
     progress:bool=True, # show a bar?
+    frame:object=None, # of the run-lengths if not 1024×1024: side of a square, (height, width) or '256x320'
 )->XrayCache: # what is prepared now
     "Prepare radiographs for training, once; raises `PtxError`"
     if not 32<=size<=4096: raise PtxError(f'size={size}: give 32 to 4096 pixels')
     if workers<0: raise PtxError(f'workers={workers}: give a number of processes, or 0 for none')
     inner_box((1,1), size, fit)
     out,want = Path(out),json.loads(json.dumps(dict(format=FORMAT, size=size, fit=fit, before=_recorded(before))))   # as they will be read again
-    df = data if isinstance(data,pd.DataFrame) else siim_train(data,labels)
+    df = data if isinstance(data,pd.DataFrame) else siim_train(data,labels,frame=frame)
     if len(twice := df.ImageId[df.ImageId.duplicated()]): raise PtxError(f'the table has {few(twice)} more than once; give one row per radiograph')
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the cache')
     try:

@@ -88,6 +88,7 @@ def ptx_prepare(
     fit:str='stretch', # stretch, or pad to keep the proportions
     equalize:str=None, # before the resize: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     workers:int=2, # processes
 ):
     "Prepare radiographs for training, once: decoded at full depth, averaged down, in one memory-mapped array. Run it again to go on, or after the data changed."
@@ -96,7 +97,7 @@ def ptx_prepare(
         if equalize:
             from pneumothorax.equalize import equalizer
             equalize = equalizer(equalize)
-        c = prepare(data, out, size, fit, labels, equalize, workers)
+        c = prepare(data, out, size, fit, labels, equalize, workers, frame=frame)
         print(f'{len(c)} radiographs at {c.size} px, {(c.path/"rows.npy").stat().st_size/1e6:.0f} MB, in {out}\nnext: ptx_train {out} --out run')
 
 # %% ../nbs/41_cli.ipynb #71e1000c
@@ -112,6 +113,7 @@ def ptx_train(
     folds:str=None, # table of ptx_folds: train by fold, and predict each image by the model that has not seen it
     fold:str=None, # one fold of it, or all; default: all
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     workers:int=2, # processes that read files
     fresh:bool=False, # remove an earlier training in the folder, and begin anew
     every:int=0, # write a checkpoint after so many steps too, not only after each epoch
@@ -160,7 +162,7 @@ def ptx_train(
             raise SystemExit(2)
         if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
         if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
-        kw = dict(recipe=recipe, seed=seed, labels=labels, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
+        kw = dict(recipe=recipe, seed=seed, labels=labels, frame=frame, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
             max_hours=max_hours, **changes)
         if folds:
             from pneumothorax.crossval import cross_validate
@@ -172,11 +174,11 @@ def ptx_train(
         print(f'{learn.dls.xray["n_train"]} images trained on, {len(learn.dls.xray["valid"])} held back; run in {out}\nnext: {again}ptx_predict {out} IMAGES --out pred')
 
 # %% ../nbs/41_cli.ipynb #fold0001
-def _table(data, labels):
+def _table(data, labels, frame=None):
     "The table of a label file, a cache, or a folder"
     from pneumothorax.siim import read_labels, siim_train
-    if Path(data).is_file(): return read_labels(data)
-    if not (Path(data)/'cache.json').exists(): return siim_train(data, labels)
+    if Path(data).is_file(): return read_labels(data, frame)
+    if not (Path(data)/'cache.json').exists(): return siim_train(data, labels, frame=frame)
     from pneumothorax.cache import XrayCache
     return XrayCache(data).table
 
@@ -189,13 +191,14 @@ def ptx_folds(
     seed:int=0, # which of the possible folds
     near_duplicates:bool=False, # where patients are not known: keep together what shows the same chest (reads every radiograph)
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
 ):
     "Make folds by patient, stratified by presence, size and number of masks; print how alike they are and what leaks."
     with manners():
         import pneumothorax.folds as f
         from pneumothorax.siim import counted
         f.free_name(out)
-        t,groups = _table(data,labels),patients
+        t,groups = _table(data,labels,frame),patients
         if near_duplicates:
             if 'path' not in t: raise PtxError(f'{data}: --near_duplicates compares radiographs; give their folder, not a label file')
             pairs = f.near_duplicates(dict(zip(t.ImageId,t.path)), progress=sys.stdout.isatty())
@@ -212,19 +215,22 @@ def ptx_audit(
     out:str='audit', # folder to write: audit.csv and audit.png
     findings:str=None, # table with ImageId and a column of findings, to compare with the masks: labels such as Atelectasis|Pneumothorax, or yes and no
     labels:str=None, # label file, if it is not to be found in the folder
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     n:int=4, # pictures of each kind
     column:str=None, # the column of findings; default: the one called pneumothorax, else the first with such a label
 ):
     "List labels that deserve a second look, and show the worst of each kind."
     with manners():
-        from pneumothorax.siim import audit_figure, audit_labels, counted, find_siim
+        from pneumothorax.siim import audit_figure, audit_labels, counted, find_siim, read_labels, writable
         if n<1: raise PtxError(f'--n {n}: give at least 1 picture of each kind')
         if column and not findings: raise PtxError(f'--column {column}: of which table? name it with --findings')
         f,sheet = Path(out)/'audit.csv',Path(out)/'audit.png'
         if f.exists() or Path(out).is_file(): raise PtxError(f'{out}: holds an audit already, or is a file; remove it, or give another folder')
+        writable(out)
         files = None if Path(data).is_file() else find_siim(data, labels)
         y = files.labels if files else data
         if y is None: raise PtxError(f'{data}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it with --labels')
+        y = read_labels(y, frame)
         t = audit_labels(y, files, findings, column, progress=sys.stdout.isatty())
         fig = files and audit_figure(t, y, files, n)
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -334,6 +340,7 @@ def ptx_merge(
 def ptx_score(
     files:list, # submissions (CSV with ImageId and EncodedPixels), one or more, and last the label file, maybe compressed
     patients:str=None, # table with ImageId and patient_id: intervals by patient; a column patient_id of the labels does too
+    frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     worst:int=5, # how many of the worst images to name
     strict:bool=False, # identifiers that only one of the two files has are errors, as in the competition
     json:bool=False, # print one line of JSON: dice, dice_pos, dice_neg, n, n_pos, intervals, confusion, worst images; of several, submissions and differences
@@ -343,7 +350,7 @@ def ptx_score(
         *subs,labels = files
         if not subs: raise PtxError(f'{labels}: give at least one submission, and last the label file')
         from pneumothorax.scoring import report_text, score_report
-        r = score_report(subs, labels, patients, worst, strict)
+        r = score_report(subs, labels, patients, worst, strict, frame=frame)
         print(_json.dumps(r) if json else report_text(r))
 
 # %% ../nbs/41_cli.ipynb #bund0002

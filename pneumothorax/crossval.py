@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.torch_core import default_device, distrib_barrier, rank_distrib
 from filelock import FileLock, Timeout
-from .rle import PtxError, rle_area, rle_encode, rles_to_mask
+from .rle import PtxError, frame_shape, rle_area, rle_encode, rles_to_mask
 from .siim import bar, counted, few, notice, write_index
 from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache, _read_index
@@ -31,9 +31,10 @@ from .tta import View
 def known_images(
     data:str, # folder of radiographs with labels, a table from `siim_train`, or a cache made by `prepare`
     labels:str=None, # label file; found by its header if None
+    frame:object=None, # of its run-lengths, as for `xray_dls`
 )->tuple: # the `XrayCache`, or None; table of `siim_train` with the column `error` ('' where none is known), by ImageId
     "All images with labels, those included that a cache could not prepare"
-    cache,t = _source(data, labels)
+    cache,t = _source(data, labels, frame)
     t = t.assign(error='')
     if cache:
         index = _read_index(cache.path/'index.csv')
@@ -238,13 +239,14 @@ def summary_text(
     return '\n'.join(lines)
 
 # %% ../nbs/35_crossval.ipynb #d9000036
-_OWN = 'labels','weights','workers','progress','every','tensorboard','sync_bn','recipe'
+_OWN = 'labels','frame','weights','workers','progress','every','tensorboard','sync_bn','recipe'
 
 def _given(kwargs):
     "What the arguments of `train` come to, as its record has them"
     name = kwargs.get('recipe') or 'default'
     r = make_recipe(name, **{k:v for k,v in kwargs.items() if k not in _OWN})
     given = dict(recipe=name if isinstance(name,str) else 'own', labels=kwargs.get('labels'), weights=kwargs.get('weights'))
+    if kwargs.get('frame') is not None: given['frame'] = list(frame_shape(kwargs['frame']))
     return json.loads(json.dumps({**given, **{k:getattr(r,k) for k in FIELDS}}, default=str))
 
 def _record(out, want):
@@ -319,7 +321,7 @@ def cross_validate(
     start,args,out = time.monotonic(),_given(kwargs),Path(out)
     _check_hours(max_hours)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the cross-validation')
-    cache,table = known_images(data, kwargs.get('labels'))
+    cache,table = known_images(data, kwargs.get('labels'), kwargs.get('frame'))
     f = fold_table(table, out, folds, n, seed)
     ks = sorted(f.unique().tolist())
     wanted,(who,share) = _wanted(fold,ks),fold_patients(table,f)
@@ -358,7 +360,7 @@ def predict_oof(
     cvs = [Path(c) for c in (cvs if isinstance(cvs,(list,tuple)) else [cvs])]
     if other := [str(c) for c in cvs if not (c/'crossval.json').exists()]: raise RunError(f'{few(other)}: no cross-validation; give folders of ptx_train --folds')
     asked = json.loads((cvs[0]/'crossval.json').read_text(encoding='utf-8'))
-    cache,table = known_images(asked['data'] if data is None else data, labels or asked.get('labels'))
+    cache,table = known_images(asked['data'] if data is None else data, labels or asked.get('labels'), asked.get('frame'))
     folds = [fold_table(table, c, c/'folds.csv') for c in cvs]
     for c,f in zip(cvs,folds):
         if not f.equals(folds[0]): raise FoldError(f'{c}: other folds than {cvs[0]}, so its networks may have seen the images; give cross-validations with the same folds')

@@ -17,7 +17,7 @@ from fastai.vision.all import (Transform, TensorMask, TransformBlock, CutMix, Da
     Normalize, IndexSplitter, TfmdDL, aug_transforms, patch, plot_top_losses, to_cpu)
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray, show_xray, xray_sheet
-from .siim import bar, counted, find_siim, siim_train, notice
+from .siim import bar, counted, find_siim, notice, siim_train, without_shared
 from .folds import fold_strata, spread
 from .bootstrap import score_areas
 from .cache import XrayCache, from_grey16, refuse_random, shrink, shrink_mask, to_grey16
@@ -126,12 +126,11 @@ def split_by_patient(
 )->np.ndarray: # positions of the rows held back, sorted
     "Hold back whole patients, with a like share of positives; raises `PtxError` if that is impossible"
     if not 0<valid<=.5: raise PtxError(f'valid={valid!r}: hold back a share above 0 and up to 0.5, or name the images')
-    who = df.patient_id.copy() if 'patient_id' in df else pd.Series([None]*len(df), index=df.index)
+    who = without_shared(df.patient_id.set_axis(df.ImageId)).set_axis(df.index) if 'patient_id' in df else pd.Series([None]*len(df), index=df.index)
     none = who.isna()
     notice('radiographs of unknown patient: a split cannot keep their patients together', df.ImageId[none].tolist())
     who[none] = ['?'+i for i in df.ImageId[none]]
     n = max(2,round(1/valid))
-    if len(df)>1 and who.nunique()==1: raise PtxError(f'all {len(df):,} radiographs claim to be of one patient ({who.iloc[0]}), so the id says nothing, and a split by patient cannot be made; write the patients into a metadata.csv beside the labels (ImageId,patient_id; leave patient_id out if nobody knows them), or name the images to hold back')
     if who.nunique()<n: raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs'+(', or a larger valid=' if n>2 else ''))
     o,fold = np.argsort(df.ImageId.to_numpy(str), kind='stable'),np.zeros(len(df),int)   # the order of rows must not matter
     fold[o] = spread(fold_strata(df.iloc[o],n), who.iloc[o], n, seed)
@@ -291,10 +290,12 @@ def _sound(df, looks):
     return df[~bad].reset_index(drop=True),looks[~bad].reset_index(drop=True),df.ImageId[bad].tolist()
 
 # %% ../nbs/11_data.ipynb #f63b8f2b
-def _source(path, labels):
+def _source(path, labels, frame=None):
     "The cache, if it is one, and the table"
-    if cache := _cache(path): return cache,cache.table
-    return None,(path if isinstance(path,pd.DataFrame) else siim_train(path, labels)).reset_index(drop=True)
+    cache = _cache(path)
+    if frame is not None and (cache or isinstance(path,pd.DataFrame)): raise PtxError('frame: masks of a cache or a table are of the 1024² frame already; leave it out')
+    if cache: return cache,cache.table
+    return None,(path if isinstance(path,pd.DataFrame) else siim_train(path, labels, frame=frame)).reset_index(drop=True)
 
 def _input(cache, size, equalize, first):
     "The `XrayInput` that was asked for, statistics apart"
@@ -328,7 +329,8 @@ def xray_dls(
     bs:int=8, # images per batch
     valid:object=.2, # share of images to hold back by patient, or a list of ImageIds; 0 (with a notice) or None to train on all
     seed:int=0, # of the split and of the order of images
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
+    frame:object=None, # of the run-lengths if another one: side of a square, (height, width) or '256x320'
     tfms:list=None, # batch transforms; `xray_tfms()` if None
     stats:tuple=None, # mean and deviation; if None, every file is read once to measure them and to leave out the broken ones
     workers:int=2, # processes that read files
@@ -337,7 +339,7 @@ def xray_dls(
     equalize_first:bool=False, # before the resize? only what is the same for every image
 )->DataLoaders: # of `TensorXray` and `TensorXrayMask`; what it is made of is in `.xray`
     "From a folder to batches; raises `PtxError`"
-    cache,df = _source(path, labels)
+    cache,df = _source(path, labels, frame)
     how,broken = _input(cache, size, equalize, equalize_first),[]
     if not stats:
         s = xray_stats(cache or df, None if cache and how.equalize_first else how.equalize, how.size, how.equalize_first and not cache, workers, progress)

@@ -600,7 +600,7 @@ def read_image(
     return to_unit(_grey(_upright(a,turn),path), *stored_range(8*a.itemsize))
 
 # %% ../nbs/01_dicom.ipynb #8ed18f2d
-XRAY_EXTS = {'.dcm','.dicom','.png','.jpg','.jpeg'}
+XRAY_EXTS = {'.dcm','.dicom','.ima','.img','.dic','.png','.jpg','.jpeg','.tif','.tiff','.bmp','.jp2','.j2k'}
 
 def _is_dicom(path):
     "Is this a DICOM file, by its mark or by its name?"

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from .rle import PtxError
 from .dicom import XrayError, read_xray
-from .siim import bar, _known, _text_table, counted, few, image_id, notice, read_labels, read_patients, write_index
+from .siim import _known, _text_table, bar, counted, few, image_id, notice, read_labels, read_patients, without_shared, writable, write_index
 
 # %% ../nbs/04_folds.ipynb #f0100007
 class FoldError(PtxError): "Folds that cannot be made, or a table of folds that cannot be right"
@@ -43,6 +43,7 @@ def patient_groups(
 )->pd.Series: # patient_id as text, indexed by ImageId in the order of `ids`
     "The patient of every image; raises `FoldError` where one is missing, `LabelError` for a file that is no table"
     s,name = _patients(groups, ids),str(groups) if isinstance(groups,(str,Path)) else 'groups'
+    if len(s)>1 and s.notna().all() and s.nunique()==1: raise FoldError(f'{name}: all {len(s):,} images are of one patient ({s.iloc[0]}), which says nothing; give a table with ImageId and patient_id of the true patients, or none for folds by image')
     lost = s.index[s.isna()]
     if len(lost)==len(s): raise FoldError(f'{name}: none of the {counted(len(s),"images")} has a patient; groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
     if len(lost): raise FoldError(f'{name}: {len(lost):,} of {len(s):,} images {"have" if len(lost)>1 else "has"} no patient ({few(lost,3)}); complete the patient ids, leave these images out, '
@@ -110,12 +111,14 @@ def known_patients(
     groups:object=None, # as in `patient_groups`; the column `patient_id` of `labels` if None
 )->pd.Series: # patient_id by ImageId, or None if no patient is known
     "The patients of a label table; raises `FoldError` if only some are known"
-    if groups is None: groups = labels[['ImageId','patient_id']] if 'patient_id' in labels and labels.patient_id.notna().any() else None
+    if groups is None and 'patient_id' in labels:
+        who = without_shared(labels.set_index('ImageId').patient_id)
+        groups = who if who.notna().any() else None
     return None if groups is None else patient_groups(groups, labels.ImageId)
 
 # %% ../nbs/04_folds.ipynb #f0100021
 def make_folds(
-    labels:object, # table of `read_labels` or `siim_train`, or the path of a label file
+    labels:object, # table of `read_labels` or `siim_train`, or the path of a label file of the 1024² frame
     groups:object=None, # patients, as in `patient_groups`; if None, the column `patient_id` of `labels`, and without one every image for itself
     n:int=5, # folds
     seed:int=0, # which of the possible folds
@@ -165,10 +168,10 @@ def read_folds(
 def free_name(
     path:str, # file to write
 )->Path: # the same
-    "A file that can be written; raises `FoldError` if it is there already, or its folder is not"
+    "A file that can be written; raises `FoldError` if it is there already, or its folder is not, `PtxError` if that cannot be written"
     if Path(path).exists(): raise FoldError(f'{path}: is there already, and runs may depend on it; remove it, or give another name')
     if not Path(path).parent.is_dir(): raise FoldError(f'{path}: its folder does not exist; make it first')
-    return Path(path)
+    return writable(path)
 
 def save_folds(
     folds:pd.DataFrame, # ImageId, fold

@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset,FileMetaDataset
 from pydicom.encaps import encapsulate
 from scipy.special import ndtri
 from .rle import rle_encode,PtxError
-from .siim import bar
+from .siim import bar, writable
 
 # %% ../nbs/03_phantom.ipynb #295dea1a
 KINDS = dict(apical=.5, lateral=.2, basal=.12, full=.18)
@@ -651,7 +651,7 @@ def make_phantoms(out:str, # folder to write
     out,rows = Path(out),plan_phantoms(n,size,seed,n_test,positive)
     want = dict(version=2, n=n, size=size, seed=seed, n_test=len(rows)-n, positive=positive)
     if _reusable(out,want,rows): return out
-    out.mkdir(parents=True, exist_ok=True)
+    writable(out).mkdir(parents=True, exist_ok=True)
     note = out/'phantom.json'
     note.write_text(json.dumps({**want,'done':False}))
     labels,meta = dict(train=[],test=[]),[]

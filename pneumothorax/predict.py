@@ -94,6 +94,7 @@ def _stored(hook):
     s = getattr(getattr(hook,'__self__',None),'stored',None)
     return [t for t in (s if isinstance(s,(list,tuple)) else [s]) if isinstance(t,torch.Tensor)]
 
+# %% ../nbs/31_predict.ipynb #0dd123ac
 def fold_runs(
     cv:str, # folder of `cross_validate`
 )->dict: # fold → folder of its run

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PtxError', 'LabelError', 'to_install', 'rle_runs', 'rle_area', 'rle_decode', 'mask_runs', 'rle_encode',
-           'rles_to_mask', 'rles_runs', 'runs_overlap']
+           'rles_to_mask', 'rles_runs', 'runs_overlap', 'frame_shape', 'rle_to_frame', 'likely_frame']
 
 # %% ../nbs/00_rle.ipynb #999758a9
 import re, numpy as np
@@ -26,7 +26,7 @@ def to_install(
     return f"pip install '{what}', or in a kernel without internet attach its wheel (see ptx_bundle)"
 
 # %% ../nbs/00_rle.ipynb #37a0ae66
-_whole = re.compile(r'\d{1,15}(?:\s+\d{1,15})*', re.ASCII)   # one match for the whole string: a pattern per token takes longer than decoding
+_whole = re.compile(r'[0-9]{1,15}(?:\s+[0-9]{1,15})*')   # one match for the whole string: a pattern per token takes longer than decoding
 
 def _refuse(rle, what):
     "Raise a `LabelError` that shows where `rle` goes wrong"
@@ -164,3 +164,47 @@ def runs_overlap(
     c = np.stack([np.cumsum(a[1])-a[1],np.cumsum(a[1])],1).reshape(-1)
     before = lambda p: np.interp(p, x, c)
     return int(round((before(b[0]+b[1])-before(b[0])).sum()))
+
+# %% ../nbs/00_rle.ipynb #fra00001
+_FRAME = 1024   # height and width of the frame that everything behind the door counts in
+
+def frame_shape(
+    frame:object, # side of a square such as 256, (height, width), or text such as '256x320'; None for 1024×1024
+)->tuple: # height and width
+    "The frame of run-lengths; raises `LabelError`"
+    shape = _FRAME if frame is None else frame
+    if isinstance(shape,str): shape = m.groups() if (m := re.fullmatch(r'\s*(\d+)\s*[xX×,]\s*(\d+)\s*', shape)) else shape.strip()
+    if isinstance(shape,(int,str,np.integer)): shape = shape,shape
+    try: h,w = (int(str(s)) for s in shape)
+    except (TypeError,ValueError): h = w = 0
+    if not (1<=h<=32768 and 1<=w<=32768): raise LabelError(f'frame {frame!r}: give the side of a square, such as 256, or height and width, such as 256x320')
+    return h,w
+
+def rle_to_frame(
+    rle:str, # relative run-length in its own frame
+    frame:object, # which that is, as in `frame_shape`
+)->str: # run-length of the 1024² frame; '-1' if empty
+    "Bring a run-length into the 1024² frame; raises `LabelError`"
+    if (shape := frame_shape(frame))==(_FRAME,_FRAME): return rle
+    m = rle_decode(rle, shape)
+    rows,cols = ((2*np.arange(max(n,_FRAME))+1)*n//(2*max(n,_FRAME)) for n in shape)   # the nearest pixel
+    m = m[rows][:,cols]
+    if m.shape==(_FRAME,_FRAME) or not m.any(): return rle_encode(m)
+    import cv2   # here, for run-lengths alone need nothing but numpy
+    cover = cv2.resize(m.astype(np.float32), (_FRAME,_FRAME), interpolation=cv2.INTER_AREA)
+    return rle_encode(cover>=min(.5,cover.max()))
+
+# %% ../nbs/00_rle.ipynb #fra00005
+_HEIGHTS = np.array([64,96,112,128,160,192,224,256,288,299,320,352,384,400,416,448,480,500,512,544,576,600,608,640,672,704,720,736,768,1280,1536,2048])
+
+def likely_frame(
+    runs:list, # masks, each as of `rles_runs`; a hundred of them are looked at
+)->int: # height in pixels; 1024 where nothing speaks against it
+    "Height of the frame that run-lengths seem to be made for"
+    some = [r for r in runs if len(r[0])>1]
+    some = some[::max(1,len(some)//100)]
+    if not some: return _FRAME
+    s,n = np.concatenate([s+i*2**23 for i,(s,_) in enumerate(some)]),np.concatenate([n for _,n in some])
+    missed = lambda lag: 1-(runs_overlap((s,n),(s+lag,n))-np.maximum(n-lag,0).sum())/n.sum()
+    here,there = missed(_FRAME),[missed(h) for h in _HEIGHTS]
+    return int(_HEIGHTS[np.argmin(there)]) if min(there)<.5 and min(there)<.8*here else _FRAME

@@ -47,11 +47,11 @@ def _wrong_frame(t):
     side = _side(_masks(t,300)[1])
     return '' if side==1024 else f'its masks repeat every {side:,} pixels and not every 1,024: they seem to be made for a frame {side:,} pixels high; bring them to 1024×1024 before they are encoded'
 
-def _load(path, ids=None):
+def _load(path, ids=None, frame=None):
     "The rows of a table without faults; raises `FaultyLines`"
-    t,faults = label_faults(path, ids)
+    t,faults = label_faults(path, ids, frame)
     if faults: raise FaultyLines(path, [f'line {n}: {why}' for n,why in faults.items()], _hint(t, faults))
-    why = _wrong_frame(t if ids is None else t[t.ImageId.isin(ids)])
+    why = '' if frame is not None else _wrong_frame(t if ids is None else t[t.ImageId.isin(ids)])
     if why: raise LabelError(f'{path}: {why}')
     return t
 
@@ -148,10 +148,11 @@ def score_images(
     sub:str, # submission, CSV
     labels:str, # label file, CSV
     strict:bool=False, # are images that only one of the two files has an error?
+    frame:object=None, # of the labels' run-lengths if not 1024×1024, as in `read_labels`; a submission's are of 1024×1024
 )->pd.DataFrame: # ImageId, area_true, area_pred, overlap (pixels of the 1024² frame), dice; one row per scored image
     "The Dice of each image; raises `LabelError`"
     s,said = _load(sub),{}
-    out = _images(s, _load(labels, set(s.ImageId)), sub, labels, strict, said, *_names([sub]))
+    out = _images(s, _load(labels, set(s.ImageId), frame), sub, labels, strict, said, *_names([sub]))
     _tell(said)
     return out
 
@@ -172,9 +173,10 @@ def _summary(s):
 def score_submission(
     sub:str, # submission, CSV
     labels:str, # label file, CSV
+    frame:object=None, # of its run-lengths if not 1024×1024, as in `read_labels`
 )->dict: # dice, dice_pos, dice_neg (None where there is no such image), n, n_pos
     "The competition's score of a submission; raises `LabelError`"
-    return _summary(score_images(sub, labels))
+    return _summary(score_images(sub, labels, frame=frame))
 
 # %% ../nbs/36_scoring.ipynb #c3000009
 def _groups(ids, patients):
@@ -231,6 +233,7 @@ def score_report(
     n:int=10_000, # resamples
     seed:int=0, # of the resamples
     level:float=.95, # of the intervals
+    frame:object=None, # of the labels' run-lengths if not 1024×1024, as in `read_labels`
 )->dict: # of one submission: the five numbers, intervals, confusion, worst images; of several: lists `submissions` and `differences`
     "Scores with intervals, confusion and the worst images; several submissions compared in pairs; raises `LabelError`"
     subs = [subs] if isinstance(subs,(str,Path)) else list(subs)
@@ -238,7 +241,7 @@ def score_report(
     if not isinstance(worst,Integral) or worst<0: raise PtxError(f'worst={worst!r}: give a whole number, at least 0')
     names,rows,said = _names(subs),[_load(f) for f in subs],{}
     notice('submissions are given more than once', [n for n in dict.fromkeys(names) if names.count(n)>1])
-    t = _load(labels, set().union(*(s.ImageId for s in rows)))
+    t = _load(labels, set().union(*(s.ImageId for s in rows)), frame)
     ss,kw = [_images(s, t, f, labels, strict, said, n) for s,f,n in zip(rows,subs,names)],dict(n=n, seed=seed, level=level)
     _tell(said)
     patients = patients or (labels if _has_patients(labels) else None)

@@ -136,6 +136,7 @@ def _joint(s, name, w):
     v = s.astype(float)@w/w.sum()
     return v>=.5-1e-6 if name=='keep' else v
 
+# %% ../nbs/34_submission.ipynb #9362e1cb
 def mask_rule(
     decision:object=None, # a `Decision`, a `Triplet`, text as '.75,2000,.3', what a record says, or a function; `thresh` and `min_area` if None
     thresh:float=.5, # a pixel counts from this probability on
@@ -180,6 +181,7 @@ def _voters(pred, decision, weighed):
     if d and suits(d.chosen_on, kind, bool(each)): return [m for m,_ in each],w
     return [open_maps(pred)[1]],np.ones(1)
 
+# %% ../nbs/34_submission.ipynb #b7fb178d
 def predict_like(
     decision:object, # what `mask_rule` takes
 )->dict: # tta, mean and size for `predict_maps`; empty where a decision suits any maps
@@ -238,7 +240,8 @@ def write_submission(
     full = np.iinfo(maps.dtype).max if maps.dtype.kind=='u' else 1
     pairs = ((i,maps[r],mask(i,r)) for i,r in bar(todo, progress))
     about = dict(pred=str(pred), decision=_said(decision) or dict(thresh=thresh,min_area=min_area), votes_of=len(voters), weighed=weigh is not None,
-        dropped=None if keep is None else sum(not any(v[i] for v in said[0]) for i in index.ImageId), sample=sample and str(sample), versions=versions(), **(note or {}))
+        dropped=None if keep is None else sum(not any(v[i] for v in said[0]) for i in index.ImageId),
+        sample=sample and str(sample), versions=versions(), **(note or {}))
     df = _save(_told(pairs,blank,full), ids, out, rows, **about)
     notice('unreadable radiographs are submitted as empty', failed.ImageId.tolist())
     return df
@@ -352,7 +355,8 @@ def gate_verdict(
     Xs = _asked(pred, gate, progress)
     if rule=='threshold' and gate.threshold is None: raise PtxError(f'{where or "gate"}: has no threshold, it was fitted without the Dice of masks; fit it with kept=, or weigh the maps')
     ps = [gate.predict(X) for X in Xs]
-    said = dict(weigh=lambda X,p: p, threshold=lambda X,p: keep_by_threshold(p,gate.threshold), expected_dice=lambda X,p: keep_by_expected_dice(p,gate.expected_dice(X)))
+    said = dict(weigh=lambda X,p: p, threshold=lambda X,p: keep_by_threshold(p,gate.threshold),
+        expected_dice=lambda X,p: keep_by_expected_dice(p,gate.expected_dice(X)))
     table = pd.DataFrame({k:pd.Series(said[rule](X,p),p.index) for k,(X,p) in enumerate(zip(Xs,ps))})
     note = dict(gate=dict(gate=where, rule=rule, threshold=gate.threshold, n_fitted=len(gate.y), networks=len(ps), mean_p=float(np.mean(ps))))
     return {'weigh' if rule=='weigh' else 'keep':table if len(ps)>1 else table[0], 'note':note}

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastai.vision.all import GradientClip, Learner, ParamScheduler, SchedCos, combined_cos, set_seed
-from .rle import PtxError
+from .rle import PtxError, frame_shape
 from .siim import counted, few, notice, watched
 from .samplers import sampling
 from .cache import XrayCache
@@ -201,13 +201,14 @@ def stage_loaders(
     valid:object=.2, # share of images to hold back by patient, or ImageIds
     seed:int=0, # of split and order
     labels:str=None, # label file; found by its header if None
+    frame:object=None, # of its run-lengths, as for `xray_dls`
     workers:int=2, # processes that read files
     progress:bool=False, # show a bar while every file is read?
 )->list: # `DataLoaders` for each stage; the same object where nothing differs
     "Loaders of all stages with one split and one measurement; raises `PtxError`"
     sts,kw = stages(r),dict(seed=seed, workers=workers, equalize=r.equalize, equalize_first=r.equalize_first, tfms=None if r.augment else [])
     big = max(sts, key=lambda s: s['size'] or 0)
-    first = xray_dls(data, big['size'], big['bs'], valid, labels=labels, progress=progress, **kw)
+    first = xray_dls(data, big['size'], big['bs'], valid, labels=labels, frame=frame, progress=progress, **kw)
     held,made = first.xray['valid'],{(big['size'],big['bs']):first}
     cached = isinstance(data,XrayCache) or (isinstance(data,(str,Path)) and (Path(data)/'cache.json').exists())
     rows = data if cached else pd.concat([first.train.items,*([first.valid.items] if held else [])]).sort_index()
@@ -313,7 +314,8 @@ def train(
     recipe:object='default', # a name of `RECIPES`, or a `Recipe`
     valid:object=.2, # share of images held back, by patient, or a list of ImageIds
     seed:int=0, # of split, order, augmentation, noise and random weights
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
+    frame:object=None, # of the run-lengths if another one: side of a square, (height, width) or '256x320'
     weights:str=None, # what `start_weights` takes
     workers:int=2, # processes that read files
     progress:bool=True, # show bars and a line per epoch?
@@ -332,12 +334,12 @@ def train(
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
-        seed=seed, labels=labels and str(labels), weights=weights and str(weights))
+        seed=seed, labels=labels and str(labels), weights=weights and str(weights), **({} if frame is None else dict(frame=list(frame_shape(frame)))))
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         state = main_first(lambda: open_run(out, config, fresh and is_main()))
         set_seed(seed)
-        loaders,sts = stage_loaders(data, r, valid, seed, labels, workers, progress),stages(r)
+        loaders,sts = stage_loaders(data, r, valid, seed, labels, frame, workers, progress),stages(r)
         learn = _learner(loaders[0], *net, loss_func, seed=seed, opt_func=xray_optimizer(r.opt), path=out, model_dir='.')
         _suits(r, sts, loaders, state, out)
         found = state['lr'] if state else _find_lr(learn,progress) if 'find' in [s['lr'] for s in sts] else None

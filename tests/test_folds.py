@@ -92,7 +92,7 @@ def test_missing_patients_are_counted_and_named():
 @pytest.mark.parametrize('labels, groups, n, why', [
     (LABELS[LABELS.has_ptx], None, 2, 'all of the 10'),
     (LABELS[~LABELS.has_ptx], None, 2, 'none of the 10'),
-    (LABELS, dict.fromkeys(LABELS.ImageId, 'p'), 2, '1 patient cannot be split 2 ways'),
+    (LABELS, dict.fromkeys(LABELS.ImageId, 'p'), 2, 'images are of one patient'),
     (LABELS[:0], None, 2, 'none of the 0'),
     (LABELS[:6], None, 5, 'no kind of them has 5 members'),
     (LABELS, None, 2.5, 'n=2.5'),

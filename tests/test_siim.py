@@ -1,16 +1,23 @@
 "Finding radiographs and reading labels: identifiers, kinds of files, what is synthetic"
 import json
 import shutil
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from conftest import ok, ptx
+from conftest import TINY, ok, ptx
+from PIL import Image
 
-from pneumothorax.dicom import xray_meta
-from pneumothorax.folds import make_folds, read_folds, save_folds
-from pneumothorax.rle import LabelError
-from pneumothorax.siim import PtxNotice, read_labels, read_patients, siim_train
+from pneumothorax.cache import XrayCache
+from pneumothorax.data import split_by_patient, xray_dls
+from pneumothorax.dicom import read_xray, xray_meta
+from pneumothorax.folds import FoldError, make_folds, read_folds, save_folds
+from pneumothorax.rle import LabelError, PtxError, likely_frame, rle_encode, rles_runs, rles_to_mask
+from pneumothorax.scoring import score_report
+from pneumothorax.siim import PtxNotice, find_images, read_labels, read_patients, siim_train
 
 
 def dicoms(folder): return sorted(folder.rglob('*.dcm'))
@@ -78,3 +85,107 @@ def test_more_positives_from_the_command(tmp_path):
     assert read_labels(tmp_path/'s'/'train-rle.csv').has_ptx.sum() == 6 and json.loads((tmp_path/'s'/'phantom.json').read_text())['positive'] == .75
     p = ptx('ptx_sample', tmp_path/'t', '--positive', 7)
     assert p.returncode == 1 and 'positive=7.0: give a share from 0 to 1' in p.stderr and not (tmp_path/'t').exists()
+
+# --- space in run-lengths
+
+SPACES = '\xa0', '\u2003', '\u3000', '\x85', '\x1c', '\x1d', '\x1e', '\x1f', '\t'
+
+@pytest.mark.parametrize('space', SPACES, ids=[f'U+{ord(c):04X}' for c in SPACES])
+def test_any_space_separates(space, tmp_path):
+    (tmp_path/'y.csv').write_text(f'ImageId,EncodedPixels\na{space},5{space}3{space}{space}2 4\n', encoding='utf-8', newline='')
+    t = read_labels(tmp_path/'y.csv')
+    assert t.ImageId.tolist() == ['a'] and t.area.tolist() == [7]
+    assert score_report(tmp_path/'y.csv', tmp_path/'y.csv')['dice'] == 1
+
+# --- the frame
+
+def shrunk(labels, n, out):
+    "The same masks in a frame of n²"
+    small = lambda r: rle_encode(cv2.resize(rles_to_mask([r])*255, (n, n), interpolation=cv2.INTER_AREA) > 127)
+    rows = [(i, small(r)) for i, rles in zip(labels.ImageId, labels.rles) for r in rles] + [(i, '-1') for i in labels.ImageId[~labels.has_ptx]]
+    pd.DataFrame(rows, columns=['ImageId', 'EncodedPixels']).drop_duplicates('ImageId').to_csv(out, index=False)
+    return out
+
+def real(shared): return [shared/'siim-labels'/'stage_2_train.csv.gz', shared/'siim-small'/'train-rle.csv', shared/'siim-more'/'train-rle.csv']
+
+def test_real_labels_are_not_refused(shared):
+    for f in real(shared): assert read_labels(f).equals(read_labels(f, 1024))
+    y = read_labels(real(shared)[0])
+    assert {likely_frame([rles_runs(r)]) for r in y.rles[y.has_ptx][::5]} == {1024}   # not one by one either
+
+@pytest.mark.parametrize('n', [128, 224, 256, 384, 512, 640])
+def test_real_masks_of_another_frame_are_refused(shared, tmp_path, n):
+    y = read_labels(real(shared)[1])
+    f = shrunk(y, n, tmp_path/'y.csv')
+    with pytest.raises(LabelError, match=rf'\(frame {n}\), or frame 1024'): read_labels(f)
+    t = read_labels(f, n).set_index('ImageId').loc[y.ImageId]
+    both = [(rles_to_mask(a), rles_to_mask(b)) for a, b in zip(y.rles, t.rles) if len(a) == 1]
+    assert np.mean([2*(a&b).sum()/(a.sum()+b.sum()) for a, b in both]) > (.8 if n < 256 else .93)
+    assert len(read_labels(f, 1024)) == len(y)     # who says so is believed
+
+@pytest.mark.parametrize('n', [256, 512])
+def test_phantoms_of_another_frame(phantoms, tmp_path, n):
+    f = shrunk(read_labels(phantoms/'train-rle.csv'), n, tmp_path/'y.csv')
+    for frame in (n, str(n), (n, n), f'{n}x{n}'): assert siim_train(phantoms, f, frame=frame).area.sum() % (1024//n)**2 == 0
+    for command in (['ptx_train', phantoms, '--out', tmp_path/'run', *TINY], ['ptx_prepare', phantoms, tmp_path/'cache', '--size', 64, '--workers', 0], ['ptx_folds', phantoms, '--out', tmp_path/'f.csv'],
+            ['ptx_audit', phantoms, '--out', tmp_path/'audit']):
+        p = ptx(*command, '--labels', f)
+        assert p.returncode == 1 and f'(frame {n})' in p.stderr, p.stderr
+
+def test_a_frame_on_the_command_line(phantoms, tmp_path):
+    f = shrunk(read_labels(phantoms/'train-rle.csv'), 256, tmp_path/'y.csv')
+    ok('ptx_prepare', phantoms, tmp_path/'cache', '--size', 64, '--workers', 0, '--labels', f, '--frame', 256)
+    ok('ptx_audit', f, '--out', tmp_path/'audit', '--frame', '256x256')
+    ok('ptx_folds', phantoms, '--out', tmp_path/'f.csv', '--labels', f, '--frame', 256, '--n', 2)
+    write_submission_like(read_labels(f, 256), tmp_path/'s.csv')
+    assert 'Dice' in ok('ptx_score', tmp_path/'s.csv', f, '--frame', 256).stdout and score_report(tmp_path/'s.csv', f, frame=256)['dice'] == 1
+    p = ptx('ptx_train', phantoms, '--out', tmp_path/'run', '--labels', f, '--frame', 'big', *TINY)
+    assert p.returncode == 1 and "frame 'big': give the side of a square" in p.stderr
+    assert XrayCache(tmp_path/'cache').table.area.sum() == read_labels(f, 256).area.sum()
+    with pytest.raises(PtxError, match='already'): xray_dls(tmp_path/'cache', frame=256)
+
+def write_submission_like(labels, out):
+    pd.DataFrame({'ImageId': labels.ImageId, 'EncodedPixels': [r[0] if r else '-1' for r in labels.rles]}).to_csv(out, index=False)
+
+# --- files without an ending
+
+def test_files_are_known_by_their_mark(phantoms, tmp_path):
+    some = dicoms(phantoms/'dicom-images-train')
+    for f, name in zip(some, ('IM000001', '1.2.840.113', 'a.ima', 'b.IMG', 'c.dic', 'd.x')): shutil.copy(f, tmp_path/name)
+    (tmp_path/'README').write_text('about it')
+    (tmp_path/'disk.img').write_bytes(bytes(1000))
+    (tmp_path/'DICOMDIR').write_bytes(bytes(128)+b'DICM')
+    read = lambda f: Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(f)
+    for name in ('e.tif', 'f.TIFF', 'g.bmp', 'h.jp2'): read(tmp_path/name)
+    with pytest.warns(PtxNotice, match='2 files are neither tables nor radiographs.*README'): found = find_images(tmp_path)[0]
+    assert sorted(found) == sorted(['IM000001', '1.2.840.113', 'a', 'b', 'c', 'd.x', 'e', 'f', 'g', 'h'])
+    assert all(read_xray(f).shape == (64, 64) for f in found.values())
+    (tmp_path/'y.csv').write_text('ImageId,EncodedPixels\nIM000001,-1\n1.2.840.113,-1\n')
+    with pytest.warns(PtxNotice): assert siim_train(tmp_path).patient_id.notna().all()
+
+# --- places that cannot be written
+
+@pytest.mark.skipif(not Path('/sys/kernel').is_dir(), reason='needs a folder that nobody can write')
+def test_places_that_cannot_be_written(phantoms, tmp_path):
+    for c in (['ptx_sample', '/sys/x', '--n', 4, '--size', 64], ['ptx_folds', phantoms, '--out', '/sys/f.csv', '--n', 2], ['ptx_audit', phantoms, '--out', '/sys/a']):
+        p = ptx(*c)
+        assert p.returncode == 1 and 'cannot be written' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+
+# --- one patient for all
+
+def test_one_patient_for_all_radiographs(phantoms, tmp_path):
+    shutil.copytree(phantoms, tmp_path/'set')
+    (tmp_path/'set'/'metadata.csv').unlink()
+    for f in dicoms(tmp_path/'set'):
+        ds = pydicom.dcmread(f)
+        ds.PatientID = 'ANONYMOUS'
+        ds.save_as(f)
+    with pytest.warns(PtxNotice, match=r'12 radiographs claim to be of one patient \(ANONYMOUS\)'): t = siim_train(tmp_path/'set')
+    assert t.patient_id.isna().all()
+    t['patient_id'] = 'ANONYMOUS'     # a table of somebody's own
+    with pytest.warns(PtxNotice): assert len(split_by_patient(t, .25)) == 3
+    with pytest.warns(PtxNotice): assert len(make_folds(t, n=2)) == 12
+    with pytest.raises(FoldError, match=r'all 12 images are of one patient \(ANONYMOUS\).*metadata|true patients'): make_folds(t, groups=t[['ImageId', 'patient_id']], n=2)
+    with pytest.raises(PtxError, match='^1 patient cannot be split'): split_by_patient(t.head(6), .5)
+    p = ok('ptx_train', tmp_path/'set', '--out', tmp_path/'run', '--valid', '.5', *TINY)
+    assert 'claim to be of one patient (ANONYMOUS)' in p.stderr and '12 radiographs of unknown patient' in p.stderr

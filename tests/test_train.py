@@ -23,12 +23,12 @@ from pneumothorax import cli
 from pneumothorax import train as t
 from pneumothorax.cache import prepare
 from pneumothorax.callbacks import DivergedError
-from pneumothorax.states import CheckpointError, last_state, read_state, write_state
 from pneumothorax.crossval import cross_validate
 from pneumothorax.folds import FoldError, make_folds, save_folds
 from pneumothorax.learner import RunError, load_run, read_run
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import PtxNotice, siim_train
+from pneumothorax.states import CheckpointError, last_state, read_state, write_state
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 KW = {'size': 64, 'bs': 4, 'epochs': 2, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'progress': False, 'valid': .5}
