@@ -188,7 +188,7 @@ def read_bundle(
     "What is in a bundle; raises `BundleError`"
     p = Path(path)
     try: r = json.loads((p/'bundle.json').read_text(encoding='utf-8'))
-    except (OSError,ValueError) as e: raise BundleError(f'{p}: no bundle ({type(e).__name__}); make one with ptx_bundle') from None
+    except (OSError,ValueError) as e: raise BundleError(f'{p}: no bundle ({type(e).__name__}); make one with `bundle`') from None
     if not isinstance(r,dict) or r.get('bundle')!=BUNDLE:
         raise BundleError(f'{p}: a bundle of layout {r.get("bundle") if isinstance(r,dict) else r!r} by pneumothorax {r.get("version") if isinstance(r,dict) else "?"}, '
             f'this is pneumothorax {pneumothorax.__version__} and reads {BUNDLE}; make it anew with this version, or attach that one')

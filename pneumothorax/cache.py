@@ -126,7 +126,7 @@ def write_row(
     _put(f, data[:8], at)
 
 # %% ../nbs/05_cache.ipynb #c5000017
-_AGAIN = 'remove this file and run ptx_prepare again'
+_AGAIN = 'remove this file and run `prepare` again'
 
 def _header(f):
     "Number of rows, where they begin, and bytes of a row, in an open `.npy` file; raises `PtxError`"
@@ -170,7 +170,7 @@ def read_stamps(
 )->np.ndarray: # uint64, one for each row; 0 where it is not whole
     "The stamps of all rows; raises `PtxError`"
     try: f = open(array,'rb',buffering=0)
-    except OSError as e: raise PtxError(f'{array}: {e.strerror}; run ptx_prepare again') from None
+    except OSError as e: raise PtxError(f'{array}: {e.strerror}; run `prepare` again') from None
     with f:
         n,at,step = _header(f)
         return np.array([int.from_bytes(_read8(f,at+i*step),'little') for i in range(n)], np.uint64)
@@ -299,7 +299,7 @@ def _read_index(f):
         t = pd.read_csv(f, dtype=_TYPES, keep_default_na=False, na_values=[''], encoding='utf-8', encoding_errors='surrogateescape')
         for c in ('rles','error'): t[c] = t[c].fillna('')
         if t.row.tolist()!=list(range(len(t))) or t[['ImageId','path']].isna().any(axis=None): raise ValueError('lines are missing, or parts of them')
-    except FileNotFoundError: raise PtxError(f'{f}: missing; run ptx_prepare again') from None
+    except FileNotFoundError: raise PtxError(f'{f}: missing; run `prepare` again') from None
     except (OSError,ValueError,KeyError,AttributeError,OverflowError) as e: raise PtxError(f'{f}: not the index of a cache ({type(e).__name__}: {e}); {_AGAIN}') from None
     if 'synthetic' in t: t['synthetic'] = t.synthetic=='True'
     t['rles'] = [r.split(';') if r else [] for r in t.rles]
@@ -321,7 +321,7 @@ _OLD = {2:' (masks were cut at the size of the cache then, and grew when they we
 def _read_settings(out):
     "What a cache was made with; raises `PtxError`"
     try: s = json.loads((out/'cache.json').read_text(encoding='utf-8'))
-    except OSError as e: raise PtxError(f'{out}: no cache of radiographs (cache.json: {e.strerror}); make one with ptx_prepare') from None
+    except OSError as e: raise PtxError(f'{out}: no cache of radiographs (cache.json: {e.strerror}); make one with `prepare`') from None
     except ValueError as e: raise PtxError(f'{out/"cache.json"}: not the settings of a cache ({e}); remove {out} and prepare again') from None
     made = s.get('format') if isinstance(s,dict) else None
     if made!=FORMAT: raise PtxError(f'{out}: cache format {made!r}, this version reads {FORMAT}{_OLD.get(made,"")}; remove it and prepare again')
@@ -341,7 +341,7 @@ class XrayCache:
         t,stamps = t[there],stamps[there]
         whole = (stamps==t.stamp.to_numpy())&(stamps!=0)
         notice('radiographs could not be prepared, left out', [f'{i} ({e})' for i,e in zip(t.ImageId[~whole],t.error[~whole]) if e])
-        notice('radiographs are not prepared yet; run ptx_prepare again', t.ImageId[~whole&(t.error=='')].tolist())
+        notice('radiographs are not prepared yet; run `prepare` again', t.ImageId[~whole&(t.error=='')].tolist())
         self.table = t[whole].drop(columns=['stamp','error','absent']).reset_index(drop=True)
     def __len__(self): return len(self.table)
     def __repr__(self): return f'{self.path}: {len(self):,} radiographs, {self.size} px, fit {self.fit}'
@@ -425,7 +425,7 @@ def prepare(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out/'.lock', timeout=2): _prepare(df, out, want, before, workers, progress)
-    except Timeout: raise PtxError(f'{out}: another ptx_prepare is at work here; wait for it, or give another folder') from None
+    except Timeout: raise PtxError(f'{out}: another `prepare` is at work here; wait for it, or give another folder') from None
     except BrokenProcessPool: raise PtxError(f'{out}: a worker process was killed, maybe for lack of memory; run again with workers=1, it goes on where it stopped') from None
     except OSError as e:
         if e.errno not in (errno.ENOSPC,errno.EDQUOT,errno.EFBIG): raise PtxError(f'{out}: cannot be written ({e}); give another folder, or the right to write there') from None

@@ -50,9 +50,9 @@ def restore_training(
 ): # changes the learner
     "Put a state back; raises `CheckpointError` where it does not fit"
     cbs = _stateful(learn)
-    if other := set(cbs)^set(state['callbacks']): raise CheckpointError(f'the checkpoint was made with other callbacks ({", ".join(sorted(other))}); train with the same, or begin anew with fresh=True (--fresh)')
+    if other := set(cbs)^set(state['callbacks']): raise CheckpointError(f'the checkpoint was made with other callbacks ({", ".join(sorted(other))}); train with the same, or begin anew with fresh=True')
     try: bare(learn.model).load_state_dict(state['model'])
-    except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another network ({str(e).splitlines()[0]}); begin anew with fresh=True (--fresh)') from None
+    except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another network ({str(e).splitlines()[0]}); begin anew with fresh=True') from None
     learn.opt.load_state_dict(_on(state['opt'], next(learn.model.parameters()).device))
     _restore_recorder(learn, state['recorder'])
     for k,c in cbs.items(): c.load_state_dict(state['callbacks'][k])

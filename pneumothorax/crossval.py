@@ -39,7 +39,7 @@ def known_images(
     if cache:
         index = _read_index(cache.path/'index.csv')
         index = index[~index.absent & ~index.ImageId.isin(t.ImageId)].drop(columns=['stamp','absent'])
-        t = pd.concat([t, index.assign(error=index.error.where(index.error!='','not prepared; run ptx_prepare again'))])
+        t = pd.concat([t, index.assign(error=index.error.where(index.error!='','not prepared; run `prepare` again'))])
     return cache,t.sort_values('ImageId', kind='stable', ignore_index=True)
 
 # %% ../nbs/35_crossval.ipynb #d9000014
@@ -73,7 +73,7 @@ def fold_patients(
     who = who.astype(object).where(~none, '?'+table.ImageId).astype(str)
     share = float(leakage(folds.reset_index(), dict(zip(table.ImageId,who))).loc['all','images'])
     several = folds.groupby(who.to_numpy()).nunique()
-    notice('patients are in several folds, the scores of their images are partly memory; make folds with ptx_folds', several.index[several>1].tolist())
+    notice('patients are in several folds, the scores of their images are partly memory; make folds with `make_folds`', several.index[several>1].tolist())
     return who.to_numpy(),share
 
 # %% ../nbs/35_crossval.ipynb #d9000020
@@ -358,7 +358,7 @@ def predict_oof(
     "Predict the held-back images of cross-validations again; raises `PtxError`"
     join_processes()
     cvs = [Path(c) for c in (cvs if isinstance(cvs,(list,tuple)) else [cvs])]
-    if other := [str(c) for c in cvs if not (c/'crossval.json').exists()]: raise RunError(f'{few(other)}: no cross-validation; give folders of ptx_train --folds')
+    if other := [str(c) for c in cvs if not (c/'crossval.json').exists()]: raise RunError(f'{few(other)}: no cross-validation; give folders of `cross_validate`')
     asked = json.loads((cvs[0]/'crossval.json').read_text(encoding='utf-8'))
     cache,table = known_images(asked['data'] if data is None else data, labels or asked.get('labels'), asked.get('frame'))
     folds = [fold_table(table, c, c/'folds.csv') for c in cvs]

@@ -174,7 +174,7 @@ def _cache(path):
 
 def _resized(cache):
     "Raise `PtxError`: it is too late"
-    raise PtxError(f'{cache.path}: a cache is resized already; equalise before the resize with ptx_prepare --equalize')
+    raise PtxError(f'{cache.path}: a cache is resized already; equalise before the resize, with before= of `prepare`')
 
 def _table(source):
     "The cache, or None; and a table with the column `path`, or `row` for a cache"

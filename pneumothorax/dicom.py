@@ -481,7 +481,7 @@ def _frame(ds, frame):
     "The number of the frame to read"
     n = int(_number(ds,'NumberOfFrames',1) or 1)
     if frame is not None and (isinstance(frame,bool) or not isinstance(frame,(int,np.integer))): raise XrayError(f'frame={frame!r}: give a whole number, from 0')
-    if frame is None and n>1: raise XrayError(f'{n} frames; choose one with frame=0 … {n-1}')
+    if frame is None and n>1: raise XrayError(f'{n} frames; choose one, 0 to {n-1}, with `read_xray`')
     if frame is not None and not 0<=frame<n: raise XrayError(f'frame={frame} of {n}; count from 0')
     return frame or 0
 

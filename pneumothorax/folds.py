@@ -152,7 +152,7 @@ def check_folds(
     why = [f'line {r+2}: {bad[r]}' for r in sorted(bad)[:8]]+([f'and {len(bad)-8:,} more'] if len(bad)>8 else [])
     if lost: why.append(f'{counted(len(lost),"images have no fold")} ({few(lost,3)})')
     if not why and len(set(num))<2: why.append('fewer than two folds')
-    if why: raise FoldError(f'{name}: {"; ".join(why)}; correct it, or make folds anew with ptx_folds')
+    if why: raise FoldError(f'{name}: {"; ".join(why)}; correct it, or make folds anew with `make_folds`')
     return pd.DataFrame(dict(ImageId=ident,fold=num.astype(int)))
 
 def read_folds(
@@ -161,7 +161,7 @@ def read_folds(
 )->pd.DataFrame: # ImageId, fold
     "Read and check a table of folds; raises `FoldError`"
     t,odd = _text_table(path, ['ImageId','fold'], FoldError)
-    if odd: raise FoldError(f'{path}: {few([f"line {n}: {why}" for n,why in odd.items()],8)}; correct it, or make folds anew with ptx_folds')
+    if odd: raise FoldError(f'{path}: {few([f"line {n}: {why}" for n,why in odd.items()],8)}; correct it, or make folds anew with `make_folds`')
     return check_folds(t, ids, str(path))
 
 # %% ../nbs/04_folds.ipynb #f0100026

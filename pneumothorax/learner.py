@@ -161,8 +161,8 @@ def read_run(
 )->dict: # what `run.json` holds
     "The record of a run; raises `RunError`"
     f = Path(run)/'run.json'
-    if not Path(run).is_dir(): raise RunError(f'{run}: no such run folder; train one with ptx_train')
-    if not f.exists(): raise RunError(f'{run}: no run.json; this is no run folder, or its training did not finish: start the same ptx_train again, it goes on')
+    if not Path(run).is_dir(): raise RunError(f'{run}: no such run folder; train one with `train`')
+    if not f.exists(): raise RunError(f'{run}: no run.json; this is no run folder, or its training did not finish: start the same `train` again, it goes on')
     try: r = json.loads(f.read_text(encoding='utf-8'))
     except ValueError as e: raise RunError(f'{f}: not readable ({e}); train again') from None
     if not isinstance(r,dict) or r.get('format')!=FORMAT:

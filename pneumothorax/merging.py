@@ -51,7 +51,7 @@ def _same_images(tables, files, missing):
     lost = {}
     for f,t in zip(files,tables): lost.setdefault(tuple(i for i in ids if i not in t),[]).append(f)
     said = [f'{counted(len(v),"images")} not in {few(fs)} ({few(_short(i) for i in v)})' for v,fs in lost.items() if v]
-    if said and missing!='empty': raise PtxError(f"{'; '.join(said)}; give submissions of the same images, or count what is missing as empty with missing='empty' (--missing empty)")
+    if said and missing!='empty': raise PtxError(f"{'; '.join(said)}; give submissions of the same images, or count what is missing as empty with missing='empty'")
     for v,fs in lost.items(): notice(f'images are not in {few(fs)}, which counts as empty', [_short(i) for i in v])
     return ids
 

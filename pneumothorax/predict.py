@@ -213,12 +213,12 @@ def _open_store(out, asked, n, size, dtype, names, fresh):
     f = out/'asked.json'
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the predictions')
     if fresh: _clear(out)
-    if (out/'predict.json').exists(): raise PtxError(f'{out}: holds predictions already; give another folder, or replace them with fresh=True (--fresh)')
+    if (out/'predict.json').exists(): raise PtxError(f'{out}: holds predictions already; give another folder, or replace them with fresh=True')
     if f.exists():
         theirs = json.loads(f.read_text(encoding='utf-8'))
         if other := [k for k in {**theirs,**asked} if theirs.get(k)!=asked.get(k)]:
             say = '; '.join(f'other {k}' if k in ('networks','images') else f'{k}={theirs.get(k)!r} (now {asked.get(k)!r})' for k in other)
-            raise PtxError(f'{out}: holds an unfinished prediction with {say}; give the same, another folder, or begin anew with fresh=True (--fresh)')
+            raise PtxError(f'{out}: holds an unfinished prediction with {say}; give the same, another folder, or begin anew with fresh=True')
         return
     out.mkdir(parents=True, exist_ok=True)
     for k in names: _reserve(out/f'{k}.npy', dtype, (n,size,size))
@@ -421,7 +421,7 @@ def open_maps(
     "Predictions, as they were stored; raises `RunError`"
     p = Path(pred)
     if (p/'asked.json').exists() and not (p/'predict.json').exists(): raise RunError(f'{p}: a prediction that was interrupted; start the same command again, it goes on')
-    if not (p/'predict.json').exists(): raise RunError(f'{p}: no predict.json; give a folder of ptx_predict that finished')
+    if not (p/'predict.json').exists(): raise RunError(f'{p}: no predict.json; give a folder of `predict_maps` that finished')
     r = json.loads((p/'predict.json').read_text())
     if r.get('format')!=FORMAT: raise RunError(f"{p}: predictions of format {r.get('format')!r}, this version reads {FORMAT}; predict again")
     return read_index(p/'index.csv'),np.load(p/'maps.npy', mmap_mode='r'),read_index(p/'failed.csv')
@@ -446,7 +446,7 @@ def oof_folder(
     if (p/'crossval.json').exists():
         if not (p/'oof'/'predict.json').exists(): raise RunError(f'{p}: not all folds are trained and predicted; start the cross-validation again, it goes on')
         p = p/'oof'
-    if (p/'predict.json').exists() and not (p/'labels.csv').exists(): raise RunError(f'{p}: no labels.csv, so no out-of-fold predictions; give a folder of ptx_train --folds, or of ptx_predict on one')
+    if (p/'predict.json').exists() and not (p/'labels.csv').exists(): raise RunError(f'{p}: no labels.csv, so no out-of-fold predictions; give a folder of `cross_validate`, or of `predict_oof` on one')
     return p
 
 def open_oof(

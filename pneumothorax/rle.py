@@ -23,7 +23,7 @@ def to_install(
     what:str, # a package, or this one with an extra, as in 'pneumothorax[smp]'
 )->str: # half a sentence for an error
     "How to get what is not there, with internet and without"
-    return f"pip install '{what}', or in a kernel without internet attach its wheel (see ptx_bundle)"
+    return f"pip install '{what}', or in a kernel without internet attach its wheel (see `bundle`)"
 
 # %% ../nbs/00_rle.ipynb #37a0ae66
 _whole = re.compile(r'[0-9]{1,15}(?:\s+[0-9]{1,15})*')   # one match for the whole string: a pattern per token takes longer than decoding

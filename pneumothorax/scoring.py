@@ -118,7 +118,7 @@ def _tell(said):
 def _unlike(odd, sub, labels):
     "The error of `strict`"
     lines,lost = [f'line {n}: {i} is {why}' for n,i,why in odd if n],[i for n,i,_ in odd if not n]
-    hint = (f'{len(lost):,} labelled images are missing: {few(lost)}. ' if lost else '')+f'Identifiers must be those of {labels} (--strict).'
+    hint = (f'{len(lost):,} labelled images are missing: {few(lost)}. ' if lost else '')+f'Identifiers must be those of {labels} (strict=True).'
     return FaultyLines(sub, lines, hint) if lines else LabelError(f'{sub}: {hint}')
 
 def _images(s, t, sub, labels, strict, said, name):
@@ -277,7 +277,7 @@ def _one(r):
 def _basis(r):
     "What was resampled, in a sentence"
     if r['resampled']=='patients': return f'{r["level"]*100:g} % intervals: patients resampled'
-    return f'{r["level"]*100:g} % intervals: images resampled, which is too narrow where patients have several; give their table with --patients'
+    return f'{r["level"]*100:g} % intervals: images resampled, which is too narrow where patients have several; give their table with patients='
 
 def report_text(
     r:dict, # of `score_report`

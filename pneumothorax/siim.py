@@ -395,7 +395,7 @@ def siim_root(
     p = Path(path or os.environ.get('PTX_DATA') or KAGGLE).expanduser()
     if p.is_dir(): return p
     if p.exists(): raise PtxError(f'{p}: a file; give the folder that holds the radiographs')
-    raise PtxError(f'{p}: no such folder; give the folder of the radiographs, or set PTX_DATA, or make a sample with ptx_sample')
+    raise PtxError(f'{p}: no such folder; give the folder of the radiographs, or set PTX_DATA, or make a sample with `make_phantoms`')
 
 # %% ../nbs/02_siim.ipynb #att00002
 _LEVELS = dict(competitions=1, datasets=2, notebooks=2, models=2)   # folders between the kind and a data set
@@ -581,7 +581,7 @@ def _column(t, column, name):
     named = [c for c in others if c.lower()==(column or 'pneumothorax').strip().lower()]
     holds = lambda pattern: [c for c in others if t[c].astype(str).str.contains(pattern, case=False).any()]
     found = [c for c in named if c==column]+named or ([] if column else holds(r'(?:^|[|;,])\s*pneumothorax\s*(?:$|[|;,])') or holds('pneumothorax'))
-    if not found: raise LabelError(f'{name}: columns {few(t.columns)}; name the one that says whether there is a pneumothorax (column=, or --column)')
+    if not found: raise LabelError(f'{name}: columns {few(t.columns)}; name the one that says whether there is a pneumothorax (column=)')
     return found[0]
 
 def _positive(findings, column):

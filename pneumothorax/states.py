@@ -78,7 +78,7 @@ def last_state(
             if faults:
                 with suppress(OSError): os.replace(files[0], files[0].with_suffix('.damaged'))     # else it would take the place of the sound one
             return s
-    if faults: raise CheckpointError(f'{"; ".join(faults)}; nothing to go on from: restore a checkpoint, or begin anew with fresh=True (--fresh)')
+    if faults: raise CheckpointError(f'{"; ".join(faults)}; nothing to go on from: restore a checkpoint, or begin anew with fresh=True')
 
 # %% ../nbs/09_states.ipynb #c8000019
 def bare(

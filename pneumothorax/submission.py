@@ -35,7 +35,7 @@ def _images_of(have, sample, missing, what):
     ids = sample_ids(sample)
     odd,lost = [i for i in have if i not in set(ids)],[i for i in ids if i not in set(have)]
     if odd: raise PtxError(f'{sample}: has no line for {counted(len(odd),"images")} of {what} ({few(odd)}); give the sample submission of the same set, and no other images')
-    if lost and missing=='error': raise PtxError(f"{sample}: {counted(len(lost),'images are')} not in {what} ({few(lost)}); add them, or submit them as empty with missing='empty' (--missing empty)")
+    if lost and missing=='error': raise PtxError(f"{sample}: {counted(len(lost),'images are')} not in {what} ({few(lost)}); add them, or submit them as empty with missing='empty'")
     notice('images of the sample submission are submitted as empty, nothing is known of them', lost)
     return ids
 
@@ -205,7 +205,7 @@ def _told(pairs, blank, full):
         top = max(top,float(p.max())/full)
         yield i,m
     what = next((k for k in ('empty','full') if kinds=={k}), None)
-    if what and not blank: raise PtxError(f'all {len(sizes):,} maps are {what} in every pixel, which no trained network says; predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True (--blank)')
+    if what and not blank: raise PtxError(f'all {len(sizes):,} maps are {what} in every pixel, which no trained network says; predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True')
     if not what and sizes and not any(sizes): warnings.warn(_why_none(top, len(sizes)), PtxNotice)
     if not what and sizes and min(sizes)==2**20: warnings.warn(f'each of the {len(sizes):,} masks fills its image; cut at a higher probability, or choose a rule on out-of-fold predictions', PtxNotice)
 
@@ -307,7 +307,7 @@ def decision_from(
     "One of three ways to a decision; raises `PtxError`"
     given,extra = [k for k,v in dict(triplet=triplet,labels=oof,decision=file).items() if v],{k:v for k,v in kwargs.items() if v}
     if len(given)>1: raise PtxError(f'{" and ".join(given)}: each says how to decide; give one of them')
-    if extra and not (triplet or oof): raise PtxError(f'{few(extra)}: belongs to a triplet; give one (--triplet .75,2000,.3), or predictions to choose one on (--labels)')
+    if extra and not (triplet or oof): raise PtxError(f'{few(extra)}: belongs to a triplet; give one (triplet=".75,2000,.3"), or predictions to choose one on (oof=)')
     if oof: return tune_decision(oof, weigh=weigh, **extra)
     if file: return dict(decision=read_decision(file), note=dict(source=str(file)))
     if not triplet: return {}

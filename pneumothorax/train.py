@@ -252,13 +252,13 @@ def open_run(
     out = Path(out)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the run')
     if fresh and out.exists(): _clear(out)
-    if (out/'run.json').exists(): raise RunError(f'{out}: holds a run already; give another folder, or replace it with fresh=True (--fresh)')
+    if (out/'run.json').exists(): raise RunError(f'{out}: holds a run already; give another folder, or replace it with fresh=True')
     f,ours = out/'config.json',json.loads(json.dumps(config))
     if any(out.glob('checkpoint*.pt')):
         try: theirs = json.loads(f.read_text(encoding='utf-8'))
-        except (ValueError,OSError) as e: raise RunError(f'{f}: not readable ({e}); begin anew with fresh=True (--fresh)') from None
+        except (ValueError,OSError) as e: raise RunError(f'{f}: not readable ({e}); begin anew with fresh=True') from None
         if other := [f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in {**theirs,**ours} if theirs.get(k)!=ours.get(k)]:
-            raise RunError(f'{out}: holds an unfinished training with {", ".join(other)}; give the same, another folder, or begin anew with fresh=True (--fresh)')
+            raise RunError(f'{out}: holds an unfinished training with {", ".join(other)}; give the same, another folder, or begin anew with fresh=True')
         return last_state(out)
     out.mkdir(parents=True, exist_ok=True)
     write_record(config, f)
@@ -286,7 +286,7 @@ def _suits(r, sts, loaders, state, out):
     x,has,then = loaders[0].xray,loaders[0].valid.items.has_ptx,json.loads(state['record'])['data'] if state else {}
     if other := [k for k in ('n_train','n_train_pos','valid','broken') if k in then and then[k]!=x[k]]:
         now = ', '.join(f'{k}={_brief(then[k])}, now {_brief(x[k])}' for k in other)
-        raise RunError(f'{out}: the radiographs or labels changed since this training began ({now}); put them back, or begin anew with fresh=True (--fresh)')
+        raise RunError(f'{out}: the radiographs or labels changed since this training began ({now}); put them back, or begin anew with fresh=True')
     if (r.keep or r.patience) and not dict(dice_pos=has,dice_neg=~has).get(r.monitor,has|True).any():
         what = 'has' if r.monitor=='dice_pos' else 'is without'
         raise PtxError(f'monitor={r.monitor}: none of the {len(has)} images held back {what} a pneumothorax; give another monitor=, valid= or seed=')
@@ -301,7 +301,7 @@ class _Explain:
     def __exit__(self, kind, e, tb):
         s = last_state(self.out) if kind in (DivergedError,KeyboardInterrupt) else None
         there = f'the weights after {counted(s["epochs"],"epochs")} are in {self.out}' if s else 'no epoch was completed'
-        if kind is DivergedError: raise DivergedError(f'{e}; {there}' + (f' (ptx_predict {self.out} takes them); with other arguments, begin anew with fresh=True (--fresh)' if s else '')) from e
+        if kind is DivergedError: raise DivergedError(f'{e}; {there}' + (f' (`predict_maps` takes them); with other arguments, begin anew with fresh=True' if s else '')) from e
         if kind is KeyboardInterrupt: raise KeyboardInterrupt(f'interrupted; {there}; start the same command again to go on') from e
         if kind is ValueError and 'more than 1 value per channel' in str(e):
             x = self.learn.dls.xray

@@ -1,8 +1,10 @@
 "Each kind of bad input ends in one clear error, or is listed and counted where a batch goes on"
 import bz2
 import gzip
+import inspect
 import json
 import lzma
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import torch
 from conftest import TINY, ptx
 from PIL import Image
 
+from pneumothorax import cli
 from pneumothorax.data import LoadXray
 from pneumothorax.dicom import XrayError, read_xray, xray_meta
 from pneumothorax.encoders import ModelError
@@ -40,6 +43,7 @@ def fails(*args, why):
     errors = [line for line in p.stderr.splitlines() if line.startswith('error: ')]
     assert p.returncode == 1 and len(errors) == 1 and 'Traceback' not in p.stderr, p.stderr
     for w in why: assert w in errors[0], errors[0]
+    for k in inspect.signature(getattr(cli, args[0])).parameters: assert not re.search(rf'(?<![\w:,.(]){k}=', errors[0]), f'Python in the message of a command: {errors[0]}'
 
 # --- files
 
@@ -306,7 +310,7 @@ def test_weights_with_code_and_of_another_encoder(phantoms, tiny_run, tmp_path):
     fails('ptx_train', phantoms, '--out', tmp_path/'run', *tiny, why=['evil.pth', 'holds code', 'nothing in it was executed'])
     assert not (tmp_path/'ran').exists()
     tiny[at], tiny[tiny.index('--encoder')+1] = tiny_run, 'resnet18'
-    fails('ptx_train', phantoms, '--out', tmp_path/'run2', *tiny, why=['do not fit', "encoder='mobilenetv3_small_050'"])
+    fails('ptx_train', phantoms, '--out', tmp_path/'run2', *tiny, why=['do not fit', '--encoder mobilenetv3_small_050'])
 
 NETWORKS = {'unet++': 'unetplusplus', 'hyperunet:attention=se': "choose one of None, 'scse', 'cbam'", 'hyperunet:colour=3': 'not an option', 'hyperunet:aux': 'key=value'}
 

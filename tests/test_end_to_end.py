@@ -1,9 +1,11 @@
 "From radiographs to a scored submission by the commands, and the figures that must come out exactly"
 import json
+import re
+import shlex
 
 import pandas as pd
 import pytest
-from conftest import TINY, ok, ptx
+from conftest import ROOT, TINY, ok, ptx
 from safetensors.numpy import load_file
 
 from pneumothorax.predict import open_maps, predict_maps
@@ -97,3 +99,14 @@ def test_demo_finds_pneumothoraces(tmp_path):
     ok('ptx_demo', '--out', tmp_path/'demo')
     s = json.loads((tmp_path/'demo'/'score.json').read_text())
     assert s['dice_pos'] >= .6 and (tmp_path/'demo'/'overlays.png').exists()
+
+@pytest.mark.slow
+def test_the_first_commands_of_the_readme(tmp_path, monkeypatch):
+    "The block as it stands there ends with a network that outlines pneumothoraces on phantoms that it has not seen"
+    block = re.search(r'^## Or from the command line\n\n```sh\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.MULTILINE|re.DOTALL).group(1)
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert [w[0] for w in lines] == ['ptx_sample', 'ptx_folds', 'ptx_train', 'ptx_predict', 'ptx_submit', 'ptx_score']
+    monkeypatch.chdir(tmp_path)
+    for words in lines: ok(*words)
+    s = json.loads(ok(*lines[-1], '--json').stdout)
+    assert s['n'] == 40 and s['dice_pos'] >= .3

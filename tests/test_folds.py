@@ -62,7 +62,7 @@ def test_repeats_stand_in_for_patients(phantoms, tmp_path):
     assert p.returncode == 1 and 'give their folder' in p.stderr
 
 @pytest.mark.parametrize('args, why', [
-    (['--n', '1'], 'n=1: give a whole number'),
+    (['--n', '1'], '--n 1: give a whole number'),
     (['--n', '40'], 'cannot be split 40 ways'),
     (['--out', 'none/f.csv'], 'its folder does not exist'),
     (['--patients', 'none.csv'], 'none.csv: no such file'),

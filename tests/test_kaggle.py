@@ -16,9 +16,9 @@ from conftest import ROOT, ok, ptx
 from environments import alone, linked, namespaces, over, site
 
 from pneumothorax.bundle import bundle, find_inputs, read_bundle
-from pneumothorax.states import last_state
 from pneumothorax.rle import rle_decode
 from pneumothorax.siim import find_images
+from pneumothorax.states import last_state
 from pneumothorax.train import train
 
 pytestmark = pytest.mark.kernel

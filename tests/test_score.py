@@ -253,4 +253,4 @@ def test_patients_that_do_not_fit(files, tmp_path, text):
 def test_usage(files, capsys):
     assert 'at least one submission, and last the label file' in refused(capsys, files/'one.csv')
     assert 'none.csv: no such file' in refused(capsys, files/'one.csv', files/'none.csv')
-    assert 'worst=-1' in refused(capsys, files/'one.csv', files/'labels.csv', worst=-1)
+    assert '--worst -1' in refused(capsys, files/'one.csv', files/'labels.csv', worst=-1)

@@ -1,4 +1,5 @@
 "Submissions as they are written, looked at and merged; what is refused, through functions and commands"
+import inspect
 import json
 import re
 import subprocess
@@ -60,9 +61,9 @@ def refused(capsys, command, *args, **kwargs):
     return err
 
 def both(capsys, pred, out, why, **kwargs):
-    "Refused with the same reason by the function and by the command, and nothing is left behind"
+    "Refused with the same reason by the function and, in its own words, by the command; nothing is left behind"
     with pytest.raises(PtxError, match=why): write(pred, out, **kwargs)
-    assert re.search(why, refused(capsys, cli.ptx_submit, pred, out, **kwargs))
+    assert re.search(cli.as_command(why, inspect.signature(cli.ptx_submit).parameters), refused(capsys, cli.ptx_submit, pred, out, **kwargs))
     assert not out.exists() and not list(out.parent.glob('.*part'))
 
 # --- writing
@@ -108,7 +109,7 @@ def test_decisions_that_keep_nothing_or_everything_are_told(pred, tmp_path):
 
 def test_an_unfinished_prediction(pred, tmp_path, capsys):
     (pred/'predict.json').unlink()
-    both(capsys, pred, tmp_path/'s.csv', 'no predict.json; give a folder of ptx_predict that finished')
+    both(capsys, pred, tmp_path/'s.csv', 'no predict.json; give a folder of `predict_maps` that finished')
 
 def test_wrong_arguments(pred, tmp_path, capsys):
     both(capsys, pred, tmp_path/'s.csv', "rows='pixel'", rows='pixel')
@@ -293,7 +294,7 @@ def test_what_is_no_decision(pred, tmp_path, capsys):
         (tmp_path/'d.json').write_text(text)
         with pytest.raises(PtxError, match=re.escape(str(tmp_path/'d.json'))): submission.read_decision(tmp_path/'d.json')
         assert 'd.json' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', decision=tmp_path/'d.json')
-    for kw, why in (({'triplet': '.5,0,.5', 'decision': 'x.json'}, 'give one of them'), ({'min_piece': 5}, 'belongs to a triplet'), ({'triplet': '.5,0,.5', 'min_area': 0}, 'are the plain rule')):
+    for kw, why in (({'triplet': '.5,0,.5', 'decision': tmp_path/'d.json'}, 'give one of them'), ({'min_piece': 5}, 'belongs to a triplet'), ({'triplet': '.5,0,.5', 'min_area': 0}, 'are the plain rule')):
         assert why in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', **kw)
 
 def test_a_gate_fitted_on_predictions_out_of_fold(oof, tmp_path):
@@ -316,7 +317,7 @@ def test_a_saved_gate_by_the_command(tmp_path, capsys):
     assert (tmp_path/'c.csv').read_text() == (tmp_path/'s.csv').read_text()
     r = json.loads((tmp_path/'c.json').read_text())
     assert r['gate']['rule'] == 'threshold' and r['gate']['threshold'] == gate.threshold and r['dropped'] == 40-kept.sum()
-    assert "rule='guess'" in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=tmp_path/'gate', gate_rule='guess')
+    assert '--gate_rule guess' in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=tmp_path/'gate', gate_rule='guess')
     assert 'no labels.csv' in refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', gate=p)
     plain, _ = quietly(Gate('logistic').fit, features(p, 'map', progress=False), y)
     with pytest.raises(PtxError, match='has no threshold'): submission.gate_verdict(p, plain, progress=False)

@@ -179,21 +179,21 @@ def test_changed_images_are_refused(phantoms, tmp_path):
     data = siim_train(phantoms)
     broken_off(data, tmp_path/'r')
     data.loc[len(data)] = {**data.iloc[0].to_dict(), 'ImageId': 'one.more'}
-    with pytest.raises(RunError, match='--fresh'): t.train(data, tmp_path/'r', **KW)
+    with pytest.raises(RunError, match='fresh=True'): t.train(data, tmp_path/'r', **KW)
     same = siim_train(phantoms)
     same.loc[0, 'has_ptx'] = not same.has_ptx[0]
-    with pytest.raises(RunError, match=r'labels changed since.*--fresh'): t.train(same, tmp_path/'r', **KW)
+    with pytest.raises(RunError, match=r'labels changed since.*fresh=True'): t.train(same, tmp_path/'r', **KW)
 
 def test_both_damaged_is_an_error_and_fresh_begins_anew(phantoms, tmp_path):
     run = broken_off(phantoms, tmp_path/'r')
     for f in run.glob('checkpoint*.pt'): f.write_bytes(f.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match='--fresh'): t.train(phantoms, run, **KW)
+    with pytest.raises(CheckpointError, match='fresh=True'): t.train(phantoms, run, **KW)
     t.train(phantoms, run, **KW, fresh=True)
     assert read_run(run)['final']
 
 def test_another_configuration_is_refused(phantoms, tmp_path):
     run = broken_off(phantoms, tmp_path/'r')
-    with pytest.raises(RunError, match=r'lr=0\.002 \(now 0\.001\).*--fresh'): t.train(phantoms, run, **{**KW, 'lr': 1e-3})
+    with pytest.raises(RunError, match=r'lr=0\.002 \(now 0\.001\).*fresh=True'): t.train(phantoms, run, **{**KW, 'lr': 1e-3})
     with pytest.raises(RunError, match='seed=0 .now 5'): t.train(phantoms, run, **KW, seed=5)
     state = last_state(run)
     del state['callbacks']['Seeded']
@@ -227,7 +227,7 @@ def test_nan_names_the_images_and_keeps_good_weights(phantoms, tmp_path):
     named = re.findall(r'[\d.]{20,}|phantom[-\w]*', str(e.value))
     ids = set(siim_train(phantoms).ImageId)
     assert any(i in str(e.value) for i in ids), (str(e.value), named)
-    assert f'the weights after 1 epoch are in {tmp_path}/r' in str(e.value) and 'ptx_predict' in str(e.value) and 'Exception occured' not in str(e.value)
+    assert f'the weights after 1 epoch are in {tmp_path}/r' in str(e.value) and 'predict_maps' in str(e.value) and 'Exception occured' not in str(e.value)
     with pytest.warns(PtxNotice, match='1 of 2 epochs'): model, _ = load_run(tmp_path/'r')
     assert all(p.isfinite().all() for p in model.parameters())
 
