@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TensorXrayMask', 'LoadXray', 'LoadMask', 'XrayBlock', 'RLEMaskBlock', 'xray_tfms', 'split_by_patient', 'XrayFiles',
-           'collate', 'xray_batches', 'XrayStats', 'xray_stats', 'XrayInput', 'xray_datablock', 'xray_dls',
-           'show_batch', 'show_results']
+           'collate', 'xray_batches', 'XrayStats', 'xray_stats', 'XrayInput', 'xray_datablock', 'XrayDataLoaders',
+           'xray_dls', 'show_batch', 'show_results', 'plot_top_losses']
 
 # %% ../nbs/11_data.ipynb #0ac94a09
 from dataclasses import asdict, dataclass, fields
@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from plum import dispatch
 from torch.utils.data import Dataset, DataLoader
-from fastai.vision.all import (Transform, TensorMask, TransformBlock, DataBlock, DataLoaders, ColReader,
-    Normalize, IndexSplitter, aug_transforms, to_cpu, get_grid)
+from fastai.vision.all import (Transform, TensorMask, TransformBlock, CutMix, DataBlock, DataLoaders, ColReader,
+    Normalize, IndexSplitter, TfmdDL, aug_transforms, patch, plot_top_losses, to_cpu)
 from .rle import PtxError, rles_to_mask
-from .dicom import XrayError, read_xray, show_xray
+from .dicom import XrayError, read_xray, show_xray, xray_sheet
 from .siim import bar, counted, find_siim, notice, siim_train, without_shared
 from .folds import fold_strata, spread
+from .bootstrap import score_areas
 from .cache import XrayCache, from_grey16, refuse_random, shrink, shrink_mask, to_grey16
 from .samplers import XrayDL
 from .equalize import Equalize, TensorXray, equalizer, grey_counts
@@ -110,6 +111,13 @@ def xray_tfms(
     return list(aug_transforms(do_flip=flip, max_rotate=rotate, min_zoom=1/zoom, max_zoom=zoom, max_warp=0., max_lighting=light,
         p_affine=p, p_lighting=p, pad_mode='zeros'))
 
+# %% ../nbs/11_data.ipynb #b9898ae3
+@patch
+def before_fit(self:CutMix):
+    "Refuse masks, which fastai does not cut along with the images"
+    if isinstance(self.dls.train,XrayDL) and isinstance(self.dls.one_batch()[-1],TensorXrayMask):
+        raise PtxError('CutMix pastes pieces of radiographs and leaves their masks where they were, so it cannot train a segmentation; take MixUp, or augment with xray_tfms')
+
 # %% ../nbs/11_data.ipynb #5f9a26f3
 def split_by_patient(
     df:pd.DataFrame, # has_ptx, and patient_id where known
@@ -123,7 +131,7 @@ def split_by_patient(
     notice('radiographs of unknown patient: a split cannot keep their patients together', df.ImageId[none].tolist())
     who[none] = ['?'+i for i in df.ImageId[none]]
     n = max(2,round(1/valid))
-    if who.nunique()<n: raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs, or a larger valid=')
+    if who.nunique()<n: raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs'+(', or a larger valid=' if n>2 else ''))
     o,fold = np.argsort(df.ImageId.to_numpy(str), kind='stable'),np.zeros(len(df),int)   # the order of rows must not matter
     fold[o] = spread(fold_strata(df.iloc[o],n), who.iloc[o], n, seed)
     off = lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))
@@ -263,6 +271,9 @@ def xray_datablock(
 def _held_back(df, valid, seed):
     "Positions of the validation rows"
     if valid is None: return np.arange(0)
+    if isinstance(valid,(int,float)) and not isinstance(valid,bool) and valid==0:
+        notice('trainings on all images, nothing held back: what stands under validation is of some training images, and says nothing about others', ['valid=0'])
+        return np.arange(0)
     if isinstance(valid,(int,float)) and not isinstance(valid,bool): return split_by_patient(df, valid, seed)
     want = set(map(str,valid))
     lost = sorted(want-set(df.ImageId))
@@ -298,11 +309,25 @@ def _input(cache, size, equalize, first):
     if made and not isinstance(made,dict): raise PtxError(f'{cache.path} was made with {made}, which prediction cannot repeat; prepare with an Equalize')
     return XrayInput(size, cache.fit if cache else 'stretch', made or (eq and eq.spec()), bool(made) or first)
 
+class XrayDataLoaders(DataLoaders):
+    "Training and validation, which say what they are"
+    def _part(self, dl, what):
+        t = dl.items
+        who = f' of {counted(t.patient_id.nunique(),"patients")}' if 'patient_id' in t and t.patient_id.notna().all() else ''
+        return f'{what} {counted(len(t),"radiographs")}{who}, {int(t.has_ptx.sum()):,} with a pneumothorax'
+    def __repr__(self):
+        x = self.__dict__.get('xray')
+        if x is None or not hasattr(self.train.items,'has_ptx'): return super().__repr__()
+        held = self._part(self.valid,'validation') if x['valid'] else 'nothing held back'
+        eq = f'{x["equalize"]["name"]} {"before" if x["equalize_first"] else "after"} the resize' if x['equalize'] else 'not equalised'
+        n = self._part(self.train,'training')
+        return f'{n}; {held}\n{x["size"]} px ({x["fit"]}), batches of {self.train.bs}, {eq}, mean {x["stats"][0]:.3f} and deviation {x["stats"][1]:.3f}'
+
 def xray_dls(
     path:str=None, # folder of radiographs with labels, a `SiimFiles`, a table from `siim_train`, an `XrayCache` or its folder; found by `find_siim` if None
     size:int=None, # pixels along one side; the cache's if None, or else 256
     bs:int=8, # images per batch
-    valid:object=.2, # share of images to hold back by patient, or a list of ImageIds, or None to train on all
+    valid:object=.2, # share of images to hold back by patient, or a list of ImageIds; 0 (with a notice) or None to train on all
     seed:int=0, # of the split and of the order of images
     labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
     frame:object=None, # of the run-lengths if another one: side of a square, (height, width) or '256x320'
@@ -328,24 +353,61 @@ def xray_dls(
     rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)
     idx = held if len(held) else np.arange(len(df),len(rows))
     dls = xray_datablock(how, idx, tfms, cache).dataloaders(rows, bs=bs, num_workers=workers, dl_type=XrayDL, seed=seed)
+    dls = XrayDataLoaders(*dls.loaders, device=dls.device)
     dls.xray = dict(**asdict(how), n_train=len(train), n_train_pos=int(train.has_ptx.sum()), valid=df.ImageId[held].tolist(), broken=broken)
     return dls
 
 # %% ../nbs/11_data.ipynb #b9898aed
-def _show(xs, trues, preds, max_n, ncols, figsize, ctxs):
-    "A grid of radiographs with outlines"
+def _dice(true, pred):
+    "The competition's Dice of two masks"
+    return score_areas(*(np.array([m.sum()]) for m in (true&pred,pred,true)))[0]
+
+def _show(xs, trues, preds, max_n, ncols, figsize, ctxs, titles=None):
+    "Radiographs with outlines, none smaller than it is"
+    import matplotlib.pyplot as plt
     n = min(len(xs),max_n)
-    ctxs = ctxs or get_grid(n, ncols=ncols or min(n,4), figsize=figsize or (2.2*min(n,4),2.2*-(-n//min(n,4))))
-    for i,ax in zip(range(n),ctxs):
-        show_xray(to_cpu(xs[i]).float().squeeze().clamp(0,1).numpy(), to_cpu(trues[i]).numpy(), None if preds is None else to_cpu(preds[i]).numpy(), ax=ax)
-    return ctxs
+    xs,trues,preds = (None if o is None else [to_cpu(v).as_subclass(torch.Tensor) for v in o[:n]] for o in (xs,trues,preds))
+    trues,preds = (None if o is None else [(m>0).numpy() for m in o] for o in (trues,preds))
+    size = max(2.2, 1.06*max(xs[0].shape)/plt.rcParams['figure.dpi'])
+    ncols = ncols or max(1,min(n,4,int(12/size)))
+    titles = titles[:n] if titles else ['']*n
+    if preds is not None: titles = [f'{t} Dice {_dice(a,b):.2f}'.strip() for t,a,b in zip(titles,trues,preds)]
+    return xray_sheet([x.float().squeeze(0).clamp(0,1).numpy() for x in xs], trues, preds, titles, ncols, figsize[0]/ncols if figsize else size, axs=ctxs)
 
 @dispatch
-def show_batch(x:TensorXray, y:TensorXrayMask, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs):
+def show_batch(x:TensorXray, y:TensorXrayMask, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, names=None, **kwargs):
     "Radiographs with their masks outlined"
-    return _show([s[0] for s in samples], [s[1] for s in samples], None, max_n, ncols, figsize, ctxs)
+    return _show([s[0] for s in samples], [s[1] for s in samples], None, max_n, ncols, figsize, ctxs, names)
 
 @dispatch
-def show_results(x:TensorXray, y:TensorXrayMask, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs):
-    "Radiographs with true and predicted masks outlined"
-    return _show([s[0] for s in samples], [s[1] for s in samples], [o[0] for o in outs], max_n, ncols, figsize, ctxs)
+def show_results(x:TensorXray, y:TensorXrayMask, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, names=None, **kwargs):
+    "Radiographs with true and predicted masks outlined, and their Dice"
+    return _show([s[0] for s in samples], [s[1] for s in samples], [o[0] for o in outs], max_n, ncols, figsize, ctxs, names)
+
+@dispatch
+def plot_top_losses(x:TensorXray, y:TensorXrayMask, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Radiographs with true and predicted masks outlined, their losses and their Dice"
+    titles = [f'loss {float(l):.3f}' for l in losses]
+    return _show([s[0] for s in samples], [s[1] for s in samples], [o[0] for o in outs], len(samples), ncols, figsize, None, titles)
+
+# %% ../nbs/11_data.ipynb #b9898ae1
+@patch
+def show_batch(self:XrayDL,
+    b:tuple=None, # a batch; the first of the epoch if None
+    unique:bool=False, # one image, as augmentation changes it
+    **kwargs
+):
+    "Show some images, with their names"
+    if b is None and not unique: b = self.one_batch()
+    names = self.names(b) if b is not None else None
+    return TfmdDL.show_batch(self, b, unique=unique, **kwargs, **({'names':names} if names else {}))
+
+@patch
+def show_results(self:XrayDL,
+    b:tuple, # a batch
+    out:object, # what was predicted
+    **kwargs
+):
+    "Show some predictions, with the names of their images"
+    names = self.names(b)
+    return TfmdDL.show_results(self, b, out, **kwargs, **({'names':names} if names else {}))

@@ -101,6 +101,7 @@ class SharedBatches:
 
     def __setattr__(self, k, v): setattr(self.dl,k,v) if k in _lent else super().__setattr__(k,v)
     def __len__(self): return len(self.dl)
+    def __reduce__(self): return _sent,(),self.__dict__   # to workers that are not forked: its class is made below, and has no name of its own
 
     def get_idxs(self)->list: # positions
         "The images of all processes, which agree on them"
@@ -161,6 +162,10 @@ def _with_fastai(ours, theirs):
     try: import fastai.distributed
     except (ImportError,NameError) as e: raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
     return type(ours.__name__, (ours,getattr(fastai.distributed,theirs)), {})
+
+def _sent():
+    "A `SharedBatches` that arrives in another process, before its state"
+    return object.__new__(_with_fastai(SharedBatches,'DistributedDL'))
 
 def shared_dl(
     dl:TfmdDL, # whose batches are shared

@@ -32,7 +32,7 @@ def _pair(logits, targ):
             'give logits N×1×H×W and masks N×H×W of the same size, with one image at least')
     if t.dtype!=torch.bool and not ((t==0)|(t==1)).all():
         raise LossError(f'mask values from {t.min().item()} to {t.max().item()}, not all 0 or 1: '
-            'use `mask>0` on masks stored as 0 and 255, and resize masks by nearest neighbour')
+            'use `mask>0` on masks stored as 0 and 255, and make masks smaller by `shrink_mask`, which cuts them once')
     l = l if l.dtype==torch.float64 else l.float()
     return l,t.to(l)
 
@@ -189,6 +189,7 @@ def _known(what, names, among):
 
 class ComboLoss(nn.Module):
     "Weighted sum of the losses in `TERMS` by name, such as `ComboLoss(bce=3, dice=1, focal=4)`; raises `LossError`"
+    y_int = True   # fastai's MixUp then mixes the losses of two masks, not the masks
     def __init__(self,
         *,
         options:dict=None, # term → what it takes beyond logits and masks, such as `dict(focal=dict(gamma=3))`
@@ -272,6 +273,7 @@ def xray_loss(
 # %% ../nbs/20_losses.ipynb #d0500031
 class AuxLoss(nn.Module):
     "A loss of the map, plus those of image-level and of coarser logits where a training step has them; raises `LossError`"
+    y_int = True
     def __init__(self,
         main:nn.Module=None, # a loss with `reduction`, `activation` and `decodes`; `xray_loss()` if None
         image:float=.1, # weight of the cross-entropy of the image-level logits; 0 leaves it out

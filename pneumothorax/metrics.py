@@ -15,6 +15,7 @@ from fastai.learner import Metric
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import average_precision_score, roc_auc_score
 from .rle import PtxError
+from .equalize import to_double
 from .bootstrap import Interval, bootstrap_ci, score_areas
 from .bootstrap import bootstrap_stat, paired_bootstrap   # for whoever looks for them here  # chkstyle: ignore
 
@@ -118,7 +119,7 @@ class KaggleDice(ImageMetric):
     def _rows(self, logits, true):
         "Pixels in both masks, in the predicted and in the true one; predicted masks that are too small emptied"
         rows = torch.stack(_areas(logits.sigmoid()>=self.thresh, true), 1)
-        small = rows[:,1].double().cpu()*self.size/true.shape[1:].numel()<self.min_area
+        small = rows[:,1].cpu().double()*self.size/true.shape[1:].numel()<self.min_area
         rows[small.to(rows.device),:2] = 0
         return rows
 
@@ -206,7 +207,7 @@ def _log_odds(logits, top):
     "The log-odds of `image_prob`, float64, from logits N×H×W"
     _check_top(top, logits)
     x = logits.flatten(1).topk(top, 1).values
-    x = (x.cpu() if x.device.type=='mps' else x).double()   # mps has no float64
+    x = to_double(x)
     return x[:,0] if top==1 else F.logsigmoid(x).logsumexp(1)-F.logsigmoid(-x).logsumexp(1)
 
 class AUROC(ImageMetric):
@@ -231,11 +232,10 @@ class AveragePrecision(AUROC):
 # %% ../nbs/21_metrics.ipynb #c1000029
 def _bin_counts(p, y, bins):
     "Count, sum of probabilities and positives per bin: N×3×bins float64, from N×… tensors"
-    if p.device.type=='mps': p,y = p.cpu(),y.cpu()   # it has no float64
-    n,p = len(p),p.flatten(1).double()
+    n,p = len(p),to_double(p.flatten(1))
     i = (p*bins).long().clamp(max=bins-1) + bins*torch.arange(n, device=p.device)[:,None]
     count = lambda w: torch.bincount(i.flatten(), w, minlength=n*bins).view(n,bins)
-    return torch.stack([count(torch.ones_like(p).flatten()),count(p.flatten()),count(y.flatten().double())], 1)
+    return torch.stack([count(torch.ones_like(p).flatten()),count(p.flatten()),count(to_double(y.flatten()).to(p.device))], 1)
 
 def _table(counts):
     "The table of `reliability` from summed counts, 3×bins"

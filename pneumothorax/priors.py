@@ -114,6 +114,7 @@ class ClassLoss(nn.Module):
 # %% ../nbs/25_priors.ipynb #d2500026
 class LogitAdjustedLoss(nn.Module):
     "A loss whose logits first get `alpha` times the prior's logit; the plain logits come out adjusted"
+    y_int = True   # as that of other losses, for fastai's MixUp
     def __init__(self,
         prior:float|np.ndarray|torch.Tensor, # p(label), strictly between 0 and 1: one number, or H×W for places; with `dim`, K that sum to 1
         alpha:float=1., # how much of the prior the plain logits shall lack (τ in the paper); 0 leaves the loss as it is
@@ -130,7 +131,7 @@ class LogitAdjustedLoss(nn.Module):
             raise LossError(f'loss_func={loss_func!r}: give an instance with the attribute `reduction`, such as xray_loss()')
         self.alpha,self.dim = _alpha(alpha),dim
         shift = self.alpha*_log_prior(p, p.shape, None if dim is None else 0)
-        self.register_buffer('shift', shift, persistent=False)
+        self.shift = shift   # float64, which not every device has, so it goes there with the logits
 
     @property
     def reduction(self):

@@ -7,7 +7,7 @@ __all__ = ['SamplingError', 'step_seed', 'seed_all', 'seeded', 'epoch_order', 'X
            'sampling']
 
 # %% ../nbs/08_samplers.ipynb #a8000005
-import random
+import random, weakref
 from contextlib import contextmanager
 from multiprocessing.context import get_spawning_popen
 import numpy as np, torch
@@ -152,8 +152,10 @@ class XrayDL(TfmdDL):
     def one_batch(self)->tuple: # the first of the epoch
         "A look that does not count"
         skip,self.skip = self.skip,0
-        try: return super().one_batch()
+        try: b = super().one_batch()
         finally: self.skip = skip
+        self._last = weakref.ref(b[0]),self.batch_items(0)
+        return b
 
     def new(self,
         dataset:object=None, # another one, or the same if None
@@ -167,6 +169,15 @@ class XrayDL(TfmdDL):
         return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/08_samplers.ipynb #a8000062
+@patch
+def names(self:XrayDL,
+    b:tuple, # a batch
+)->list: # ImageIds, or None if it is not the batch that `one_batch` gave last, or nobody knows
+    "The images of a batch that was looked at"
+    ref,at = getattr(self,'_last',(lambda: None,None))
+    ids = getattr(getattr(self.dataset,'items',None),'ImageId',None)
+    return None if ids is None or ref() is not b[0] else ids.iloc[at].tolist()
+
 @patch(as_prop=True)
 def draws(self:XrayDL)->bool: # unless every step is known not to
     "May an item draw random numbers?"
@@ -176,7 +187,7 @@ def draws(self:XrayDL)->bool: # unless every step is known not to
 @patch
 def __getstate__(self:XrayDL):
     "For a worker that is not forked, without what stays here"
-    return {k:v for k,v in self.__dict__.items() if k!='after_batch' or get_spawning_popen() is None}
+    return {k:v for k,v in self.__dict__.items() if k!='_last' and (k!='after_batch' or get_spawning_popen() is None)}
 
 @patch
 def order(self:XrayDL)->np.ndarray: # positions

@@ -71,7 +71,7 @@ def undocumented(f, source, where):
     return out
 
 # fastai prescribes these signatures
-PRESCRIBED = {'show_batch', 'show_results', 'show', 'affine_coord', 'extra_repr'}
+PRESCRIBED = {'show_batch', 'show_results', 'plot_top_losses', 'show', 'affine_coord', 'extra_repr'}
 
 def docments(cs):
     "Every parameter of what is public has a type and a comment, everything public a docstring"
