@@ -121,8 +121,8 @@ def test_the_readme_holds_the_commands():
 @pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_first_commands_on_a_small_sample(tmp_path, monkeypatch, seed):
     "The README's first block with smaller pictures outlines pneumothoraces that its network has not seen; whole, it is one of the long tests"
-    train = dict(size=96, epochs=8, bs=4, lr=4e-3, workers=0, seed=seed)
-    small = dict(ptx_sample=dict(n=96, size=96, seed=seed), ptx_train=train, ptx_predict=dict(workers=0))
+    train = {'size': 96, 'epochs': 8, 'bs': 4, 'lr': 4e-3, 'workers': 0, 'seed': seed}
+    small = {'ptx_sample': {'n': 96, 'size': 96, 'seed': seed}, 'ptx_train': train, 'ptx_predict': {'workers': 0}}
     monkeypatch.chdir(tmp_path)
     for words in blocks()[0]: p = ok(*changed(words, **small.get(words[0], {})))
     s = json.loads(ok(*words, '--json').stdout)
