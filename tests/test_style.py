@@ -114,6 +114,18 @@ def test_each_check_can_fail():
         assert not check(fine), check.__name__
     assert len(docments([bad])) == 4   # no docstring, no type, and two parameters without a comment
 
+def of_patients(cs):
+    "Cells that read real data (flag data), draw radiographs, and store the picture"
+    stores = lambda c: any(m.startswith('image/') for o in c.outputs for m in o.get('data', {}))
+    return [c.id for c in cs if c.cell_type == 'code' and re.search(r'^#\|\s*data', c.source, re.MULTILINE) and stores(c)
+            and re.search('imread|read_xray|show_xray|xray_sheet|show_batch|show_results|audit_figure|overlay', c.source)]
+
+def test_no_radiograph_of_a_patient_is_stored():
+    assert not {f.name: ids for f in NBS if (ids := of_patients(cells(f)))}
+    v4 = nbformat.v4
+    c = v4.new_code_cell('#| data\nshow_xray(x)', outputs=[v4.new_output('display_data', data={'image/png': ''})])
+    assert of_patients([c]) == [c.id]
+
 def number(f): return int(f.name[:2])
 
 def test_reading_order_is_the_order_of_dependency():

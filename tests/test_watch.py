@@ -34,7 +34,7 @@ def rows(out): return pd.read_csv(out/'history.csv')
 
 def test_any_learner_has_its_table(tmp_path):
     fit(toy(tmp_path))
-    assert rows(tmp_path).columns.tolist() == ['epoch', 'stage', 'size', 'train_loss', 'valid_loss', 'lr', 'secs']
+    assert rows(tmp_path).columns.tolist() == ['epoch', 'stage', 'size', 'network', 'train_loss', 'valid_loss', 'lr', 'secs']
     assert {f.name for f in tmp_path.iterdir()} == {'history.csv', 'history.png'}
 
 def test_other_loaders_are_noticed(tmp_path):
