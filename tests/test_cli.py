@@ -188,3 +188,29 @@ def test_a_reader_that_has_gone(n, tmp_path):
     p = subprocess.run([Path(sys.executable).parent/'ptx_score', 'a.csv', 'a.csv', '--worst', str(n)], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert 'Traceback' not in p.stderr and 'BrokenPipe' not in p.stderr and p.returncode == 141, p.stderr
+
+# --- of which frame run-lengths are
+
+FRAMED = re.compile(r'run-lengths?\b|label file|EncodedPixels|(?<!sample )submissions?\b.*CSV')
+
+def documented():
+    "Every exported function: its name, and the remarks on its parameters"
+    for f in sorted((ROOT/'pneumothorax').glob('*.py')):
+        lines = f.read_text(encoding='utf-8').splitlines()
+        for node in ast.parse('\n'.join(lines)).body:
+            if isinstance(node, ast.FunctionDef) and node.name[0] != '_':
+                args = node.args.posonlyargs+node.args.args+node.args.kwonlyargs
+                yield f.stem, node.name, {a.arg: lines[a.lineno-1].partition('# ')[2] for a in args}
+
+def test_whatever_takes_run_lengths_says_of_which_frame():
+    "In the remark itself, or by an argument for the frame"
+    takes = {(m, f): {a: t for a, t in args.items() if FRAMED.search(t)} for m, f, args in documented()
+        if not {'frame', 'shape', 'size', 'relative'} & set(args)}
+    assert len([o for o in takes.values() if o]) > 10
+    silent = [(f, a) for f, args in takes.items() for a, t in args.items() if not re.search(r'1024|\bframe\b|nothing is read', t)]
+    assert not silent
+
+@pytest.mark.parametrize('command', ['ptx_prepare', 'ptx_train', 'ptx_folds', 'ptx_audit', 'ptx_score', 'ptx_merge', 'ptx_submit'])
+def test_so_does_its_help_page(command, capsys):
+    _, out, err = run(capsys, command, '--help')
+    assert '1024x1024' in out+err
