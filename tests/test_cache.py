@@ -310,5 +310,6 @@ def test_one_radiograph_is_counted_in_the_singular(sample, tmp_path):
     one = siim_train(sample).iloc[:1]
     assert ': 1 radiograph, 64 px' in repr(prepare(one, tmp_path/'c', 64, workers=0, progress=False))
     assert str(xray_stats(one, size=64, workers=0)).startswith('1 radiograph (0 broken)')
-    shutil.copy(one.path.iloc[0], tmp_path/'one.dcm')
-    assert ': 1 radiograph, 0 of them' in repr(find_siim(tmp_path, labels=next(sample.rglob('train-rle.csv'))))
+    (tmp_path/'one').mkdir()
+    shutil.copy(one.path.iloc[0], tmp_path/'one')
+    assert ': 1 radiograph, 0 of them' in repr(find_siim(tmp_path/'one', labels=next(sample.rglob('train-rle.csv'))))
