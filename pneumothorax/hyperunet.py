@@ -34,8 +34,8 @@ def as_input(
     if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise ModelError(f'images of type {getattr(x,"dtype",type(x).__name__)}: give a floating tensor, normalised')
     if x.ndim!=4 or x.shape[1]!=n_in:
         raise ModelError(f'images of shape {tuple(x.shape)}: this network takes N×{n_in}×H×W; build it with `n_in=` for another number of channels')
-    if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():     # tracers bring tensors of their own, which must stay
+        if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
         bad = ~x.isfinite().flatten(1).all(1)
         if bad.any(): raise ModelError(f'NaN or infinite pixels in images {bad.nonzero().flatten().tolist()} of the batch: look at these files and at the statistics that normalise')
     return pad_to(x, stride)

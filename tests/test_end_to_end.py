@@ -100,13 +100,40 @@ def test_demo_finds_pneumothoraces(tmp_path):
     s = json.loads((tmp_path/'demo'/'score.json').read_text())
     assert s['dice_pos'] >= .6 and (tmp_path/'demo'/'overlays.png').exists()
 
-@pytest.mark.slow
-def test_the_first_commands_of_the_readme(tmp_path, monkeypatch):
-    "The block as it stands there ends with a network that outlines pneumothoraces on phantoms that it has not seen"
-    block = re.search(r'^## Or from the command line\n\n```sh\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.MULTILINE|re.DOTALL).group(1)
-    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
-    assert [w[0] for w in lines] == ['ptx_sample', 'ptx_folds', 'ptx_train', 'ptx_predict', 'ptx_submit', 'ptx_score']
+def blocks():
+    "The two blocks of commands in the README that train, each a list of lines, each line a list of words"
+    section = re.search(r'^## Or from the command line\n(.*?)^## ', (ROOT/'README.md').read_text(encoding='utf-8'), re.MULTILINE|re.DOTALL).group(1)
+    return [[shlex.split(line, comments=True) for line in b.splitlines()] for b in re.findall(r'^```sh\n(.*?)^```', section, re.MULTILINE|re.DOTALL)]
+
+def changed(words, **options):
+    "A command with some of its options replaced or added"
+    for k,v in options.items():
+        if f'--{k}' in words: words = [*words[:(i := words.index(f'--{k}'))], *words[i+2:]]
+        words = [*words, f'--{k}', v]
+    return words
+
+def test_the_readme_holds_the_commands():
+    first, folds = blocks()
+    assert [w[0] for w in first] == ['ptx_sample', 'ptx_train', 'ptx_predict', 'ptx_submit', 'ptx_score']
+    assert [w[0] for w in folds] == ['ptx_folds', 'ptx_train', 'ptx_predict', 'ptx_predict', 'ptx_submit', 'ptx_score']
+    assert changed(['ptx_x', 'data', '--n', '3', '--out', 'y'], n=4, seed=1) == ['ptx_x', 'data', '--out', 'y', '--n', 4, '--seed', 1]
+
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_first_commands_on_a_small_sample(tmp_path, monkeypatch, seed):
+    "The README's first block with smaller pictures outlines pneumothoraces that its network has not seen; whole, it is one of the long tests"
+    train = {'size': 96, 'epochs': 8, 'bs': 4, 'lr': 4e-3, 'workers': 0, 'seed': seed}
+    small = {'ptx_sample': {'n': 96, 'size': 96, 'seed': seed}, 'ptx_train': train, 'ptx_predict': {'workers': 0}}
     monkeypatch.chdir(tmp_path)
-    for words in lines: ok(*words)
-    s = json.loads(ok(*lines[-1], '--json').stdout)
-    assert s['n'] == 40 and s['dice_pos'] >= .3
+    for words in blocks()[0]: p = ok(*changed(words, **small.get(words[0], {})))
+    s = json.loads(ok(*words, '--json').stdout)
+    assert s['n_pos'] == 12 and s['dice_pos'] > .1, p.stdout
+
+@pytest.mark.slow
+@pytest.mark.parametrize('which', ['first', 'folds'])
+def test_the_commands_of_the_readme(tmp_path, monkeypatch, which):
+    "Each block as it stands there ends with networks that outline pneumothoraces on phantoms that they have not seen"
+    first, folds = blocks()
+    monkeypatch.chdir(tmp_path)
+    for words in first if which=='first' else [first[0], *folds]: ok(*words)
+    s = json.loads(ok(*words, '--json').stdout)
+    assert s['n'] == 40 and s['n_pos'] == 20 and s['dice_pos'] >= .3

@@ -175,3 +175,9 @@ def test_head_of_one_level_is_an_ordinary_head():
 def test_levels_of_the_encoder_are_kept():
     m = make()
     assert [l for l in m.levels if l[0] is not None] == [l for l in encoder_levels(m.encoder)[::-1] if l[2] >= 2]
+
+@pytest.mark.parametrize('options', [{}, {'aux': True}, {'hypercolumns': False}], ids=str)
+@torch.no_grad()
+def test_exported_program_has_equal_logits(options):
+    m, x = make(**options).eval(), images(2, 1, 70, 64)
+    torch.testing.assert_close(torch.export.export(m, (x,)).module()(x), m(x), rtol=0, atol=1e-5)

@@ -126,3 +126,9 @@ def test_onnx_of_the_default_model(tmp_path):
     torch.onnx.export(m, (image(64, 96),), tmp_path/'size.onnx', dynamo=False, dynamic_axes={'image': free, 'logits': free}, **names)
     for file, x in (('batch.onnx', image(64, 96)), ('batch.onnx', image(64, 96, n=3)), ('size.onnx', image(64, 96)), ('size.onnx', image(128, 64, n=1))):
         with torch.no_grad(): torch.testing.assert_close(run_onnx(tmp_path/file, x), m(x), rtol=0, atol=1e-4)
+
+@every
+@torch.no_grad()
+def test_exported_program_has_equal_logits(name):
+    m, x = build(name), image(70, 64)
+    torch.testing.assert_close(torch.export.export(m, (x,)).module()(x), m(x), rtol=0, atol=1e-6)

@@ -307,11 +307,12 @@ def test_folds_from_the_command_line(phantoms, tmp_path):
     ok('ptx_submit', tmp_path/'cv'/'oof', '--out', tmp_path/'oof.csv')
     assert len(pd.read_csv(tmp_path/'oof.csv')) == 12
     p = ptx('ptx_train', *args, '--lr', '1e-4')
-    assert p.returncode == 1 and 'lr=' in p.stderr and 'Traceback' not in p.stderr
+    assert p.returncode == 1 and '--lr 0.002, not 0.0001' in p.stderr and 'Traceback' not in p.stderr
 
 @pytest.mark.parametrize(('args', 'why'), [(['--fold', 1], 'name it with --folds'), (['--folds', 'f.csv', '--valid', .3], 'leave one of the two out')])
 def test_folds_and_a_share_are_not_ignored(phantoms, tmp_path, args, why):
-    p = ptx('ptx_train', phantoms, *TINY, *args, '--out', tmp_path/'r')
+    (f := tmp_path/'f.csv').write_text('ImageId,fold\n')
+    p = ptx('ptx_train', phantoms, *TINY, *[f if a == 'f.csv' else a for a in args], '--out', tmp_path/'r')
     assert p.returncode == 1 and why in p.stderr and not (tmp_path/'r').exists()
 
 def test_folds_that_do_not_match(phantoms, tmp_path):
