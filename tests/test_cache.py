@@ -302,7 +302,7 @@ def test_statistics_of_a_cache_and_of_a_folder_without_labels(sample, tmp_path):
 def test_other_settings_are_said_in_words(sample, tmp_path, capsys):
     "Which the cache has, and which are asked for: no dictionary of Python"
     again(sample, tmp_path/'c', before=equalizer('clahe:clip=3,grid=4'))
-    with pytest.raises(PtxError, match=re.escape('that is equalised by CLAHE(clip=3, grid=4), and what is asked for is not equalised; ask for the same')): again(sample, tmp_path/'c')
+    with pytest.raises(PtxError, match=re.escape('that is equalised by CLAHE(clip=3.0, grid=4), and what is asked for is not equalised; ask for the same')): again(sample, tmp_path/'c')
     with pytest.raises(PtxError, match=r'equalised by CLAHE.*, and what is asked for is equalised by HistEqualize\('): again(sample, tmp_path/'c', before=equalizer('hist'))
     with pytest.raises(PtxError, match='that is size 64, and what is asked for is size 32;'): prepare(sample, tmp_path/'c', 32, before=equalizer('clahe:clip=3,grid=4'), workers=0, progress=False)
 

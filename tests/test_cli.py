@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ptx
+from conftest import ROOT, TINY, ptx
 
 from pneumothorax import __version__, cli
 
@@ -214,3 +214,25 @@ def test_whatever_takes_run_lengths_says_of_which_frame():
 def test_so_does_its_help_page(command, capsys):
     _, out, err = run(capsys, command, '--help')
     assert '1024x1024' in out+err
+
+# --- bars are for terminals
+
+def quiet(p, code=0):
+    "A command whose output went into files: nothing that only a terminal can draw, and an error on a line of its own"
+    both = p.stdout+p.stderr
+    assert p.returncode == code, both[-3000:]
+    assert not re.search('[\r\x08\x1b\u2588-\u258f]', both), both
+    assert 'error: ' not in re.sub('^error: ', '', both, flags=re.MULTILINE), both
+
+CHAIN = {'ptx_sample': ('s', '--n', 8, '--size', 64, '--positive', .5), 'ptx_prepare': ('s', 'c', '--size', 64), 'ptx_folds': ('s', '--out', 'f.csv', '--n', 2, '--near_duplicates'),
+    'ptx_audit': ('s', '--out', 'a.csv'), 'ptx_train': ('s', '--out', 'r', '--valid', .5, *TINY), 'ptx_predict': ('r', 's/dicom-images-test', '--out', 'p'),
+    'ptx_submit': ('p', '--out', 'x.csv', '--blank', '--sheet', 'x.png'), 'ptx_merge': ('x.csv', 'x.csv', '--out', 'm.csv'), 'ptx_score': ('x.csv', 's/answers/test-rle.csv'),
+    'ptx_bundle': ('r', '--out', 'b')}
+
+def test_bars_are_for_terminals(tmp_path, monkeypatch):
+    "Each command after those whose files it takes, and once more where it ends in an error"
+    assert {*CHAIN, 'ptx_demo'} == {*COMMANDS}     # the demo is these commands
+    monkeypatch.chdir(tmp_path)
+    for command, args in CHAIN.items():
+        quiet(ptx(command, *args))
+        quiet(ptx(command, *('nowhere' if command != 'ptx_sample' else 's/train-rle.csv',), *args[1:]), 1)
