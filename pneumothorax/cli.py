@@ -228,6 +228,7 @@ def ptx_train(
     every:int=0, # write a checkpoint after so many steps too, not only after each epoch
     tensorboard:bool=False, # write logs for it
     max_hours:float=None, # stop after so many hours, with a checkpoint; the same command goes on
+    device:str='auto', # where the network runs: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
     model:str=None, # hyperunet, fastai_unet, unet, unetplusplus, fpn, deeplabv3plus, manet, segformer; options as hyperunet:attention=scse,aux=True
     encoder:str=None, # any name that timm or torchvision knows
     loss:str=None, # terms with weights as 3*bce+dice+4*focal, or a preset such as 3:1:4; also jaccard, tversky, lovasz, boundary
@@ -271,7 +272,7 @@ def ptx_train(
     if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
     if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
     kw = dict(recipe=recipe, seed=seed, labels=labels, frame=frame, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
-        max_hours=max_hours, **changes)
+        max_hours=max_hours, device=device, **changes)
     if folds:
         from pneumothorax.crossval import cross_validate
         cross_validate(data, out, folds, fold=fold or 'all', **kw)
@@ -359,7 +360,7 @@ def ptx_predict(
     out:str='pred', # folder for the probability maps; an interrupted prediction in it goes on
     bs:int=8, # images per batch
     workers:int=2, # processes that read files
-    device:str='cpu', # where the networks run: cpu, cuda, mps
+    device:str='auto', # where the networks run: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
     which:str=None, # weights: plain, swa, ema or avg; default: those that each run recommends
     variant:str=None, # one more equalisation at test time: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     tta:str=None, # views to average: hflip, first_place, full, or words as identity,hflip,scale:1.25,rotate:5,clahe

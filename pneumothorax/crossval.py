@@ -11,7 +11,7 @@ import gc, hashlib, json, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastai.torch_core import default_device, distrib_barrier, rank_distrib
+from fastai.torch_core import distrib_barrier, rank_distrib
 from filelock import FileLock, Timeout
 from .rle import PtxError, frame_shape, rle_area, rle_encode, rles_to_mask
 from .siim import bar, counted, few, notice, write_index
@@ -20,10 +20,10 @@ from .cache import XrayCache, _read_index
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
 from .data import XrayInput, _source
 from .files import written
-from .distributed import join_processes, on_main
+from .distributed import join_processes, on_main, run_device
 from .learner import FORMAT, RunError, load_run, read_run, versions
 from .train import FIELDS, _check_hours, make_recipe, train
-from .predict import Network, _device, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
+from .predict import Network, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
 from .decide import prob_to_mask
 from .tta import View
 
@@ -107,10 +107,11 @@ def out_of_fold(
     table:pd.DataFrame, # from `known_images`
     folds:pd.Series, # from `fold_table`
     cache:XrayCache=None, # where the images are, if not in files
+    device:object='auto', # where the network runs, see `run_device`
     **kwargs # further arguments of `predict_batches`, such as bs=8, workers=2, progress=False
 ): # writes maps and their note into out/oof
     "Predict one fold by the run that has not seen it; raises `PtxError`"
-    oof,run,device = Path(out)/'oof',Path(out)/f'fold-{k}',str(default_device())
+    oof,run,device = Path(out)/'oof',Path(out)/f'fold-{k}',run_device(device)
     oof.mkdir(exist_ok=True)
     with FileLock(oof/'.lock'):
         if _note(out,k): return
@@ -239,7 +240,7 @@ def summary_text(
     return '\n'.join(lines)
 
 # %% ../nbs/35_crossval.ipynb #d9000036
-_OWN = 'labels','frame','weights','workers','progress','every','tensorboard','sync_bn','recipe'
+_OWN = 'device','labels','frame','weights','workers','progress','every','tensorboard','sync_bn','recipe'
 
 def _given(kwargs):
     "What the arguments of `train` come to, as its record has them"
@@ -326,7 +327,7 @@ def cross_validate(
     ks = sorted(f.unique().tolist())
     wanted,(who,share) = _wanted(fold,ks),fold_patients(table,f)
     if rank_distrib()==0: _record(out, dict(data=str(cache.path if cache else data), seed=seed, **args))
-    look = dict(bs=np.min(args['bs']).item(), workers=kwargs.get('workers',2), progress=kwargs.get('progress',True))
+    look = dict(bs=np.min(args['bs']).item(), workers=kwargs.get('workers',2), progress=kwargs.get('progress',True), device=kwargs.get('device','auto'))
     held = {k:table.ImageId[(f.to_numpy()==k)&(table.error=='').to_numpy()].tolist() for k in ks}
     there = {k:_finished(out/f'fold-{k}', held[k], dict(seed=seed,**args)) for k in ks}
     for k in wanted:
@@ -364,7 +365,7 @@ def predict_oof(
     folds = [fold_table(table, c, c/'folds.csv') for c in cvs]
     for c,f in zip(cvs,folds):
         if not f.equals(folds[0]): raise FoldError(f'{c}: other folds than {cvs[0]}, so its networks may have seen the images; give cross-validations with the same folds')
-    jobs,lost,device = [],[],_device(device)
+    jobs,lost,device = [],[],run_device(device)
     for k in sorted(folds[0].unique().tolist()):
         rows,files,bad = _held(table, folds[0], k, cache)
         jobs.append((networks([fold_runs(c)[k] for c in cvs],device,which),files,rows))

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'WEIGHT_KINDS', 'start_weights', 'xray_learner', 'RunError'
            'describe', 'weights_file', 'save_run', 'read_run', 'load_run']
 
 # %% ../nbs/24_learner.ipynb #cf1bb097
-import json, platform, time
+import difflib, inspect, json, platform, time
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 import pandas as pd, torch
@@ -66,6 +66,14 @@ def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **
     learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=_pretraining(weights))
     return learn
 
+# %% ../nbs/24_learner.ipynb #13800001
+def _known(kwargs):
+    "Raise `PtxError` for an argument that neither `xray_learner` nor fastai's `Learner` has"
+    names = {n for f in (xray_learner,Learner.__init__) for n in inspect.signature(f).parameters}-{'self','kwargs','splitter'}
+    for k in kwargs.keys()-names:
+        near = difflib.get_close_matches(k, sorted(names), 1)
+        raise PtxError(f'{k}: no such argument of `xray_learner`'+(f', did you mean {near[0]}?' if near else f'; there are {", ".join(sorted(names))}'))
+
 def xray_learner(
     dls:DataLoaders, # from `xray_dls`
     model:str='hyperunet', # a name of `xray_model`, with options as 'hyperunet:attention=scse,aux=True'
@@ -79,7 +87,8 @@ def xray_learner(
     path:str='.', # folder for what callbacks write
     **kwargs
 )->Learner: # any further argument goes to fastai's `Learner`
-    "A `Learner` that segments radiographs; raises `ModelError` for a model, encoder or weights that cannot be, `LossError` for a loss"
+    "A `Learner` that segments radiographs; raises `ModelError` for a model, encoder or weights that cannot be, `LossError` for a loss, `PtxError` for an unknown argument"
+    _known(kwargs)
     return _learner(dls, *_network(model, encoder, weights, seed), loss_func, metrics, seed, opt_func=opt_func, lr=lr, path=path, **kwargs)
 
 # %% ../nbs/24_learner.ipynb #62df81d3

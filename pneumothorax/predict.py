@@ -22,7 +22,7 @@ from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
 from .files import disk_errors, only_writer, written
 from .states import bare
-from .distributed import _patient, is_main, join_processes, main_first, on_main, world
+from .distributed import _patient, is_main, join_processes, main_first, on_main, run_device, world
 from .learner import FORMAT, RunError, _synthetic_only, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
 
@@ -110,6 +110,7 @@ def networks(
     which:str=None, # weights 'plain', 'swa', 'ema' or 'avg'; those that each run recommends if None
 )->list: # of `Network`
     "Networks to predict with; raises `RunError`"
+    device = run_device(device)
     if isinstance(runs,(list,tuple)): return [n for r in runs for n in networks(r,device,which)]
     if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', synthetic=_synthetic_only(dict(data=runs.dls.xray)))]
     if (Path(runs)/'crossval.json').exists(): return networks([*fold_runs(runs).values()], device, which)
@@ -305,13 +306,6 @@ def fill_store(
     finally: store.flush()
     if world()>1: dist.barrier(group=_patient())
 
-def _device(device):
-    "Where to predict; of several processes each has its own"
-    if str(device)=='cuda' and world()>1: device = f'cuda:{os.environ.get("LOCAL_RANK",0)}'
-    try: torch.zeros(1, device=device)
-    except (RuntimeError,AssertionError,NotImplementedError) as e: raise PtxError(f'device={device}: not available here ({str(e).splitlines()[0]}); give cpu') from None
-    return str(device)
-
 def image_digest(
     table:pd.DataFrame, # with ImageId and path
 )->str: # the same for the same names, paths and sizes of files
@@ -395,7 +389,7 @@ def predict_maps(
 )->Path: # the folder: maps.npy, maps-0.npy … of each of several networks, index.csv, failed.csv, predict.json
     "Predict radiographs with one network or the mean of several; raises `PtxError`"
     join_processes()
-    nets,found = networks(run, device := _device(device), which),list_images(images)
+    nets,found = networks(run, device := run_device(device), which),list_images(images)
     _told_synthetic(nets, list(found.values()))
     table = pd.DataFrame(dict(ImageId=list(found), path=list(map(str,found.values()))))
     return predict_jobs([(nets,list(found.values()),range(len(found)))], table, out, image_digest(table), bs=bs, workers=workers, device=device,

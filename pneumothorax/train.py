@@ -11,7 +11,7 @@ import difflib, json, shutil, time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from fastai.vision.all import GradientClip, Learner, ParamScheduler, SchedCos, combined_cos, set_seed
 from .rle import PtxError, frame_shape
 from .siim import counted, few, notice, watched
@@ -24,7 +24,7 @@ from .files import only_writer
 from .states import last_state, save_weights
 from .loop import TimeUp, soft_stop
 from .checkpoints import Checkpoint
-from .distributed import is_main, join_processes, main_first, on_main, processes
+from .distributed import is_main, join_processes, main_first, on_main, processes, run_device
 from .losses import AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
 from .learner import RunError, _learner, _network, describe, save_run, weights_file, write_record
@@ -302,12 +302,17 @@ class _Explain:
         s = last_state(self.out) if kind in (DivergedError,KeyboardInterrupt) else None
         there = f'the weights after {counted(s["epochs"],"epochs")} are in {self.out}' if s else 'no epoch was completed'
         if kind is DivergedError: raise DivergedError(f'{e}; {there}' + (f' (`predict_maps` takes them); with other arguments, begin anew with fresh=True' if s else '')) from e
-        if kind is KeyboardInterrupt: raise KeyboardInterrupt(f'interrupted; {there}; start the same command again to go on') from e
+        if kind is KeyboardInterrupt: raise KeyboardInterrupt(f'interrupted; {there}; start the same `train` again to go on') from e
         if kind is ValueError and 'more than 1 value per channel' in str(e):
             x = self.learn.dls.xray
             raise PtxError(f'bs={self.learn.dls.train.bs}, size={x["size"]}: the deepest map of the network has a single value per channel, which cannot be normalised; give more images per batch, or larger ones') from e
 
 # %% ../nbs/29_train.ipynb #d9000063
+def _place(device):
+    "Where to train; None where several processes have a device each"
+    if join_processes()==1: return torch.device(run_device(device))
+    if str(device)!='auto': raise PtxError(f'device={device}: several processes take a device each; leave it out')
+
 def train(
     data:str, # folder of radiographs with labels, a cache made by `prepare`, or what else `xray_dls` takes
     out:str, # folder for the run; an unfinished training in it goes on
@@ -324,11 +329,13 @@ def train(
     tensorboard:bool=False, # write logs for it?
     sync_bn:bool=True, # with several processes: batch norm over all of them?
     max_hours:float=None, # stop after so many hours of this call, with a checkpoint; the same call goes on
+    device:object='auto', # where the network runs, see `run_device`; several processes have one each
     **changes # fields of the recipe, see `Recipe`
 )->Learner: # trained; its run is in `out`, with a `run.json` if it is complete
     "Train on a folder and write a run, or go on with it; raises `PtxError`"
     start,r,out = time.monotonic(),make_recipe(recipe,**changes),Path(out)
     _check_hours(max_hours)
+    where = _place(device)
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
@@ -340,6 +347,7 @@ def train(
         state = main_first(lambda: open_run(out, config, fresh and is_main()))
         set_seed(seed)
         loaders,sts = stage_loaders(data, r, valid, seed, labels, frame, workers, progress),stages(r)
+        for dls in loaders: dls.to(where or dls.device)
         learn = _learner(loaders[0], *net, loss_func, seed=seed, opt_func=xray_optimizer(r.opt), path=out, model_dir='.')
         _suits(r, sts, loaders, state, out)
         found = state['lr'] if state else _find_lr(learn,progress) if 'find' in [s['lr'] for s in sts] else None
@@ -351,7 +359,7 @@ def train(
         try:
             with _attached(learn, cbs): _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
         except TimeUp:
-            if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {learn.plan[1]} epochs; the same command goes on'])
+            if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {learn.plan[1]} epochs; the same `train` goes on'])
             return learn
         _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
         return learn

@@ -36,20 +36,19 @@ def draw_history(
 ): # writes it
     "Losses and metrics by epoch, with a line where a stage begins"
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(7,2.6), dpi=100)
+    fig = Figure(figsize=(7,2.6), dpi=100, layout='constrained')
     axes = fig.subplots(1,2)
     for ax,cols,what in zip(axes, (['train_loss','valid_loss'],_metrics(history)), ('loss','metrics')):
         for c in cols:
             if c in history: ax.plot(history.epoch, history[c].astype(float), '.-', lw=1.2, ms=4, label=c)
         ax.set(xlabel='epoch', title=what)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if cols: ax.legend(fontsize=7)
+        if cols: ax.legend(fontsize=7, loc='upper right' if what=='loss' else 'best')
     axes[1].set_ylim(-.02,1.02)
     if 'stage' in history:
         for _,r in history[history.stage!=history.stage.shift()].iloc[1:].iterrows():
             for ax in axes: ax.axvline(r.epoch-.5, color='.6', lw=.8, ls='--')
-            axes[0].text(r.epoch-.45, .98, f'{r["size"]:.0f} px', fontsize=7, color='.4', va='top', transform=axes[0].get_xaxis_transform())
-    fig.subplots_adjust(.06,.17,.99,.9)
+            axes[0].text(r.epoch-.45, .02, f'{r["size"]:.0f} px', fontsize=7, color='.4', va='bottom', transform=axes[0].get_xaxis_transform())
     with written(f) as part: fig.savefig(part, format='png')
 
 # %% ../nbs/27_watch.ipynb #d7000015

@@ -6,10 +6,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pneumothorax.averaging import SWA
+from pneumothorax.distributed import run_device
 from pneumothorax.equalize import EQUALIZERS, TensorXray, equalizer, freq_breaks, grey_counts, level_at
 from pneumothorax.losses import TERMS, xray_loss
 from pneumothorax.metrics import AUROC, AveragePrecision, DicePos, ImageECE, KaggleDice, LesionF1, PixelECE
 from pneumothorax.priors import LogitAdjustedLoss, adjust_logits
+from pneumothorax.rle import PtxError
 
 CPU, MPS = torch.device('cpu'), torch.device('mps')
 
@@ -98,3 +100,14 @@ def test_the_average_of_weights_is_on_the_cpu(phantoms):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=swa)
     assert all(p.dtype == torch.float64 and p.device.type == 'cpu' for p in swa.average.module.parameters())
     assert not any(p.dtype == torch.float64 for p in (*swa.swa_net.parameters(), *learn.model.parameters()))
+
+@pytest.mark.parametrize('cuda, apple, want', [(True, True, 'cuda'), (False, True, 'mps'), (False, False, 'cpu')])
+def test_the_device_by_default(cuda, apple, want, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: apple)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2*cuda)
+    there = ['cpu']+['mps']*apple+['cuda', 'cuda:1']*cuda
+    assert run_device() == want and [run_device(d) for d in there] == there and run_device(CPU) == 'cpu'
+    for d in {'mps', 'cuda', 'cuda:1', 'cuda:2'}-set(there):
+        with pytest.raises(PtxError, match=f'device={d}: not available here; give auto or '): run_device(d)
+    with pytest.raises(PtxError, match='no such device'): run_device('gpu')

@@ -13,6 +13,7 @@ from pneumothorax.data import xray_dls
 from pneumothorax.encoders import ModelError, encoder_levels
 from pneumothorax.hyperunet import ATTENTION, CHOICES, ColumnHead, HyperUnet, describe_levels, unet_split
 from pneumothorax.learner import xray_learner
+from pneumothorax.rle import PtxError
 
 TINY = 'mobilenetv3_small_050'
 
@@ -181,3 +182,11 @@ def test_levels_of_the_encoder_are_kept():
 def test_exported_program_has_equal_logits(options):
     m, x = make(**options).eval(), images(2, 1, 70, 64)
     torch.testing.assert_close(torch.export.export(m, (x,)).module()(x), m(x), rtol=0, atol=1e-5)
+
+def test_a_learner_names_unknown_arguments_and_says_what_it_is(phantoms):
+    dls = xray_dls(phantoms, 64, 4, stats=(.5, .25), workers=0)
+    with pytest.raises(PtxError, match='encodr: no such argument of `xray_learner`, did you mean encoder'): xray_learner(dls, encodr=TINY)
+    learn = xray_learner(dls, encoder=TINY, weights='none', model_dir='kept')
+    said, n = repr(learn), sum(p.numel() for p in learn.model.parameters())
+    for part in (f'hyperunet with encoder {TINY}, {n:,} parameters', 'RAdam, learning rate 0.001', 'training', '64 px'): assert part in said
+    assert str(learn.model_dir) == 'kept' and len(said.splitlines()) == 6

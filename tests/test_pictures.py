@@ -17,6 +17,7 @@ from pneumothorax.rle import rle_encode, rles_to_mask
 from pneumothorax.scoring import submission_figure
 from pneumothorax.siim import audit_figure, audit_labels, find_siim, read_labels
 from pneumothorax.submission import contact_sheet
+from pneumothorax.watch import draw_history, overlays
 
 LONG = '1.2.276.0.7230010.3.1.4.8323329.1517875163.4559{:02}'
 
@@ -132,3 +133,23 @@ def test_the_check_finds_what_is_wrong():
     fig.text(.5, .5, 'one upon')
     fig.text(.55, .5, 'the other', fontsize=5)
     assert [s.split("' ")[1] for s in wrong(fig)] == ['is cut off', "lies upon 'one upon'", 'is too small to read']
+
+@pytest.mark.parametrize('loss', [1., .9987, 1234.5])
+@pytest.mark.parametrize('n', [1, 3, 20])
+def test_the_history_of_a_run(loss, n, tmp_path, monkeypatch):
+    "Numbers of any length are whole, and the size of a stage lies upon no legend"
+    h = pd.DataFrame({'epoch': range(n), 'stage': [2*i//n for i in range(n)], 'size': [128+128*(2*i//n) for i in range(n)]})
+    for k, v in {'train_loss': loss, 'valid_loss': loss*1.0003, 'dice': .5, 'dice_pos': 0., 'dice_neg': 1.}.items(): h[k] = v*(1-.001*h.epoch)
+    fig, = drawn(monkeypatch, draw_history, h, tmp_path/'history.png')
+    assert not wrong(fig) and len(fig.axes) == 2 and (tmp_path/'history.png').exists()
+
+def test_overlays_of_any_length(chests):
+    "Each tile holds its radiograph and both outlines"
+    for n in (1, 5, 12):
+        xs, masks = (np.stack([chests[1+i % 2][k] for i in range(n)]) for k in (0, 1))
+        a = overlays(xs, masks, np.roll(masks, 20, 2), [f'Dice 0.{i:02}' for i in range(n)])
+        assert a.shape == (-(-n//4)*258, min(n, 4)*244-4, 3)
+        for i in range(n):
+            tile = a[i//4*258:i//4*258+258, i % 4*244:i % 4*244+240]
+            assert tile[18:].std() > 20 and (tile[:18] < 128).any()
+            assert all((np.abs(tile/255.-to_rgb(COLOURS[k])).max(-1) < .02).sum() > 50 for k in ('true', 'predicted'))

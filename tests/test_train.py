@@ -99,7 +99,7 @@ def test_ctrl_c_then_kill_then_to_the_end(phantoms, tmp_path, monkeypatch):
     p.send_signal(signal.SIGINT)
     assert p.wait(60) == 130
     said = p.communicate()[1].strip().splitlines()
-    assert said[-1].startswith('interrupted; the weights after') and 'same command' in said[-1] and 'Traceback' not in '\n'.join(said)
+    assert said[-1].startswith('interrupted; the weights after') and 'the same ptx_train again' in said[-1] and 'Traceback' not in '\n'.join(said)
     before = last_state(run)
     assert before['epochs'] >= 1
     with pytest.warns(PtxNotice, match=r'of 6 epochs'): load_run(run)   # usable as it is
@@ -425,3 +425,16 @@ def test_a_log_gets_lines_and_no_bar(phantoms, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [re.match(r'epoch \d/2  (step \d/3|64 px)', line).group(0) for line in said if 'of ' not in line] == [f'epoch {e}/2  {w}' for e in (1, 2) for w in ('step 1/3', 'step 2/3', 'step 3/3', '64 px')]
     assert not any('\r' in line or '█' in line for line in said)
+
+def test_an_interrupted_training_takes_all_steps(phantoms, tmp_path):
+    "Its learner is gone with the interruption; the resumed one goes through each step once"
+    kw, usual = {**KW, 'epochs': 6, 'bs': 2}, t.recipe_callbacks
+    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Stop(4, KeyboardInterrupt())]), pytest.raises(KeyboardInterrupt, match='same `train` again'):
+        t.train(phantoms, tmp_path/'r', **kw)
+    assert read_state(tmp_path/'r'/'checkpoint.pt')['epochs'] == 4
+    assert t.train(phantoms, tmp_path/'r', **kw).watch.steps == 18
+
+def test_a_device_that_is_not_there(phantoms, tmp_path):
+    with pytest.raises(PtxError, match='device=gpu: no such device'): t.train(phantoms, tmp_path/'r', device='gpu', **KW)
+    assert not (tmp_path/'r').exists()
+    assert str(t.train(phantoms, tmp_path/'r', device='cpu', **{**KW, 'epochs': 1}).dls.device) == 'cpu'
