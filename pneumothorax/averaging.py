@@ -24,7 +24,7 @@ from fastai.torch_core import rank_distrib
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from .rle import PtxError
-from .siim import notice
+from .siim import counted, notice
 from .samplers import overall, seeded, step_seed
 from .states import bare
 from .distributed import world
@@ -347,7 +347,7 @@ def _best_epochs(run, k, metric):
     if metric not in scores or 'epoch' not in h: raise PtxError(f'{f}: no metric {metric!r}; choose one of {", ".join(scores)}')
     h = h.dropna(subset=[metric]).drop_duplicates('epoch', keep='last')
     h = h[[(run/'epochs'/f'epoch-{e:03d}.safetensors').exists() for e in h.epoch.astype(int)]]
-    if len(h)<k: raise PtxError(f'{run}/epochs: weights and {metric} of {len(h)} epochs, and k={k} are to be averaged; keep more of them, or give a smaller k')
+    if len(h)<k: raise PtxError(f'{run}/epochs: weights and {metric} of {counted(len(h),"epochs")}, and k={k} are to be averaged; keep more of them, or give a smaller k')
     better = h[metric]*(-1 if 'loss' in metric else 1)
     return sorted(h.epoch.to_numpy(int)[np.lexsort((h.epoch,better))[-k:]].tolist())
 

@@ -16,7 +16,7 @@ import pneumothorax
 from .rle import PtxError
 from .siim import KAGGLE, SiimFiles, _TABLES, _files, attached, counted, few, find_siim, notice, read_labels
 from .files import disk_errors
-from .learner import load_run, read_run, weights_file, write_record
+from .learner import _synthetic_only, load_run, read_run, weights_file, write_record
 from .equalize import equalizer
 from .data import XrayInput
 from .models import SMP
@@ -108,11 +108,13 @@ and take `51_tutorial.kaggle.ipynb` of the repository as the kernel. Its first c
 Code of pneumothorax is under the Apache-2.0 licence; the other wheels hold their own. Research software, no medical device.
 """
 
+_PHANTOMS = 'trained on synthetic radiographs only: it shows that the kernel works, and what it outlines on real ones means nothing'
+
 def _readme(out, about, records):
     "What is inside"
     files = sorted(f for f in out.rglob('*') if f.is_file())
     table = '\n'.join(f'| {f.relative_to(out).as_posix()} | {f.stat().st_size/1e3:,.0f} |' for f in files)
-    made = lambda n,r: f'- `{n}`: {r["model"]["config"]["encoder"]} at {r["data"]["size"]} px, trained on {r["data"].get("n_train","?")} images by pneumothorax {r["versions"]["pneumothorax"]}, weights `{r.get("use","plain")}`\n'
+    made = lambda n,r: f'- `{n}`: {r["model"]["config"]["encoder"]} at {r["data"]["size"]} px, trained on {r["data"].get("n_train","?")} images by pneumothorax {r["versions"]["pneumothorax"]}, weights `{r.get("use","plain")}`'+(f'; **{_PHANTOMS}**' if _synthetic_only(r) else '')+'\n'
     runs = ''.join(made(n,r) for n,r in zip(about['runs'],records)) or 'There is no run inside: the kernel trains from the start.\n'
     return _README.format(version=about['version'], table=table, runs=runs)
 
@@ -152,7 +154,7 @@ def bundle(
     for f in sorted(Path(gate).iterdir()) if gate else []: _copy(f, out/'gate'/f.name)
     wheels = {_module(_installed(n)):pack_wheel(n, out/'wheels') for n in ('pneumothorax',*_extras(records,also))}
     about = dict(bundle=BUNDLE, version=pneumothorax.__version__, wheels={m:f'wheels/{f.name}' for m,f in wheels.items()},
-        runs=names, decision='decision.json' if decision else None, gate='gate' if gate else None)
+        runs=names, synthetic=[n for n,r in zip(names,records) if _synthetic_only(r)], decision='decision.json' if decision else None, gate='gate' if gate else None)
     (out/'README.md').write_text(_readme(out,about,records), encoding='utf-8')
     write_record(about, out/'bundle.json')
     return out
@@ -168,10 +170,12 @@ class Inputs:
     decision:Path=None # for `decision_from`
     gate:Path=None # for `gate_verdict`
     before:Path=None # run folder of an earlier session
+    synthetic:list=field(default_factory=list) # names of the runs in the bundle that were trained on synthetic radiographs only
 
     def __repr__(self):
         said = lambda what,v: f'{what}: {v}' if v else f'no {what}'
-        return '\n'.join([repr(self.files), said('sample submission',self.sample), said('bundle',self.bundle) + (f' with {counted(len(self.runs),"runs")}' if self.bundle else ''), said('earlier session',self.before)])
+        return '\n'.join([repr(self.files), said('sample submission',self.sample), said('bundle',self.bundle) + (f' with {counted(len(self.runs),"runs")}' if self.bundle else ''),
+            *(f'{n}: {_PHANTOMS}' for n in self.synthetic), said('earlier session',self.before)])
 
     def test_images(self)->dict: # identifier → path
         "Radiographs to predict: those of the sample submission, or else those without labels"
@@ -243,7 +247,7 @@ def find_inputs(
     data,but = data or os.environ.get('PTX_DATA'),[_session(before,root)] if before else []
     roots = [Path(o) for o in data.split(os.pathsep)] if data else attached(root) or [root]
     files = find_siim(roots, but=but)
-    return Inputs(files, _sample(roots,files.images,but), here, about.get('runs',[]), about.get('decision'), about.get('gate'), before)
+    return Inputs(files, _sample(roots,files.images,but), here, about.get('runs',[]), about.get('decision'), about.get('gate'), before, about.get('synthetic',[]))
 
 # %% ../nbs/37_bundle.ipynb #b7000037
 def go_on(

@@ -16,7 +16,7 @@ import cv2, numpy as np, pandas as pd
 from filelock import FileLock, Timeout
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray
-from .siim import bar, few, notice, siim_train
+from .siim import bar, counted, few, notice, siim_train
 
 # %% ../nbs/05_cache.ipynb #c5000005
 FITS = ('stretch','pad')
@@ -344,7 +344,7 @@ class XrayCache:
         notice('radiographs are not prepared yet; run `prepare` again', t.ImageId[~whole&(t.error=='')].tolist())
         self.table = t[whole].drop(columns=['stamp','error','absent']).reset_index(drop=True)
     def __len__(self): return len(self.table)
-    def __repr__(self): return f'{self.path}: {len(self):,} radiographs, {self.size} px, fit {self.fit}'
+    def __repr__(self): return f'{self.path}: {counted(len(self),"radiographs")}, {self.size} px, fit {self.fit}'
     def __getstate__(self): return {**self.__dict__,'_rows':None}
     @property
     def size(self)->int:
@@ -378,13 +378,20 @@ class XrayCache:
         return cut_mask(c if size in (None,self.size) else coverage(c, size, inside=FULL))
 
 # %% ../nbs/05_cache.ipynb #c5000030
+def _text(key, value):
+    "A setting of a cache in words"
+    if key!='before': return f'{key} {value}'
+    if not isinstance(value,dict): return f'equalised by {value}' if value else 'not equalised'
+    name,*rest = value['name'],*(f'{k}={v}' for k,v in value.items() if k!='name')
+    return f'equalised by {name}({", ".join(rest)})'
+
 def _settings(out, want):
     "Write the settings of a new cache, or check those of an old one"
     f = out/'cache.json'
     if f.exists():
         have = _read_settings(out)
-        other = [f'{k}={have.get(k)!r}, not {v!r}' for k,v in want.items() if have.get(k)!=v]
-        if other: raise PtxError(f'{out}: holds a cache with {"; ".join(other)}; give these settings, or another folder')
+        there,asked = (', '.join(_text(k,o.get(k)) for k in want if have.get(k)!=want[k]) for o in (have,want))
+        if asked: raise PtxError(f'{out}: holds a cache that is {there}, and what is asked for is {asked}; ask for the same, or give another folder')
         return
     part = f.with_suffix('.part')
     part.write_text(json.dumps(want,indent=1)+'\n', encoding='utf-8')
@@ -400,7 +407,7 @@ def _recorded(before):
 def _room(out, n, kind):
     "Raise `PtxError` if the disk cannot take `n` rows more"
     free,need = shutil.disk_usage(out).free,n*kind.itemsize
-    if free<need: raise PtxError(f'{out}: {need/1e9:.1f} GB needed for {n:,} radiographs, {free/1e9:.1f} GB free; make room, choose another disk, or a smaller size=')
+    if free<need: raise PtxError(f'{out}: {need/1e9:.1f} GB needed for {counted(n,"radiographs")}, {free/1e9:.1f} GB free; make room, choose another disk, or a smaller size=')
 
 # %% ../nbs/05_cache.ipynb #c5000031
 def prepare(
@@ -408,7 +415,7 @@ def prepare(
     out:str, # folder of the cache; made anew, or gone on with
     size:int=512, # pixels along one side
     fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame unless frame= says another; found by its header if None
     before:object=None, # function of H×W float32 in [0,1], applied before the resize; the same for every image; its `spec()`, or else its name, is recorded
     workers:int=2, # processes; 0 for none
     progress:bool=True, # show a bar?

@@ -410,7 +410,7 @@ def ptx_submit(
     sheet:str=None, # picture to write (.png): outlines on the largest, smallest, most doubtful and some empty images
     blank:bool=False, # accept maps that are empty, or full, in every pixel
 ):
-    "Turn probability maps into masks and write a submission (ImageId,EncodedPixels)."
+    "Turn probability maps into masks and write a submission (ImageId,EncodedPixels; run-lengths of a 1024x1024 frame)."
     from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, open_gate, write_submission
     plain = dict(thresh=thresh,min_area=min_area)
     first = open_gate(gate) if gate and labels and gate_rule=='weigh' else None   # the triplet is chosen on maps that it has weighed
@@ -418,7 +418,7 @@ def ptx_submit(
     if how and plain!=dict(thresh=.5,min_area=800): raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
     if labels:
         s = how['note']['source']
-        print(f'triplet {how["decision"].triplet}, chosen on {s["n"]} images, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
+        print(f'triplet {how["decision"].triplet}, chosen on {counted(s["n"],"images")}, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
     said = gate_verdict(pred, first or gate, gate_rule, how.get('decision'), **plain) if gate else {}
     note = {**how.pop('note',{}), **said.pop('note',{})}
     df = write_submission(pred, out, **plain, sample=sample, missing=missing, rows=rows, blank=blank, note=note, **how, **said)
@@ -430,7 +430,7 @@ def ptx_submit(
 # %% ../nbs/41_cli.ipynb #merg0002
 @command(inputs=('subs','sample'), example='ptx_merge a.csv b.csv c.csv --out merged.csv')
 def ptx_merge(
-    subs:list, # submissions (CSV with ImageId and EncodedPixels), two or more; of equals the first counts
+    subs:list, # submissions (CSV with ImageId and EncodedPixels, run-lengths of a 1024x1024 frame), two or more; of equals the first counts
     out:str='merged.csv', # CSV to write
     how:str='vote', # vote (of pixels), images (are enough files positive, then pixels), agree (the mask closest to the others), union, intersection
     votes:float=None, # that a pixel needs, or with --how images that an image needs; default: more than half
@@ -447,7 +447,7 @@ def ptx_merge(
 # %% ../nbs/41_cli.ipynb #c8767189
 @command(inputs=('files','patients'), example='ptx_score submission.csv sample/answers/test-rle.csv')
 def ptx_score(
-    files:list, # submissions (CSV with ImageId and EncodedPixels), one or more, and last the label file, maybe compressed
+    files:list, # submissions (CSV with ImageId and EncodedPixels, run-lengths of a 1024x1024 frame), one or more, and last the label file, maybe compressed
     patients:str=None, # table with ImageId and patient_id: intervals by patient; a column patient_id of the labels does too
     frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     worst:int=5, # how many of the worst images to name
@@ -504,7 +504,7 @@ def demo(
         return _json.loads(done.read_text())
     data,run,pred,sub = out/'sample',out/'run',out/'pred',out/'submission.csv'
     say = lambda s: print(f'\n> {s}', flush=True)
-    say(f'making {n+n_test} synthetic radiographs in {data}')
+    say(f'making {counted(n+n_test,"synthetic radiographs")} in {data}')
     make_phantoms(data, n, size, seed, n_test, DEMO['positive'])
     for half in (run,pred): shutil.rmtree(half, ignore_errors=True)   # what an interrupted demo left behind
     say(f'ptx_train {data} --out {run} --epochs {epochs}')

@@ -30,7 +30,7 @@ from .tta import View
 # %% ../nbs/35_crossval.ipynb #d9000011
 def known_images(
     data:str, # folder of radiographs with labels, a table from `siim_train`, or a cache made by `prepare`
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame unless frame= says another; found by its header if None
     frame:object=None, # of its run-lengths, as for `xray_dls`
 )->tuple: # the `XrayCache`, or None; table of `siim_train` with the column `error` ('' where none is known), by ImageId
     "All images with labels, those included that a cache could not prepare"
@@ -351,7 +351,7 @@ def predict_oof(
     cvs:object, # folder of a cross-validation whose folds are all trained, or a list of such folders with the same folds
     out:str, # folder for the predictions; an interrupted prediction in it goes on
     data:object=None, # where the images are; where they were in training if None
-    labels:str=None, # label file; that of the training if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame; that of the training if None
     which:str=None, # weights 'plain', 'swa', 'ema' or 'avg'; those that each run recommends if None
     device:str='cpu', # where the networks run
     **kwargs # further arguments of `predict_jobs`, such as tta='hflip', dtype='uint16', spread=True

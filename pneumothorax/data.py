@@ -199,7 +199,7 @@ class XrayStats:
         return round(float(mean),6),round(float(np.sqrt(max(square-mean**2,1e-8))),6)
     def __repr__(self):
         ok = self.images.error==''
-        return f'{ok.sum():,} radiographs ({(~ok).sum()} broken): mean {self.norm()[0]:.4f}, deviation {self.norm()[1]:.4f}, mask coverage {self.images.coverage.mean():.4f}'
+        return f'{counted(ok.sum(),"radiographs")} ({(~ok).sum()} broken): mean {self.norm()[0]:.4f}, deviation {self.norm()[1]:.4f}, mask coverage {self.images.coverage.mean():.4f}'
 
 def xray_stats(
     source:object, # a folder, a table from `siim_train`, a list of files, an `XrayCache` or its folder

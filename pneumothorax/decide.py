@@ -338,7 +338,7 @@ class Counts:
 # %% ../nbs/32_decide.ipynb #rule0002
 def count_pixels(
     maps:np.ndarray, # N×H×W probabilities: uint8, uint16, or floats in [0,1]
-    masks:object, # N true masks: N×h×w in {0,1}, or run-lengths of each image
+    masks:object, # N true masks: N×h×w in {0,1}, or run-lengths of each image, of the 1024² frame
     levels:list, # thresholds, 0 or more and below 1
     progress:bool=False, # show a bar?
 )->Counts: # a row per image
@@ -403,7 +403,7 @@ AREAS = 0,200,400,600,800,1000,1500,2000,3000,4000,6000,8000
 
 def search(
     maps:np.ndarray, # N×H×W probabilities: uint8, uint16, or floats in [0,1]; or the `Counts` of them
-    masks:object=None, # N true masks: N×h×w in {0,1}, or run-lengths of each image
+    masks:object=None, # N true masks: N×h×w in {0,1}, or run-lengths of each image, of the 1024² frame
     tops:list=TOPS, # thresholds that make an image positive
     areas:list=AREAS, # pixels of the 1024² frame that have to exceed it, and more
     bottoms:list=BOTTOMS, # thresholds of the mask

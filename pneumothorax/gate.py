@@ -360,7 +360,7 @@ class Gate:
     def __repr__(self):
         if self.models is None: return f'Gate {self.args}, not fitted'
         err = ' → '.join(f'{ece(p,self.y,5):.3f}' for p in (self.raw,self.oof))
-        return (f'Gate ({self.args["kind"]}): {len(self.y):,} images, {self.y.sum():,} positive, {len(self.columns)} features; out of fold: '
+        return (f'Gate ({self.args["kind"]}): {counted(len(self.y),"images")}, {self.y.sum():,} positive, {counted(len(self.columns),"features")}; out of fold: '
             f'AUROC {roc_auc_score(self.y,self.oof):.3f}, calibration error {err}'+('' if self.threshold is None else f'; threshold {self.threshold:.3f}'))
 
     def _train(self, rows, what):

@@ -128,6 +128,10 @@ def _synthetic(dls):
     items = getattr(dls.train,'items',None)
     return round(float(items.synthetic.eq(True).mean()),4) if hasattr(items,'synthetic') and len(items) else None
 
+def _synthetic_only(r):
+    "Does a run count as one of phantoms, by its record? `data.synthetic` is a share, yes or no, or unknown (None)"
+    return (r['data'].get('synthetic') or 0)>=1
+
 def describe(
     learn:Learner, # from `xray_learner`
     args:dict, # arguments of the training function

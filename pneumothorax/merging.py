@@ -76,7 +76,7 @@ def _ballot(how, votes, weights, k):
     return w,votes or w.sum()/2*(1+1e-8)
 
 def merge_submissions(
-    files:list, # submissions, CSV, at least two; of equals the first counts
+    files:list, # submissions, CSV, their run-lengths of the 1024² frame, at least two; of equals the first counts
     out:str, # CSV to write
     how:str='vote', # vote (of pixels), images (are enough files positive, then pixels), agree (the mask closest to the others), union, intersection
     votes:float=None, # that a pixel needs, or with images that an image needs; more than half if None

@@ -16,14 +16,14 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F, torch.distrib
 from fastai.vision.all import Learner
 from .rle import PtxError, rle_area
 from .dicom import xray_meta
-from .siim import bar, PtxNotice, few, find_images, image_id, notice, read_index, write_index
+from .siim import bar, PtxNotice, counted, few, find_images, image_id, notice, read_index, write_index
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
 from .files import disk_errors, only_writer, written
 from .states import bare
 from .distributed import _patient, is_main, join_processes, main_first, on_main, run_device, world
-from .learner import FORMAT, RunError, load_run, versions
+from .learner import FORMAT, RunError, _synthetic_only, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
 
 # %% ../nbs/31_predict.ipynb #c78e5e00
@@ -58,7 +58,7 @@ def list_images(
         if not found: raise PtxError(f'{p}: no radiographs below this folder; check the path')
         return found
     found = {i:Path(f) for i,f in images.items()} if isinstance(images,dict) else {image_id(Path(f)):Path(f) for f in images}
-    if len(found)<len(images): raise PtxError(f'{len(images)-len(found)} files share their name with another one; an identifier must be unique')
+    if len(found)<len(images): raise PtxError(f'{counted(len(images)-len(found),"files")} of the same name as another one; an identifier must be unique')
     if not found: raise PtxError('no radiographs given')
     return found
 
@@ -112,10 +112,10 @@ def networks(
     "Networks to predict with; raises `RunError`"
     device = run_device(device)
     if isinstance(runs,(list,tuple)): return [n for r in runs for n in networks(r,device,which)]
-    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', synthetic=runs.dls.xray.get('synthetic')==1)]
+    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', synthetic=_synthetic_only(dict(data=runs.dls.xray)))]
     if (Path(runs)/'crossval.json').exists(): return networks([*fold_runs(runs).values()], device, which)
     model,r = load_run(runs, device, which)
-    return [Network(model, XrayInput.of(r['data']), str(runs), which or r.get('use','plain'), r['data'].get('synthetic')==1)]   # a share, or yes and no
+    return [Network(model, XrayInput.of(r['data']), str(runs), which or r.get('use','plain'), _synthetic_only(r))]
 
 # %% ../nbs/31_predict.ipynb #unpad001
 def unpad(

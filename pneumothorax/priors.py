@@ -194,7 +194,7 @@ def _coverage(masks, size):
     return shrink(np.ascontiguousarray(total, dtype=np.float64), size),n
 
 def position_prior(
-    masks:list, # run-lengths of each image (as in the column `rles` of `read_labels`, or that table), or masks N×H×W in {0,1}
+    masks:list, # run-lengths of each image, of the 1024² frame (as in the column `rles` of `read_labels`, or that table), or masks N×H×W in {0,1}
     size:int=256, # pixels along one side of the result
     smooth:float=10., # pseudo-count: images of average coverage everywhere that are added, above 0
     empty:bool=False, # count images without a mask? else the prior is conditional on a positive image

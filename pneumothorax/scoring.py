@@ -11,8 +11,8 @@ from itertools import combinations
 from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd
-from .rle import PtxError, LabelError, rle_runs, rles_runs, rles_to_mask, runs_overlap
-from .siim import FaultyLines, PtxNotice, _EMPTY, _header, few, notice
+from .rle import PtxError, LabelError, likely_frame, rle_runs, rles_runs, rles_to_mask, runs_overlap
+from .siim import FaultyLines, PtxNotice, _EMPTY, _header, counted, few, notice
 from .siim import label_faults, read_labels, read_patients, unite_rows
 from .bootstrap import bootstrap_ci, p_text, paired_bootstrap, score_areas
 from .submission import _readable, _whole
@@ -27,24 +27,15 @@ def _hint(t, faults):
     if len(lines)<2 or not all(fits(t.EncodedPixels[n-2]) for n in lines): return ''
     return f'{len(lines)} of them fit as absolute run-lengths, which count from 1: this file needs relative offsets, as `rle_encode` writes them.'
 
-def _masks(t, most=None):
+def _masks(t):
     "The rows that are not empty, and their runs"
-    t = t[~t.EncodedPixels.str.lower().isin(_EMPTY)][:most]
+    t = t[~t.EncodedPixels.str.lower().isin(_EMPTY)]
     return t,[rle_runs(r) for r in t.EncodedPixels]
-
-def _side(runs):
-    "Height of the frame that masks seem to be made for; 1024 if nothing speaks against it"
-    step,length = (np.concatenate([np.empty(0),*o]) for o in ([np.diff(s) for s,_ in runs],[n for _,n in runs]))
-    if len(step)<20: return 1024
-    side = int(np.median(step))
-    if abs(side-1024)<=8 or side<np.quantile(length,.99): return 1024
-    share = lambda lag: sum(runs_overlap((s+lag,n),(s,n)) for s,n in runs)
-    return side if share(side)>max(share(1024),length.sum()/2) else 1024
 
 # %% ../nbs/36_scoring.ipynb #c3000022
 def _wrong_frame(t):
-    "What is wrong if masks are made for another frame; three hundred show it"
-    side = _side(_masks(t,300)[1])
+    "What is wrong if masks are made for another frame"
+    side = likely_frame(_masks(t)[1])
     return '' if side==1024 else f'its masks repeat every {side:,} pixels and not every 1,024: they seem to be made for a frame {side:,} pixels high; bring them to 1024×1024 before they are encoded'
 
 def _load(path, ids=None, frame=None):
@@ -65,7 +56,7 @@ def _oddities(t):
         lines = [n+2 for n in g.index]
         yield lines[0],i,_SEVERAL,f'{len(lines)} masks of one image, united (lines {few(lines)})'
         twice = sum(int(n.sum()) for _,n in g)-int(rles_runs(t.EncodedPixels[g.index].tolist())[1].sum())
-        if twice: yield lines[0],i,_TWICE,f'its masks overlap by {twice:,} pixels (lines {few(lines)})'
+        if twice: yield lines[0],i,_TWICE,f'its masks overlap by {counted(twice,"pixels")} (lines {few(lines)})'
     end = max((int(s[-1]+n[-1]) for s,n in runs), default=0)
     if len(t)>=10 and end<=768**2 and not _wrong_frame(t):
         yield 0,'','',f'no mask goes beyond pixel {end:,} of {2**20:,}: were they made for a frame smaller than 1024×1024?'
@@ -78,8 +69,8 @@ def _strangers(t, ids, sub, labels):
     for i in sorted(ids-set(t.ImageId)): yield 0,i,f'missing from {sub}'
 
 def check_submission(
-    sub:str, # submission, CSV
-    labels:str=None, # label file, to compare the identifiers with
+    sub:str, # submission, CSV, its run-lengths of the 1024² frame
+    labels:str=None, # label file, to compare the identifiers with; of its run-lengths nothing is read
     strict:bool=False, # are unknown and missing identifiers errors?
 )->pd.DataFrame: # line (0 where there is none), ImageId, level ('error' or 'notice'), problem; no rows if all is well
     "Everything wrong or odd in a submission, with line numbers; raises `LabelError` if there is no such file"
@@ -141,12 +132,12 @@ def _images(s, t, sub, labels, strict, said, name):
     out = df[['ImageId','area_true','area_pred']].assign(overlap=both)
     drawn = out[(out.area_true>0)&(out.area_pred>0)]
     if len(drawn)>=10 and drawn.overlap.sum()<.01*drawn.area_true.sum():
-        note(f'{len(drawn):,} images have an outline in both files, and these share less than 1 % of their pixels: are rows and columns exchanged?')
+        note(f'{counted(len(drawn),"images have")} an outline in both files, and these share less than 1 % of their pixels: are rows and columns exchanged?')
     return out.assign(dice=score_areas(out.overlap, out.area_pred, out.area_true))
 
 def score_images(
-    sub:str, # submission, CSV
-    labels:str, # label file, CSV
+    sub:str, # submission, CSV, its run-lengths of the 1024² frame
+    labels:str, # label file, CSV, its run-lengths of the 1024² frame unless `frame` says another
     strict:bool=False, # are images that only one of the two files has an error?
     frame:object=None, # of the labels' run-lengths if not 1024×1024, as in `read_labels`; a submission's are of 1024×1024
 )->pd.DataFrame: # ImageId, area_true, area_pred, overlap (pixels of the 1024² frame), dice; one row per scored image
@@ -171,8 +162,8 @@ def _summary(s):
     return dict({k:mean(k) for k in _SCORES[:3]}, n=len(s), n_pos=int((s.area_true>0).sum()))
 
 def score_submission(
-    sub:str, # submission, CSV
-    labels:str, # label file, CSV
+    sub:str, # submission, CSV, its run-lengths of the 1024² frame
+    labels:str, # label file, CSV, its run-lengths of the 1024² frame unless `frame` says another
     frame:object=None, # of its run-lengths if not 1024×1024, as in `read_labels`
 )->dict: # dice, dice_pos, dice_neg (None where there is no such image), n, n_pos
     "The competition's score of a submission; raises `LabelError`"
@@ -226,7 +217,7 @@ def _difference(a, b, what, groups, kw):
 # %% ../nbs/36_scoring.ipynb #c3000012
 def score_report(
     subs:list, # submissions, CSV; or one
-    labels:str, # label file, CSV; may have a column patient_id
+    labels:str, # label file, CSV, its run-lengths of the 1024² frame unless `frame` says another; may have a column patient_id
     patients:str=None, # table with ImageId and patient_id; without it, images are resampled
     worst:int=5, # how many of the worst images to name
     strict:bool=False, # are images that only one of the two files has an error?
@@ -306,10 +297,10 @@ def _pick(df, n):
     return busy if len(busy)<=n else pd.concat([busy.head(n//2), busy.tail(n-n//2)])
 
 def submission_figure(
-    sub:str, # submission, CSV
+    sub:str, # submission, CSV, its run-lengths of the 1024² frame
     images:dict, # identifier → path of the radiograph
     out:str, # PNG to write
-    labels:str=None, # label file, CSV
+    labels:str=None, # label file, CSV, its run-lengths of the 1024² frame
     n:int=8, # how many radiographs at most
 )->Path: # the PNG
     "Radiographs with predicted, and maybe true, outlines: half of them the worst ones"

@@ -191,7 +191,7 @@ def _table(path):
     return t[['ImageId','EncodedPixels']],odd
 
 def read_table(
-    path:str, # CSV with the columns ImageId and EncodedPixels, maybe gzipped
+    path:str, # CSV with the columns ImageId and EncodedPixels (run-lengths of any frame, as they are), maybe gzipped
 )->pd.DataFrame: # ImageId, EncodedPixels as text, stripped; one line of the file per row, which is its index plus 2
     "Read a table of run-lengths; raises `LabelError` where it is none"
     t,odd = _table(path)
@@ -379,13 +379,13 @@ class SiimFiles:
     "What `find_siim` found"
     root:Path # the folder searched
     images:dict # identifier → path
-    labels:Path=None # label file
+    labels:Path=None # label file, its run-lengths of `frame`
     metadata:Path=None # table with ImageId and patient_id, and maybe age, sex, view
     test:set=field(default_factory=set) # identifiers in folders of test images
     spare:list=field(default_factory=list) # files whose identifier was taken
     frame:object=None # of the run-lengths in `labels`, as in `read_labels`
 
-    def __repr__(self): return (f'{self.root}: {len(self.images):,} radiographs, {len(self.test):,} of them in test folders; '
+    def __repr__(self): return (f'{self.root}: {counted(len(self.images),"radiographs")}, {len(self.test):,} of them in test folders; '
         f'labels {self.labels.name if self.labels else "none"}, metadata {self.metadata.name if self.metadata else "none"}')
 
 def siim_root(
@@ -419,7 +419,7 @@ def _is_test(folders):
 # %% ../nbs/02_siim.ipynb #29128eb4
 def find_siim(
     path:str=None, # a folder, or a list of several; if None, the variable PTX_DATA, then /kaggle/input
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame unless frame= says another; found by its header if None
     but:list=(), # folders to leave out
     frame:object=None, # of the run-lengths in the label file, as in `read_labels`; 1024×1024 if None
 )->SiimFiles: # images, labels and metadata
@@ -547,7 +547,7 @@ def _from_runs(df, min_area, overlap, pieces):
             share,i,j = max(both)
             yield r.ImageId,'overlapping masks',share,f'masks {i+1} and {j+1} share {share:.0%}'
         n = _pieces(rles_to_mask(r.rles))
-        if n>=len(runs)+pieces: yield r.ImageId,'many pieces',n,f'{n} pieces in {counted(len(runs),"masks")}'
+        if n>=len(runs)+pieces: yield r.ImageId,'many pieces',n,f'{counted(n,"pieces")} in {counted(len(runs),"masks")}'
 
 def _from_pixels(df, images, outside, progress):
     "Masks that leave the body; radiographs that cannot be read are noticed"

@@ -207,7 +207,7 @@ def _told(pairs, blank, full):
     what = next((k for k in ('empty','full') if kinds=={k}), None)
     if what and not blank: raise PtxError(f'all {len(sizes):,} maps are {what} in every pixel, which no trained network says; predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True')
     if not what and sizes and not any(sizes): warnings.warn(_why_none(top, len(sizes)), PtxNotice)
-    if not what and sizes and min(sizes)==2**20: warnings.warn(f'each of the {len(sizes):,} masks fills its image; cut at a higher probability, or choose a rule on out-of-fold predictions', PtxNotice)
+    if not what and sizes and min(sizes)==2**20: warnings.warn(f'{"the mask" if len(sizes)==1 else f"each of the {len(sizes):,} masks"} fills its image; cut at a higher probability, or choose a rule on out-of-fold predictions', PtxNotice)
 
 def write_submission(
     pred:str, # folder of `predict_maps`

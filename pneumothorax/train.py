@@ -200,7 +200,7 @@ def stage_loaders(
     r:Recipe, # with stages
     valid:object=.2, # share of images to hold back by patient, or ImageIds
     seed:int=0, # of split and order
-    labels:str=None, # label file; found by its header if None
+    labels:str=None, # label file, its run-lengths of the 1024² frame unless frame= says another; found by its header if None
     frame:object=None, # of its run-lengths, as for `xray_dls`
     workers:int=2, # processes that read files
     progress:bool=False, # show a bar while every file is read?

@@ -1,6 +1,7 @@
 "The cache: killed, disturbed, moved, cut off, and on a disk that is full"
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -21,7 +22,7 @@ from pneumothorax.data import xray_dls, xray_stats
 from pneumothorax.equalize import equalizer
 from pneumothorax.phantom import make_phantoms
 from pneumothorax.rle import PtxError
-from pneumothorax.siim import PtxNotice, siim_train
+from pneumothorax.siim import PtxNotice, find_siim, siim_train
 
 
 @pytest.fixture(scope='module')
@@ -297,3 +298,18 @@ def test_statistics_of_a_cache_and_of_a_folder_without_labels(sample, tmp_path):
     for f in c.table.path[:3]: shutil.copy(f, bare)
     s = xray_stats(bare, size=64, workers=0)
     assert len(s.images) == 3 and s.images.coverage.isna().all() and (s.images.error == '').all()
+
+def test_other_settings_are_said_in_words(sample, tmp_path, capsys):
+    "Which the cache has, and which are asked for: no dictionary of Python"
+    again(sample, tmp_path/'c', before=equalizer('clahe:clip=3,grid=4'))
+    with pytest.raises(PtxError, match=re.escape('that is equalised by CLAHE(clip=3.0, grid=4), and what is asked for is not equalised; ask for the same')): again(sample, tmp_path/'c')
+    with pytest.raises(PtxError, match=r'equalised by CLAHE.*, and what is asked for is equalised by HistEqualize\('): again(sample, tmp_path/'c', before=equalizer('hist'))
+    with pytest.raises(PtxError, match='that is size 64, and what is asked for is size 32;'): prepare(sample, tmp_path/'c', 32, before=equalizer('clahe:clip=3,grid=4'), workers=0, progress=False)
+
+def test_one_radiograph_is_counted_in_the_singular(sample, tmp_path):
+    one = siim_train(sample).iloc[:1]
+    assert ': 1 radiograph, 64 px' in repr(prepare(one, tmp_path/'c', 64, workers=0, progress=False))
+    assert str(xray_stats(one, size=64, workers=0)).startswith('1 radiograph (0 broken)')
+    (tmp_path/'one').mkdir()
+    shutil.copy(one.path.iloc[0], tmp_path/'one')
+    assert ': 1 radiograph, 0 of them' in repr(find_siim(tmp_path/'one', labels=next(sample.rglob('train-rle.csv'))))

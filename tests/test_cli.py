@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ptx
+from conftest import ROOT, TINY, ptx
 
 from pneumothorax import __version__, cli
 
@@ -188,3 +188,51 @@ def test_a_reader_that_has_gone(n, tmp_path):
     p = subprocess.run([Path(sys.executable).parent/'ptx_score', 'a.csv', 'a.csv', '--worst', str(n)], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert 'Traceback' not in p.stderr and 'BrokenPipe' not in p.stderr and p.returncode == 141, p.stderr
+
+# --- of which frame run-lengths are
+
+FRAMED = re.compile(r'run-lengths?\b|label file|EncodedPixels|(?<!sample )submissions?\b.*CSV')
+
+def documented():
+    "Every exported function: its name, and the remarks on its parameters"
+    for f in sorted((ROOT/'pneumothorax').glob('*.py')):
+        lines = f.read_text(encoding='utf-8').splitlines()
+        for node in ast.parse('\n'.join(lines)).body:
+            if isinstance(node, ast.FunctionDef) and node.name[0] != '_':
+                args = node.args.posonlyargs+node.args.args+node.args.kwonlyargs
+                yield f.stem, node.name, {a.arg: lines[a.lineno-1].partition('# ')[2] for a in args}
+
+def test_whatever_takes_run_lengths_says_of_which_frame():
+    "In the remark itself, or by an argument for the frame"
+    takes = {(m, f): {a: t for a, t in args.items() if FRAMED.search(t)} for m, f, args in documented()
+        if not {'frame', 'shape', 'size', 'relative'} & set(args)}
+    assert len([o for o in takes.values() if o]) > 10
+    silent = [(f, a) for f, args in takes.items() for a, t in args.items() if not re.search(r'1024|\bframe\b|nothing is read', t)]
+    assert not silent
+
+@pytest.mark.parametrize('command', ['ptx_prepare', 'ptx_train', 'ptx_folds', 'ptx_audit', 'ptx_score', 'ptx_merge', 'ptx_submit'])
+def test_so_does_its_help_page(command, capsys):
+    _, out, err = run(capsys, command, '--help')
+    assert '1024x1024' in out+err
+
+# --- bars are for terminals
+
+def quiet(p, code=0):
+    "A command whose output went into files: nothing that only a terminal can draw, and an error on a line of its own"
+    both = p.stdout+p.stderr
+    assert p.returncode == code, both[-3000:]
+    assert not re.search('[\r\x08\x1b\u2588-\u258f]', both), both
+    assert 'error: ' not in re.sub('^error: ', '', both, flags=re.MULTILINE), both
+
+CHAIN = {'ptx_sample': ('s', '--n', 8, '--size', 64, '--positive', .5), 'ptx_prepare': ('s', 'c', '--size', 64), 'ptx_folds': ('s', '--out', 'f.csv', '--n', 2, '--near_duplicates'),
+    'ptx_audit': ('s', '--out', 'a.csv'), 'ptx_train': ('s', '--out', 'r', '--valid', .5, *TINY), 'ptx_predict': ('r', 's/dicom-images-test', '--out', 'p'),
+    'ptx_submit': ('p', '--out', 'x.csv', '--blank', '--sheet', 'x.png'), 'ptx_merge': ('x.csv', 'x.csv', '--out', 'm.csv'), 'ptx_score': ('x.csv', 's/answers/test-rle.csv'),
+    'ptx_bundle': ('r', '--out', 'b')}
+
+def test_bars_are_for_terminals(tmp_path, monkeypatch):
+    "Each command after those whose files it takes, and once more where it ends in an error"
+    assert {*CHAIN, 'ptx_demo'} == {*COMMANDS}     # the demo is these commands
+    monkeypatch.chdir(tmp_path)
+    for command, args in CHAIN.items():
+        quiet(ptx(command, *args))
+        quiet(ptx(command, *('nowhere' if command != 'ptx_sample' else 's/train-rle.csv',), *args[1:]), 1)

@@ -277,3 +277,15 @@ def test_a_rival_takes_its_decoders_along(phantoms, tmp_path):
     train(phantoms, tmp_path/'run', model='unet', encoder='resnet18', weights='none', size=64, bs=4, epochs=1, workers=0, progress=False)
     b = read_bundle(bundle([tmp_path/'run'], tmp_path/'b'))
     assert (tmp_path/'b'/b['wheels']['segmentation_models_pytorch']).stat().st_size > 10**5
+
+@pytest.mark.parametrize('share, said', [(1., True), (True, True), (.5, False), (None, False)])
+def test_a_network_of_phantoms_is_named(share, said, tiny_run, phantoms, tmp_path):
+    "In the README of the bundle and where the kernel prints what it found"
+    run = copied(tiny_run, tmp_path/'run')
+    r = json.loads((run/'run.json').read_text())
+    (run/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'synthetic': share}}))
+    b = tmp_path/'input'/'bundle'
+    ok('ptx_bundle', run, '--out', b)
+    copied(phantoms, tmp_path/'input'/'data')
+    for text in ((b/'README.md').read_text(encoding='utf-8'), repr(find_inputs(tmp_path/'input'))):
+        assert ('synthetic radiographs only' in text) == said, text

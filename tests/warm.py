@@ -33,4 +33,4 @@ def run(file, *args, cwd=None, env=None):
         p = context.Process(target=_script, args=(file, [*map(str, args)], cwd or os.getcwd(), env or dict(os.environ), streams))
         p.start()
         p.join()
-        return subprocess.CompletedProcess([file, *args], p.exitcode, *(s.read_text() for s in streams))
+        return subprocess.CompletedProcess([file, *args], p.exitcode, *(s.read_bytes().decode() for s in streams))     # as it was written, carriage returns and all
