@@ -1,8 +1,7 @@
-"""What a notebook user wants, in one import.
-
-`from pneumothorax.all import *` brings the names below and no others: no name of Python, IPython or fastai, so that it stands beside
-`from fastai.vision.all import *`. What is not here is imported from its module, errors too: all are of the family `PtxError`.
-`?` behind a name shows its parameters."""
+"What a notebook user wants, in one import"
+# The names below and no others: no name of Python, IPython or fastai, so that it stands beside `from fastai.vision.all import *`.
+# What is not here is imported from its module, errors too: all are of the family `PtxError`. `?` behind a name shows its parameters.
+# (One line above: nbdev 3 would write a longer docstring into that of the package.)
 from pneumothorax.rle import PtxError, rle_area, rle_decode, rle_encode, rles_to_mask
 from pneumothorax.dicom import outline, read_dicom, read_xray, show_xray, xray_meta, xray_metadata
 from pneumothorax.siim import PtxNotice, SiimFiles, audit_figure, audit_labels, find_siim, read_labels, read_patients, siim_train

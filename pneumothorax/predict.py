@@ -23,7 +23,7 @@ from .data import LoadXray, XrayInput, xray_batches
 from .files import disk_errors, only_writer, written
 from .states import bare
 from .distributed import _patient, is_main, join_processes, main_first, on_main, run_device, world
-from .learner import FORMAT, RunError, _synthetic_only, load_run, versions
+from .learner import FORMAT, RunError, _synthetic, _synthetic_only, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
 
 # %% ../nbs/31_predict.ipynb #c78e5e00
@@ -112,7 +112,8 @@ def networks(
     "Networks to predict with; raises `RunError`"
     device = run_device(device)
     if isinstance(runs,(list,tuple)): return [n for r in runs for n in networks(r,device,which)]
-    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', synthetic=_synthetic_only(dict(data=runs.dls.xray)))]
+    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', 
+        synthetic=_synthetic_only(dict(data=dict(synthetic=_synthetic(runs.dls)))))]
     if (Path(runs)/'crossval.json').exists(): return networks([*fold_runs(runs).values()], device, which)
     model,r = load_run(runs, device, which)
     return [Network(model, XrayInput.of(r['data']), str(runs), which or r.get('use','plain'), _synthetic_only(r))]

@@ -15,6 +15,7 @@ from dataclasses import is_dataclass
 from email import message_from_string
 from importlib.metadata import packages_distributions, version
 
+import fastcore.basics
 import pytest
 from bench_import import ratios
 from conftest import ROOT
@@ -178,7 +179,8 @@ def test_all_is_a_chosen_list():
     assert names.keys() == {n for _, n in written()} and len(names) == len(written()) < 150
     for m, n in written(): assert n in importlib.import_module(m).__all__, f'{m} does not export {n}'
     assert sorted(names.keys() & taken()) == []
-    assert {'display', 'View', 'spread', 'history', 'type'} <= taken()
+    assert {'display', 'View', 'history', 'type'} <= taken()
+    assert ('spread' in taken()) == hasattr(fastcore.basics, 'spread')     # fastcore 2 has it no more
 
 def public_functions():
     "Module, label and function of everything public that is documented: functions, methods, `__init__`"

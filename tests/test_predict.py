@@ -166,3 +166,9 @@ def test_a_network_of_phantoms_says_so_about_others(tiny_run, phantoms, tmp_path
             warnings.simplefilter('always')
             predict_maps(run, images, tmp_path/f'p{known}{told}', workers=0, progress=False)
         assert any('synthetic radiographs only' in str(o.message) for o in w if issubclass(o.category, PtxNotice)) == told
+
+def test_a_learner_knows_that_it_has_seen_phantoms_only(phantoms):
+    from pneumothorax.data import xray_dls
+    from pneumothorax.learner import xray_learner
+    learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none')
+    assert [n.synthetic for n in networks(learn)] == [True]
