@@ -397,6 +397,7 @@ def _settings(out, want):
     part.write_text(json.dumps(want,indent=1)+'\n', encoding='utf-8')
     os.replace(part, f)
 
+# %% ../nbs/05_cache.ipynb #658d7578
 def _recorded(before):
     "What the settings say of `before`: its `spec()`, or else the name by which a function can be found again"
     if refuse_random(before) is None or hasattr(before,'spec'): return before and before.spec()

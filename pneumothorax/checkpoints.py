@@ -9,7 +9,7 @@ __all__ = ['training_state', 'restore_training', 'Checkpoint']
 import math
 from pathlib import Path
 import torch
-from fastai.vision.all import Callback, Learner, L, rank_distrib
+from fastai.vision.all import Callback, Learner, L, rank_distrib, patch
 from .samplers import overall
 from .states import CheckpointError, bare, save_weights, write_state
 from .loop import TimeUp
@@ -137,12 +137,16 @@ class Checkpoint(Callback):
         for f in gone: f.unlink(missing_ok=True)
         done,total = overall(self.learn)
         self._stop(done+1<total and self.late())
-    def _stop(self, late):
-        "End the fit, if somebody wants so or time is up"
-        if self.asked: raise KeyboardInterrupt
-        if late: raise TimeUp("the time of the training is up")
 
-    def save(self,
-        step:int=0): # steps done of an epoch that is not complete
-        "Write a checkpoint"
-        if not rank_distrib(): write_state({**training_state(self.learn,step),**self.extra}, self.out/'checkpoint.pt')
+# %% ../nbs/18_checkpoints.ipynb #e2363738
+@patch
+def _stop(self:Checkpoint, late):
+    "End the fit, if somebody wants so or time is up"
+    if self.asked: raise KeyboardInterrupt
+    if late: raise TimeUp("the time of the training is up")
+
+@patch
+def save(self:Checkpoint,
+    step:int=0): # steps done of an epoch that is not complete
+    "Write a checkpoint"
+    if not rank_distrib(): write_state({**training_state(self.learn,step),**self.extra}, self.out/'checkpoint.pt')

@@ -14,9 +14,9 @@ import numpy as np, pandas as pd, torch
 from plum import dispatch
 from torch.utils.data import Dataset, DataLoader
 from fastai.vision.all import (Transform, TensorMask, TransformBlock, CutMix, DataBlock, DataLoaders, ColReader,
-    Normalize, IndexSplitter, TfmdDL, aug_transforms, patch, plot_top_losses, to_cpu)
+    Normalize, IndexSplitter, TfmdDL, aug_transforms, patch, to_cpu)
 from .rle import PtxError, rles_to_mask
-from .dicom import XrayError, read_xray, show_xray, xray_sheet
+from .dicom import XrayError, read_xray, xray_sheet
 from .siim import bar, counted, find_siim, notice, siim_train, without_shared
 from .folds import fold_strata, spread
 from .bootstrap import score_areas
@@ -309,6 +309,7 @@ def _input(cache, size, equalize, first):
     if made and not isinstance(made,dict): raise PtxError(f'{cache.path} was made with {made}, which prediction cannot repeat; prepare with an Equalize')
     return XrayInput(size, cache.fit if cache else 'stretch', made or (eq and eq.spec()), bool(made) or first)
 
+# %% ../nbs/11_data.ipynb #639020f2
 class XrayDataLoaders(DataLoaders):
     "Training and validation, which say what they are"
     def _part(self, dl, what):
@@ -374,6 +375,7 @@ def _show(xs, trues, preds, max_n, ncols, figsize, ctxs, titles=None):
     if preds is not None: titles = [f'{t} Dice {_dice(a,b):.2f}'.strip() for t,a,b in zip(titles,trues,preds)]
     return xray_sheet([x.float().squeeze(0).clamp(0,1).numpy() for x in xs], trues, preds, titles, ncols, figsize[0]/ncols if figsize else size, axs=ctxs)
 
+# %% ../nbs/11_data.ipynb #a22a734f
 @dispatch
 def show_batch(x:TensorXray, y:TensorXrayMask, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, names=None, **kwargs):
     "Radiographs with their masks outlined"

@@ -123,6 +123,7 @@ def write_record(
     with written(path) as part: part.write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8')
     return Path(path)
 
+# %% ../nbs/24_learner.ipynb #e4987d9a
 def _synthetic(dls):
     "Share of the training radiographs that are marked as synthetic; None where the table does not say"
     items = getattr(dls.train,'items',None)

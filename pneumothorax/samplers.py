@@ -105,14 +105,6 @@ class XrayDL(TfmdDL):
         self._seeds = True
         with seeded(seed): super().__init__(dataset, **kwargs)     # fastai draws for a generator that is not used here
 
-    def _positive(self):
-        "One bool per image; all False if nobody asks for a share"
-        known = getattr(getattr(self.dataset,'items',None),'has_ptx',None) if self.positive is None else self.positive
-        if known is None and self.share is None: return np.zeros(self.n,bool)
-        if known is None: raise SamplingError(f'share={self.share}: which images are positive is not known; give positive=, or a table with the column has_ptx')
-        if len(known)!=self.n: raise SamplingError(f'{len(known):,} entries in positive= for {self.n:,} images; give one per image')
-        return np.asarray(known,bool)
-
     def __len__(self):
         if not self.shuffle or self.share is None: return super().__len__()
         pos = self._positive()
@@ -168,6 +160,16 @@ class XrayDL(TfmdDL):
             kwargs = {**mine, **kwargs}
         return super().new(dataset, cls, **kwargs)
 
+# %% ../nbs/08_samplers.ipynb #26667dca
+@patch
+def _positive(self:XrayDL):
+    "One bool per image; all False if nobody asks for a share"
+    known = getattr(getattr(self.dataset,'items',None),'has_ptx',None) if self.positive is None else self.positive
+    if known is None and self.share is None: return np.zeros(self.n,bool)
+    if known is None: raise SamplingError(f'share={self.share}: which images are positive is not known; give positive=, or a table with the column has_ptx')
+    if len(known)!=self.n: raise SamplingError(f'{len(known):,} entries in positive= for {self.n:,} images; give one per image')
+    return np.asarray(known,bool)
+
 # %% ../nbs/08_samplers.ipynb #a8000062
 @patch
 def names(self:XrayDL,
@@ -184,6 +186,7 @@ def draws(self:XrayDL)->bool: # unless every step is known not to
     tls = getattr(self.dataset,'tls',None)
     return tls is None or any(_draws(f) for p in (self.after_item,*(tl.tfms for tl in tls)) for f in getattr(p,'fs',[p]))
 
+# %% ../nbs/08_samplers.ipynb #fe2caa3a
 @patch
 def __getstate__(self:XrayDL):
     "For a worker that is not forked, without what stays here"

@@ -137,6 +137,7 @@ def _opened(f, **kwargs):
     "A text file, maybe gzipped"
     return (gzip.open if _start(f)[:2]==b'\x1f\x8b' else open)(f, 'rt', encoding='utf-8-sig', newline='', **kwargs)
 
+# %% ../nbs/02_siim.ipynb #12f595d9
 def _reader(f):
     "A reader of CSV, behind the line `sep=` that Excel may write first, and the number of lines passed over"
     m = re.fullmatch(r'"?sep=([,;\t|])"?\s*', f.readline())
@@ -455,6 +456,7 @@ def _patient_table(path, need=()):
     if bad: raise FaultyLines(path, [f'line {n}: {bad[n]}' for n in sorted(bad)])
     return t.drop_duplicates('ImageId').set_index('ImageId')[_TOLD].assign(age=lambda t: pd.Series([age_years(v) for v in t.age], t.index, dtype=object))
 
+# %% ../nbs/02_siim.ipynb #9a03ee64
 def without_shared(
     patients:pd.Series, # patient per radiograph, missing where unknown
 )->pd.Series: # the same, missing too where the id says nothing

@@ -234,12 +234,14 @@ class Watch(Callback):
         with written(self.out/'history.csv') as part: pd.DataFrame(self.rows).to_csv(part, index=False)
         if self.line: self.line = _say(epoch_line(self.rows, total, np.mean(self.times)))
 
-    def after_fit(self):
-        "Let go of images and files"
-        self._samples = None
-        if self._board:
-            with disk_errors(self.out/'tensorboard'): self._board.close()
-        self._board = None
+# %% ../nbs/27_watch.ipynb #0a4c6180
+@patch
+def after_fit(self:Watch):
+    "Let go of images and files"
+    self._samples = None
+    if self._board:
+        with disk_errors(self.out/'tensorboard'): self._board.close()
+    self._board = None
 
 # %% ../nbs/27_watch.ipynb #d7000055
 @patch
@@ -250,7 +252,9 @@ def _row(self:Watch):
     stage = stage if isinstance(stage,dict) else {}
     names = [n for n in rec.metric_names if n not in ('epoch','time') and not (rec.cancel_train and n.startswith('train_'))]
     size = stage.get('size') or getattr(self.learn.dls,'xray',{}).get('size')
-    row = dict(epoch=epoch, stage=stage.get('stage',0), size=size, network=(getattr(self.learn,'judged',None) or ('plain',))[0], **{n:float('nan') if v is None else float(v) for n,v in zip(names,self.learn.final_record)})
+    judged = (getattr(self.learn,'judged',None) or ('plain',))[0]
+    row = dict(epoch=epoch, stage=stage.get('stage',0), size=size, network=judged,
+        **{n:float('nan') if v is None else float(v) for n,v in zip(names,self.learn.final_record)})
     return {**row, 'lr':float(rec.lrs[-1]) if rec.lrs else float('nan'), 'secs':0.},total
 
 @patch
@@ -274,6 +278,7 @@ def _write(self:Watch, epoch):
         if self._picture is not None: self._board.add_image('overlays', self._picture, self.steps, dataformats='HWC')
         self._board.flush()
 
+# %% ../nbs/27_watch.ipynb #7054f3dc
 @patch
 def _tell_step(self:Watch):
     "Where a long epoch stands, for a log"
