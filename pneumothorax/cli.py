@@ -7,7 +7,7 @@ __all__ = ['DEMO', 'as_command', 'manners', 'command', 'ptx_sample', 'ptx_prepar
            'ptx_predict', 'ptx_submit', 'ptx_merge', 'ptx_score', 'ptx_bundle', 'demo', 'ptx_demo']
 
 # %% ../nbs/41_cli.ipynb #55830e74
-import argparse, errno, inspect, json as _json, os, re, shlex, sys, tempfile, warnings
+import argparse, errno, inspect, json as _json, os, re, shlex, sys, warnings
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import partial, wraps
@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.docments import docments
 from . import __version__
 from .rle import PtxError
-from .siim import FaultyLines, PtxNotice, counted
+from .siim import FaultyLines, PtxNotice, counted, writable
 
 # %% ../nbs/41_cli.ipynb #aae78815
 _COMMANDS = dict(make_phantoms='ptx_sample', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
@@ -135,17 +135,6 @@ def _there(f, k, value):
         if v is None or Path(v).expanduser().exists(): continue
         raise PtxError(f'{v}: no such file or folder; check the path. What belongs here: {docments(f,full=True)[k].docment}')
 
-def _can_write(out):
-    "Refuse a path that cannot be written, before the work begins"
-    p = Path(out).absolute()
-    there = next(d for d in (p,*p.parents) if d.exists())
-    try:
-        if there.is_dir():
-            with tempfile.TemporaryFile(dir=there): pass
-        elif there!=p: raise NotADirectoryError(errno.ENOTDIR, f'{there} is a file')
-        elif not os.access(p, os.W_OK): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as e: raise PtxError(f'{out}: cannot be written ({e.strerror}); make its folder writable, or give another') from None
-
 # %% ../nbs/41_cli.ipynb #70cb8004
 def command(
     f:callable=None, # with a docstring, types and comments
@@ -163,7 +152,7 @@ def command(
         with manners(list(sig.parameters)):
             if not given.arguments.get('show'):
                 for k in inputs: _there(f, k, given.arguments[k])
-                if given.arguments.get('out'): _can_write(given.arguments['out'])
+                if given.arguments.get('out'): writable(given.arguments['out'])
             return f(*args,**kwargs)
     g.main = partial(_main, g, may_miss, example)
     return g

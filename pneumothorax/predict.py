@@ -112,7 +112,7 @@ def networks(
     "Networks to predict with; raises `RunError`"
     device = run_device(device)
     if isinstance(runs,(list,tuple)): return [n for r in runs for n in networks(r,device,which)]
-    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner', 
+    if isinstance(runs,Learner): return [Network(_apart(runs.model).to(device).eval(), XrayInput.of(runs.dls.xray), 'learner',
         synthetic=_synthetic_only(dict(data=dict(synthetic=_synthetic(runs.dls)))))]
     if (Path(runs)/'crossval.json').exists(): return networks([*fold_runs(runs).values()], device, which)
     model,r = load_run(runs, device, which)

@@ -9,7 +9,7 @@ __all__ = ['KAGGLE', 'few', 'counted', 'PtxNotice', 'notice', 'watched', 'bar', 
            'find_patients', 'unmatched', 'siim_train', 'body_mask', 'audit_labels', 'audit_figure']
 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
-import csv, gzip, os, re, sys, tempfile, time, unicodedata, warnings
+import csv, errno, gzip, os, re, sys, tempfile, time, unicodedata, warnings
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 import cv2, numpy as np, pandas as pd
@@ -89,10 +89,14 @@ def writable(
 )->Path: # the same
     "Is this a place that can be written? Raises `PtxError` before the work begins"
     p = Path(out).absolute()
-    d = next(d for d in (p,*p.parents) if d.exists() and (d!=p or d.is_dir()))
+    there = next(d for d in (p,*p.parents) if d.exists())
     try:
-        with tempfile.TemporaryFile(dir=d): return Path(out)
-    except OSError as e: raise PtxError(f'{out}: cannot be written ({e.strerror}); give another folder, or the right to write there') from None
+        if there.is_dir():
+            with tempfile.TemporaryFile(dir=there): pass
+        elif there!=p: raise NotADirectoryError(errno.ENOTDIR, f'{there} is a file')
+        elif not os.access(p, os.W_OK): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as e: raise PtxError(f'{out}: cannot be written ({e.strerror}); make its folder writable, or give another') from None
+    return Path(out)
 
 # %% ../nbs/02_siim.ipynb #1d000001
 _ENDING = re.compile('('+'|'.join(re.escape(e) for e in sorted(XRAY_EXTS))+')+$', re.IGNORECASE)

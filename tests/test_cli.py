@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,7 @@ def test_so_does_a_path_in_an_option(command, option, phantoms, tmp_path, capsys
 def test_an_output_that_cannot_be_written(command, phantoms, tmp_path, capsys, monkeypatch):
     "Is told in one line before anything is done; where permissions are of no use, as for root, by the system's answer"
     def refuse(dir): raise PermissionError(errno.EACCES, 'Permission denied', str(dir))
-    monkeypatch.setattr(cli.tempfile, 'TemporaryFile', refuse)
+    monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
     code, out, err = run(capsys, command, *(a.format(phantoms).replace('OUT', str(tmp_path/'x')) for a in PATHS[command]))
     assert (code, out, err) == (1, '', f'error: {tmp_path}/x: cannot be written (Permission denied); make its folder writable, or give another\n')
     assert not list(tmp_path.iterdir())
