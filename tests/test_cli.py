@@ -46,7 +46,7 @@ def test_the_example_of_a_help_page_can_be_typed(command, capsys, monkeypatch):
     _, out, _ = run(capsys, command, '--help')
     words = ' '.join(out.partition('example: ')[2].split()).split()
     monkeypatch.setattr(cli, '_there', lambda *args: (_ for _ in ()).throw(KeyError('asked for')))
-    monkeypatch.setattr(cli, '_can_write', lambda *args: (_ for _ in ()).throw(KeyError('asked for')))
+    monkeypatch.setattr(cli, 'writable', lambda *args: (_ for _ in ()).throw(KeyError('asked for')))
     assert words[0] == command
     with pytest.raises(KeyError, match='asked for'): getattr(cli, command).main(words[1:])
 
