@@ -165,7 +165,7 @@ class SWA(_Averaged):
         "Is the training long enough?"
         (_,total),step = overall(self.learn),self.cycle or self.every
         due = self._begins(total)+step
-        if due>total: raise PtxError(f'SWA(start={self.start}): the first average is due after {due} epochs, and training has {total}; begin earlier'+', or with a shorter cycle'*(step>1))
+        if due>total: raise PtxError(f'SWA(start={self.start}): the first average is due after {counted(due,"epochs")}, and training has {total}; begin earlier'+', or with a shorter cycle'*(step>1))
     def after_train(self):
         "Take the weights in, if this epoch counts"
         (epoch,total),net = overall(self.learn),bare(self.learn.model)
@@ -329,7 +329,7 @@ def average_files(
         now = _tensors(f)
         if i==0: first = {k:(v.shape,v.dtype) for k,v in now.items()}
         odd = sorted({k for k,v in now.items() if first.get(k)!=(v.shape,v.dtype)} | (first.keys()-now.keys()))
-        if odd: raise PtxError(f'{f}: {len(odd)} tensors are of another name, shape or type than in {files[0]}, the first is {odd[0]}; give files of one network')
+        if odd: raise PtxError(f'{f}: {counted(len(odd),"tensors are")} of another name, shape or type than in {files[0]}, the first is {odd[0]}; give files of one network')
         if bad := [k for k,v in now.items() if not v.isfinite().all()]: raise PtxError(f'{f}: {bad[0]} has values that are not finite; leave this file out')
         for k,v in now.items(): total[k] = total.get(k,0)+v.double() if v.is_floating_point() else v
     return {k:(v/len(files)).to(first[k][1]) if v.is_floating_point() else v for k,v in total.items()}

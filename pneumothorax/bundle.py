@@ -182,7 +182,7 @@ class Inputs:
         images = self.files.images
         known = set() if self.files.labels is None else set(read_labels(self.files.labels).ImageId)
         ids = [i for i in sample_ids(self.sample) if i in images] if self.sample else [i for i in images if i in self.files.test or i not in known]
-        if not ids: raise BundleError(f'{self.files.root}: all of the {len(images):,} radiographs have labels; attach those to predict, or a sample submission')
+        if not ids: raise BundleError(f'{self.files.root}: no radiograph of {len(images):,} is without labels; attach those to predict, or a sample submission')
         return {i:images[i] for i in ids}
 
 # %% ../nbs/37_bundle.ipynb #b7000033

@@ -335,7 +335,7 @@ class XrayCache:
         self.path,self._rows = Path(path),None
         self.settings = _read_settings(self.path)
         t,stamps = _read_index(self.path/'index.csv'),read_stamps(self.path/'rows.npy')
-        if len(stamps)>len(t): raise PtxError(f'{self.path/"index.csv"}: {len(t):,} lines for {len(stamps):,} rows; {_AGAIN}')
+        if len(stamps)>len(t): raise PtxError(f'{self.path/"index.csv"}: {counted(len(t),"lines")} for {counted(len(stamps),"rows")}; {_AGAIN}')
         stamps = np.pad(stamps, (0,len(t)-len(stamps)))   # a run that was stopped may have written the index and not lengthened the array
         there = ~t.absent.to_numpy()
         t,stamps = t[there],stamps[there]

@@ -90,7 +90,7 @@ def _array(f, n, size):
     if not f.exists():
         with written(f) as part: np.lib.format.open_memmap(part, 'w+', np.uint8, (n,size,size)).flush()
     maps = np.load(f, mmap_mode='r+')
-    if maps.shape!=(n,size,size): raise RunError(f'{f}: maps of shape {maps.shape}, where {n:,} images at {size} px are wanted; remove the folder {f.parent}, and they are predicted again')
+    if maps.shape!=(n,size,size): raise RunError(f'{f}: maps of shape {maps.shape}, where {counted(n,"images")} at {size} px should be; remove the folder {f.parent}, and they are predicted again')
     return maps
 
 # %% ../nbs/35_crossval.ipynb #d9000051

@@ -285,7 +285,7 @@ def _held_back(df, valid, seed):
 def _sound(df, looks):
     "Rows whose file could be read, their looks, and the identifiers of the others"
     bad = looks.error!=''
-    if bad.all(): raise PtxError(f'none of the {len(df):,} radiographs could be read; the first: {looks.error[0]}')
+    if bad.all(): raise PtxError(f'no radiograph of {len(df):,} could be read; the first: {looks.error[0]}')
     notice('radiographs cannot be read, left out', [f'{i} ({e})' for i,e in zip(df.ImageId[bad],looks.error[bad])])
     return df[~bad].reset_index(drop=True),looks[~bad].reset_index(drop=True),df.ImageId[bad].tolist()
 
@@ -348,7 +348,7 @@ def xray_dls(
     held = _held_back(df, valid, seed)
     train = df.drop(index=held)
     if not len(train): raise PtxError('every image is held back for validation; nothing is left for training')
-    if not train.has_ptx.any(): raise PtxError(f'none of the {len(train):,} training images has a pneumothorax; give positives, or another seed=')
+    if not train.has_ptx.any(): raise PtxError(f'no training image of {len(train):,} has a pneumothorax; give positives, or another seed=')
     how.stats = tuple(stats) if stats else XrayStats(looks,None).norm(train.index)
     bs = min(bs, len(train))
     rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)

@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 from zipfile import BadZipFile
 from .rle import PtxError, rles_to_mask
-from .siim import bar, notice
+from .siim import bar, counted, notice
 from .bootstrap import _codes, bootstrap_ci, paired_bootstrap, score_areas
 
 # %% ../nbs/32_decide.ipynb #ac293346
@@ -280,7 +280,7 @@ def _truth(t, shape):
 
 def _images(maps, masks, progress=False):
     "Pairs of map (whole numbers, or float32 as enlarged) and true mask"
-    if len(maps)!=len(masks): raise PtxError(f'{len(maps):,} maps and {len(masks):,} true masks: give both for the same images, in the same order')
+    if len(maps)!=len(masks): raise PtxError(f'{counted(len(maps),"maps")} and {counted(len(masks),"true masks")}: give both for the same images, in the same order')
     for i,(p,t) in enumerate(bar(zip(maps,masks), progress, len(maps))):
         try:
             p = np.asarray(p)
@@ -388,7 +388,7 @@ def surface(
     w = np.ones(len(c)) if weights is None else np.asarray(weights,float)
     if not len(c): raise PtxError('no images to score')
     if w.ndim not in (1,2) or len(w)!=len(c) or not (w>=0).all() or not (0<w.sum(0)).all() or np.isinf(w).any():
-        raise PtxError(f'weights of shape {w.shape} for {len(c):,} images: give one row per image, 0 or more, some above 0')
+        raise PtxError(f'weights of shape {w.shape} for {counted(len(c),"images")}: give one row per image, 0 or more, some above 0')
     flat,(nothing,gain),top,total = w.reshape(len(c),-1),_gains(c, bottoms),c.over[:,c.at(tops)],0.
     step = max(32, 2**21//(gain.shape[1]*flat.shape[1]+len(tops)*len(areas)))
     for s in (slice(i,i+step) for i in range(0, len(c), step)):   # bounded memory
@@ -435,7 +435,7 @@ def dice_of(
 # %% ../nbs/32_decide.ipynb #e7000042
 def _folds(folds, n, groups=None):
     folds = np.asarray(folds)
-    if folds.shape!=(n,) or pd.isna(folds).any(): raise PtxError(f'folds of shape {folds.shape} for {n:,} images: give one for each')
+    if folds.shape!=(n,) or pd.isna(folds).any(): raise PtxError(f'folds of shape {folds.shape} for {counted(n,"images")}: give one for each')
     if len(np.unique(folds))<2: raise PtxError('all images are in one fold: give at least two')
     if groups is not None:
         t = pd.DataFrame(dict(who=np.asarray(groups,object), code=_codes(groups,n)[0], fold=folds))
@@ -565,7 +565,7 @@ def nested_pieces(
 )->dict: # decision for new images; dice: N scores of held-out folds; score: its `Interval`; gain over the triplet alone; chosen: table by fold; optimism
     "Choose the limits of pieces by all folds but one, score that one; raises `PtxError`"
     folds,of,dice,rows = _folds(folds, len(nested['dice'])),{},np.empty(len(nested['dice'])),[]
-    if len(maps)!=len(folds): raise PtxError(f'{len(maps):,} maps and {len(folds):,} folds: give one for each')
+    if len(maps)!=len(folds): raise PtxError(f'{counted(len(maps),"maps")} and {counted(len(folds),"folds")}: give one for each')
     if set(nested['chosen'].fold)!=set(folds): raise PtxError('other folds than those of the nested search: give the same')
     for t in {*nested['chosen'].triplet, str(nested['triplet'])}: of[t] = _tries(maps, masks, Triplet.of(t), areas, probs, progress)
     for k,t in zip(nested['chosen'].fold, nested['chosen'].triplet):

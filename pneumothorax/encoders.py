@@ -297,7 +297,7 @@ class WeightsReport:
 
     def lines(self)->list:
         "The report, line by line"
-        if not self.found: return [f'{self.file} → {self.part}: none of {self.total} tensors fits']
+        if not self.found: return [f'{self.file} → {self.part}: no tensor of {self.total} fits']
         lists = {'missing':self.missing, 'more in blocks of the model':self.extra, 'unused':[k for k in self.unused if k not in self.extra]}
         lists['of another shape'] = [f'{k} {"×".join(map(str,a))} (file: {"×".join(map(str,b))})' for k,(a,b) in self.shapes.items()]
         return [f'{self.file} → {self.part}: {len(self.found)} of {self.total} tensors, {self.how}']+[f'{len(v)} {k}: {few(v)}' for k,v in lists.items() if v]

@@ -45,7 +45,7 @@ def patient_groups(
     s,name = _patients(groups, ids),str(groups) if isinstance(groups,(str,Path)) else 'groups'
     if len(s)>1 and s.notna().all() and s.nunique()==1: raise FoldError(f'{name}: all {len(s):,} images are of one patient ({s.iloc[0]}), which says nothing; give a table with ImageId and patient_id of the true patients, or none for folds by image')
     lost = s.index[s.isna()]
-    if len(lost)==len(s): raise FoldError(f'{name}: none of the {counted(len(s),"images")} has a patient; groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
+    if len(lost)==len(s): raise FoldError(f'{name}: no image of {len(s):,} has a patient; groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
     if len(lost): raise FoldError(f'{name}: {len(lost):,} of {len(s):,} images {"have" if len(lost)>1 else "has"} no patient ({few(lost,3)}); complete the patient ids, leave these images out, '
         'count each as a patient of its own (fill the ids with the ImageId), or find repeats with near_duplicates')
     return s
@@ -127,7 +127,7 @@ def make_folds(
     _check_n(n, seed)
     t = _labels(labels)
     pos = int(t.has_ptx.sum())
-    if pos in (0,len(t)): raise FoldError(f'{"all" if pos else "none"} of the {counted(len(t),"images")} {"have" if pos else "has"} a pneumothorax; folds need both kinds, check the label file')
+    if pos in (0,len(t)): raise FoldError(f'no image of {len(t):,} is {"negative" if pos else "positive"}; folds need both kinds, check the label file')
     who = known_patients(t, groups)
     if who is None: notice('images of unknown patient: folds are by image, and leakage is unknown', t.ImageId.tolist())
     out = t[['ImageId']].assign(fold=spread(fold_strata(t,n), None if who is None else who.to_numpy(), n, seed))

@@ -32,6 +32,7 @@ from .folds import spread
 from .cache import XrayCache, shrink
 from .bootstrap import score_areas
 from .encoders import ENCODER, create_encoder, encoder_levels, load_weights, _timm
+from .distributed import run_device
 from .files import written
 from .metrics import ece
 from .predict import from_bytes, oof_folder, open_each, open_maps, open_oof
@@ -135,13 +136,13 @@ class Embedder:
         encoder:str=ENCODER, # a name that `create_encoder` knows
         weights:str='lite0', # file, 'lite0' (for the default encoder) or 'imagenet', see `load_weights`; None: random, the same each time
         size:int=256, # pixels along one side
-        device:str='cpu', # where it runs
+        device:object='auto', # where it runs, see `run_device`
                 ):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.model = create_encoder(encoder)
         if weights: load_weights(self.model, weights)
-        self.model.eval().requires_grad_(False).to(device)
+        self.model.eval().requires_grad_(False).to(device := run_device(device))
         lib,_,name = str(getattr(self.model,'origin','')).partition('/')
         cfg = _timm().get_pretrained_cfg(name) if lib=='timm' else None
         self.stats = (float(np.mean(cfg.mean)),float(np.mean(cfg.std))) if cfg else (.449,.226)
@@ -321,14 +322,14 @@ def _aligned(v, ids, what):
         if len(twice := v.index[v.index.duplicated()]): raise GateError(f'{what}: {few(twice)} more than once; give one per image')
         if len(lost := v.index.difference(ids)): raise GateError(f'{what}: {counted(len(lost),"images have no features")} ({few(lost,3)}); predict them, or leave them out')
         return v.reindex(ids)
-    if len(v)!=len(ids): raise GateError(f'{what}: {len(v):,} for {len(ids):,} rows of features; give one per image, or a Series by ImageId')
+    if len(v)!=len(ids): raise GateError(f'{what}: {len(v):,} for {counted(len(ids),"rows")} of features; give one per image, or a Series by ImageId')
     return v.set_axis(ids) if isinstance(v,(pd.Series,pd.DataFrame)) else pd.Series(list(v), ids)
 
 def _labels(y, ids):
     "Labels as 0 and 1, checked"
     v = pd.to_numeric(_aligned(y,ids,'labels').map(lambda o: float(o) if isinstance(o,(bool,np.bool_)) else o), errors='coerce')
     if len(bad := ids[~v.isin((0,1))]): raise GateError(f'labels: {counted(len(bad),"images have no label of 0 or 1")} ({few(bad,3)}); label them, or leave them and their features out')
-    if v.nunique()<2: raise GateError(f'labels: all {len(v):,} images are {"positive" if v.iloc[0] else "negative"}; a gate needs both kinds')
+    if v.nunique()<2: raise GateError(f'labels: no image of {len(v):,} is {"negative" if v.iloc[0] else "positive"}; a gate needs both kinds')
     return np.array(v,int)
 
 # %% ../nbs/33_gate.ipynb #be8fc669
@@ -339,7 +340,7 @@ def _without(f, g, *ks):
 
 def _both_kinds(y, what):
     "Labels, if there are both"
-    if len(np.unique(y))<2: raise GateError(f'{what}: all {len(y):,} images left for training are of one kind; give fewer folds, or more images')
+    if len(np.unique(y))<2: raise GateError(f'{what}: no image of {len(y):,} left for training is {"negative" if y.all() else "positive"}; give fewer folds, or more images')
     return y
 
 class Gate:
@@ -490,11 +491,11 @@ def show_importance(
     t = table.head(n)[::-1]
     if ax is None:
         import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(3.2,.6+.22*len(t)), dpi=80)[1]
+        ax = plt.subplots(figsize=(6,.7+.25*len(t)), dpi=100, layout='constrained')[1]
     ax.barh(t.what, t.loss, xerr=t.sd, color='tab:blue', height=.6, error_kw=dict(lw=.8,ecolor='.4'))
     ax.axvline(0, color='.6', lw=.8)
-    ax.set_xlabel('loss of AUROC when shuffled', fontsize=8)
-    ax.tick_params(labelsize=8)
+    ax.set_xlabel('loss of AUROC when shuffled', fontsize=9)
+    ax.tick_params(labelsize=9)
     return ax
 
 # %% ../nbs/33_gate.ipynb #f1f41078

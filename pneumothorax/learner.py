@@ -15,7 +15,7 @@ from fastai.vision.all import DataLoaders, L, Learner, RAdam
 from safetensors.torch import load_file
 from . import __version__
 from .rle import PtxError
-from .siim import notice
+from .siim import counted, notice
 from .samplers import Seeded
 from .encoders import ENCODER, find_encoder
 from .hyperunet import unet_split
@@ -190,7 +190,7 @@ def _unfinished(run):
     s = last_state(run) if Path(run).is_dir() and not (Path(run)/'run.json').exists() else None
     if s is None or 'record' not in s: return None
     r = json.loads(s['record'])
-    notice('runs that did not finish, the weights of their last checkpoint are taken', [f'{run} ({s["epochs"]} of {r["epochs"]} epochs)'])
+    notice('runs that did not finish, the weights of their last checkpoint are taken', [f'{run} ({s["epochs"]} of {counted(r["epochs"],"epochs")})'])
     return r,s['model']
 
 def _weights(run, r, which):

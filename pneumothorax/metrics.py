@@ -67,7 +67,7 @@ def mean_score(
     "A score with its interval, patients resampled"
     v = image_scores(pred, true, what)
     keep = ~np.isnan(v)
-    if not keep.any(): raise MetricError(f'{what}: none of {len(v):,} images counts for it, so it has no mean')
+    if not keep.any(): raise MetricError(f'{what}: no image of {len(v):,} counts for it, so it has no mean')
     if groups is not None and len(groups)!=len(v): raise MetricError(f'{len(v):,} images and {len(groups):,} groups: give one label per image')
     return bootstrap_ci(v[keep], None if groups is None else np.asarray(groups,dtype=object)[keep], **kwargs)
 
@@ -183,7 +183,7 @@ def _ranking(score, true):
     if not np.isin(t, (0,1)).all(): raise MetricError('labels other than 0 and 1')
     if s.dtype.kind not in 'buif': raise MetricError(f'scores of type {s.dtype}: give one number per image')
     if np.isnan(s).any(): raise MetricError('NaN among the scores')
-    if len(np.unique(t))<2: raise MetricError(f'all {len(t):,} images are of one class: nothing to rank, the value is undefined')
+    if len(np.unique(t))<2: raise MetricError(f'no image of {len(t):,} is {"negative" if t.all() else "positive"}: nothing to rank, the value is undefined')
     return np.unique(s, return_inverse=True)[1],t.astype(bool)
 
 def auroc(
@@ -280,12 +280,13 @@ def show_reliability(
     "Share of positives against probability; areas of the dots grow with the logarithm of the counts"
     if ax is None:
         import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(2.8,2.8), dpi=80)[1]
+        ax = plt.subplots(figsize=(4,4), dpi=100, layout='constrained')[1]
     t = table[table.n>0]
-    ax.plot([0,1],[0,1], color='.7', lw=1)
-    ax.plot(t.prob, t.share, color='tab:blue', lw=1)
+    ax.plot([0,1],[0,1], color='.7', lw=1, label='as often as said')
+    ax.plot(t.prob, t.share, color='tab:blue', lw=1, label='measured')
     ax.scatter(t.prob, t.share, 12*np.log10(t.n*10), color='tab:blue')
     ax.set(xlabel='mean probability', ylabel='share of positives', xlim=(-.03,1.03), ylim=(-.03,1.03), aspect='equal')
+    ax.legend(fontsize=9, loc='upper left')
     return ax
 
 # %% ../nbs/21_metrics.ipynb #c1000035

@@ -280,7 +280,7 @@ def finish_store(
     index,failed = named([(r,t) for n in notes for r,t in zip(n['rows'],n['top'])],'max_prob'),named([f for n in notes for f in n['failed']],'error').drop(columns='row')
     for f,t in {**more,'index.csv':index,'failed.csv':failed}.items():
         with written(out/f) as part: write_index(t, part)
-    if not len(index): raise PtxError(f'none of the {len(table)} files could be read, see {out}/failed.csv; the first: {failed.error[0]}')
+    if not len(index): raise PtxError(f'no file of {len(table):,} could be read, see {out}/failed.csv; the first: {failed.error[0]}')
     record = dict(format=FORMAT, **record, n=len(index), n_failed=len(failed), versions=versions())
     with written(out/'predict.json') as part: part.write_text(json.dumps(record,indent=1,default=str)+'\n', encoding='utf-8')
     _clear(out, ['asked.json','batches-*.jsonl'])
@@ -415,7 +415,7 @@ def open_maps(
 )->tuple: # DataFrame with ImageId, path, row, max_prob; N×size×size uint8 or uint16, memory-mapped; DataFrame of what failed
     "Predictions, as they were stored; raises `RunError`"
     p = Path(pred)
-    if (p/'asked.json').exists() and not (p/'predict.json').exists(): raise RunError(f'{p}: a prediction that was interrupted; start the same command again, it goes on')
+    if (p/'asked.json').exists() and not (p/'predict.json').exists(): raise RunError(f'{p}: a prediction that was interrupted; predict again into this folder, and it goes on')
     if not (p/'predict.json').exists(): raise RunError(f'{p}: no predict.json; give a folder of `predict_maps` that finished')
     r = json.loads((p/'predict.json').read_text())
     if r.get('format')!=FORMAT: raise RunError(f"{p}: predictions of format {r.get('format')!r}, this version reads {FORMAT}; predict again")

@@ -62,8 +62,8 @@ def _negatives(n_pos, n_neg, share):
     "How many negatives go with all positives, if these are to make up `share`"
     if isinstance(share,bool) or not isinstance(share,(int,float,np.floating)) or not 0<share<1:
         raise SamplingError(f'share={share!r}: give a share of positives between 0 and 1, such as 0.5, or None for all images')
-    if not n_pos: raise SamplingError(f'share={share}: none of the {n_neg:,} training images is positive; give positives, or share=None')
-    if not n_neg: raise SamplingError(f'share={share}: all of the {n_pos:,} training images are positive; give negatives, or share=None')
+    if not n_pos: raise SamplingError(f'share={share}: no training image of {n_neg:,} is positive; give positives, or share=None')
+    if not n_neg: raise SamplingError(f'share={share}: no training image of {n_pos:,} is negative; give negatives, or share=None')
     return min(n_neg, round(n_pos*(1-share)/share))
 
 def epoch_order(

@@ -116,7 +116,7 @@ def _images(s, t, sub, labels, strict, said, name):
     "`score_images` from the rows of a submission and of the labels; remarks are added to `said`"
     p,known,note = unite_rows(s),set(t.ImageId),lambda what,items=(): said.setdefault((what,tuple(items)),[]).append(name)
     have = set(p.ImageId)
-    if not have&known: raise LabelError(f'{sub}: none of its {len(p):,} images is in {labels}; are they of the same set?')
+    if not have&known: raise LabelError(f'{sub}: no image of its {len(p):,} is in {labels}; are they of the same set?')
     odd = list(_strangers(s, known, sub, labels))
     if strict and odd: raise _unlike(odd, sub, labels)
     alone,lost = [f'line {n} ({_short(i)})' for n,i,_ in odd if n],[_short(i) for n,i,_ in odd if not n]
@@ -310,7 +310,7 @@ def submission_figure(
     t = read_labels(labels).set_index('ImageId') if labels else None
     df = score_images(sub, labels) if labels else pd.DataFrame(dict(ImageId=p.index,area_pred=p.area.values,area_true=0,dice=-p.area.values/2**20))
     df = df[df.ImageId.isin(images)]
-    if not len(df): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
+    if not len(df): raise PtxError(f'{sub}: no image of it is among the {len(images):,} given')
     rows = list(_pick(df,n).itertuples()) or list(df.head(n).itertuples())
     xs,why = zip(*(_readable(images[r.ImageId],320) for r in rows))
     true,pred = ([rles_to_mask(s.rles[r.ImageId]) for r in rows] if s is not None else None for s in (t,p))

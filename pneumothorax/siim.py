@@ -254,7 +254,7 @@ def _frame_of(df):
     if (h := likely_frame(runs))!=_FRAME: return h,f'its masks repeat every {h:,} pixels and not every 1,024, as if they were made for a frame {h:,} pixels high'
     end = lambda runs: max((int((s+n).max()) for s,n in runs), default=0)
     if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return _FRAME,''
-    return 256 if e<=2**16 else 512,f'none of its {len(pos):,} masks goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
+    return 256 if e<=2**16 else 512,f'no mask of its {len(pos):,} goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
 
 def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
@@ -517,7 +517,7 @@ def siim_train(
     df = read_labels(files.labels, files.frame if frame is None else frame)
     alone,lost = unmatched(files, df)
     df = df[df.ImageId.isin(files.images)].reset_index(drop=True)
-    if not len(df): raise LabelError(f'{files.labels}: none of its {counted(len(lost),"images")} is below {files.root}; are labels and radiographs of the same set? The labels name {lost[0]!r} for example, the radiographs {min(files.images)!r}')
+    if not len(df): raise LabelError(f'{files.labels}: no image of its {len(lost):,} is below {files.root}; are labels and radiographs of the same set? The labels name {lost[0]!r} for example, the radiographs {min(files.images)!r}')
     notice('radiographs without a label, left out', alone)
     notice('labels without a radiograph, left out', lost)
     df.insert(1, 'path', [files.images[i] for i in df.ImageId])

@@ -98,5 +98,5 @@ def save_weights(
     state = model if isinstance(model,dict) else bare(model).state_dict()
     try:
         with written(path) as part: save_file({k:v.detach().cpu().contiguous() for k,v in state.items()}, part)
-    except SafetensorError as e: raise CheckpointError(f'{path}: cannot be written ({e}); make room and start the same command again') from e
+    except SafetensorError as e: raise CheckpointError(f'{path}: cannot be written ({e}); make room, and train again into this folder: what was saved before is whole') from e
     return Path(path)

@@ -194,7 +194,7 @@ def _why_none(top, n):
     "Why no image has a mask, and what to try"
     if top<.1: say = 'the network is sure of nothing: train it longer, or on more images with a pneumothorax'
     else: say = 'if positives are expected, cut lower, ask for a smaller area, or choose a rule on out-of-fold predictions (a gate may have dropped masks, too)'
-    return f'none of the {counted(n,"images")} has a mask; the largest probability is {top:.3f}; {say}'
+    return f'no image of {n:,} has a mask; the largest probability is {top:.3f}; {say}'
 
 def _told(pairs, blank, full):
     "Pass on identifier, map and mask as identifier and mask; raises `PtxError` at the end if all maps were blank"
@@ -205,7 +205,7 @@ def _told(pairs, blank, full):
         top = max(top,float(p.max())/full)
         yield i,m
     what = next((k for k in ('empty','full') if kinds=={k}), None)
-    if what and not blank: raise PtxError(f'all {len(sizes):,} maps are {what} in every pixel, which no trained network says; predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True')
+    if what and not blank: raise PtxError(f'every map of {len(sizes):,} is {what} in every pixel, which no trained network says; predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True')
     if not what and sizes and not any(sizes): warnings.warn(_why_none(top, len(sizes)), PtxNotice)
     if not what and sizes and min(sizes)==2**20: warnings.warn(f'{"the mask" if len(sizes)==1 else f"each of the {len(sizes):,} masks"} fills its image; cut at a higher probability, or choose a rule on out-of-fold predictions', PtxNotice)
 
@@ -270,13 +270,13 @@ def tune_decision(
     grid = [list(g or o) for g,o in ((tops,decide.TOPS),(areas,decide.AREAS),(bottoms,decide.BOTTOMS))]
     decide.Decision(**kwargs)
     t,maps = open_oof(oof)
-    if t.has_ptx.all() or not t.has_ptx.any(): raise PtxError(f'{oof}: all {len(t):,} images are {"positive" if t.has_ptx.any() else "negative"}; a rule is chosen on both kinds')
+    if t.has_ptx.all() or not t.has_ptx.any(): raise PtxError(f'{oof}: no image of {len(t):,} is {"negative" if t.has_ptx.any() else "positive"}; a rule is chosen on both kinds')
     p,(kind,_) = weigh is not None and list(_by_image(weigh,t.ImageId,'weigh').values()),_kind(oof_folder(oof), weighed=weigh is not None)
     each = [m for m,_ in open_each(oof_folder(oof))] or [maps]
     if len(each)>1: kind = replace(kind, networks=1)
     c = decide.Counts.join([decide.count_pixels(_Rows(m,t.row,p or None), t.rle.tolist(), [*grid[0],*grid[2]]) for m in each])
     what = 'empty' if not c.over.any() else 'full' if (c.over>=2**20-.5).all() else ''
-    if what: raise PtxError(f'{oof}: all {len(t):,} maps are {what} at every threshold, so there is nothing to choose; predict anew, and if they stay so, train longer or on more positives')
+    if what: raise PtxError(f'{oof}: every map of {len(t):,} is {what} at every threshold, so there is nothing to choose; predict anew, and if they stay so, train longer or on more positives')
     who = t.patient_id.where(t.patient_id!='', '?'+t.ImageId)
     r = decide.nested_search(c, np.tile(t.fold,len(each)), np.tile(who,len(each)), *grid)
     source = dict(oof=str(oof), networks=len(each), n=len(t), n_pos=int(t.has_ptx.sum()), n_patients=who.nunique(),
@@ -424,7 +424,7 @@ def contact_sheet(
         images,prob = index.path.to_dict(),index.max_prob if prob is None else prob
     t = read_labels(sub)
     t = t.assign(prob=t.ImageId.map({} if prob is None else dict(prob)).astype(float))[t.ImageId.isin(images)].reset_index(drop=True)
-    if not len(t): raise PtxError(f'{sub}: none of its images is among the {len(images):,} given')
+    if not len(t): raise PtxError(f'{sub}: no image of it is among the {len(images):,} given')
     picks = sheet_picks(t, n, doubt)
     fig,wide = Figure(layout='constrained'),max(map(len,picks.values()))
     fig.set_size_inches(max(2.2*wide,3), 2.75*len(picks)+.4)

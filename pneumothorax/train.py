@@ -287,9 +287,12 @@ def _suits(r, sts, loaders, state, out):
     if other := [k for k in ('n_train','n_train_pos','valid','broken') if k in then and then[k]!=x[k]]:
         now = ', '.join(f'{k}={_brief(then[k])}, now {_brief(x[k])}' for k in other)
         raise RunError(f'{out}: the radiographs or labels changed since this training began ({now}); put them back, or begin anew with fresh=True')
-    if (r.keep or r.patience) and not dict(dice_pos=has,dice_neg=~has).get(r.monitor,has|True).any():
+    by = [f'{k}={getattr(r,k)}' for k in ('keep','patience') if getattr(r,k)]
+    if by and not x['valid'] and r.monitor!='train_loss':
+        raise PtxError(f'{", ".join(by)}: epochs are chosen by {r.monitor} of images held back, and valid=0 holds none back; give 0 there, or a share such as valid=0.2')
+    if by and not dict(dice_pos=has,dice_neg=~has).get(r.monitor,has|True).any():
         what = 'has' if r.monitor=='dice_pos' else 'is without'
-        raise PtxError(f'monitor={r.monitor}: none of the {len(has)} images held back {what} a pneumothorax; give another monitor=, valid= or seed=')
+        raise PtxError(f'monitor={r.monitor}: no image of {len(has):,} held back {what} a pneumothorax; give another monitor=, valid= or seed=')
     cut = [(dls.train.bs,s['bs']) for s,dls in zip(sts,loaders) if dls.train.bs<s['bs']]
     if is_main(): notice('stages have smaller batches than were asked for, for want of images', [f'{a}, not {b}' for a,b in cut])
 
@@ -359,7 +362,7 @@ def train(
         try:
             with _attached(learn, cbs): _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
         except TimeUp:
-            if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {learn.plan[1]} epochs; the same `train` goes on'])
+            if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {counted(learn.plan[1],"epochs")}; the same `train` goes on'])
             return learn
         _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
         return learn

@@ -3,7 +3,7 @@
 The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more`, in three outer folds by patient; each outer fold is the test set once. On the images of the other
 two a cross-validation of four folds is trained (recipe `stable` with AdamW, as the README trains it), as many times as `--repeats` says. Its networks predict the
 images that each has not seen: those of its inner fold, on which a rule is searched, and the test set, on which it is scored: on the mean of the networks, by votes
-of the masks of each, on the mean with the quantiles of single networks, and with more repeats as a rule of means on means. `--halves 60` compares the best triplet
+of the masks of each, on the mean with the quantiles of single networks, and with more repeats as a rule of means of as many networks, applied to such means. `--halves 60` compares the best triplet
 with the middle of all that are as good. What stands in OUT is not made again; outer folds whose networks are not all there are left out, which is said.
 tests/results/ensembles.csv has the Dice of each image for the first two outer folds and one repeat."""
 import multiprocessing
@@ -88,7 +88,11 @@ def fold_masks(test, rule, repeated):
     out = {'rule on the mean': [decide(p, rule) for p in mean], 'rule on matched quantiles': [decide(p, rule) for p in near]}
     for least, name in ((1, 'one vote'), (k/2, 'half of the votes'), (k/2+.5, 'more than half'), (k, 'all votes')):
         out[name] = [(np.sum(ms, 0) >= least).astype(np.uint8) for ms in zip(*single)]
-    if repeated: out['rule of means on the mean'] = [decide(p, repeated[0]) for p in mean_of(repeated[1])]
+    if repeated:
+        means, every = repeated[1].mean(0)/255, repeated[1].reshape(-1, *repeated[1].shape[2:])
+        out[f'rule of means of {len(repeated[1])}, half of the votes of {k} such means'] = [vote([decide(m[i].astype(np.float32), repeated[0]) for m in means]) for i in range(len(mean))]
+        out[f'half of the votes of {len(every)}'] = [vote([decide(m[i], rule) for m in every]) for i in range(len(mean))]
+        out[f'rule on the mean of {len(every)}'] = [decide(p, rule) for p in mean_of(every)]
     for name, t in PLAIN.items():
         out[f'{name} on the mean'] = [decide(p, t) for p in mean]
         out[f'{name}, half of the votes'] = [vote([decide(m[i], t) for m in test]) for i in range(len(mean))]
@@ -96,7 +100,7 @@ def fold_masks(test, rule, repeated):
     return out | {f'network {i+1} alone': m for i, m in enumerate(single)}
 
 def repeated_rule(a, df, outer):
-    "A rule of means over the repeats, and what it is applied to: as many networks, of one inner fold; None with one repeat"
+    "A rule of means over the repeats, and maps of the test images, repeats×K×n×h×w: means over the first axis are of as many networks; None with one repeat"
     parts = [maps_of(a, df, outer, r) for r in range(a.repeats)]
     if a.repeats < 2 or any(p is None for p in parts): return None
     rest, new = (df.outer != outer).to_numpy(), (df.outer == outer).to_numpy()

@@ -87,13 +87,13 @@ LABELS = pd.DataFrame({'ImageId': [f'i{k:02}' for k in range(20)], 'has_ptx': [k
 def test_missing_patients_are_counted_and_named():
     groups = {i: 'p'+i for i in LABELS.ImageId} | {'i03': None, 'i04': float('nan'), 'i05': ' '}
     with pytest.raises(FoldError, match=r'3 of 20 images have no patient \(i03, i04, i05\); complete the patient ids'): make_folds(LABELS, groups)
-    with pytest.raises(FoldError, match='20 of 20|none of the 20'): make_folds(LABELS, {'x': 1})
+    with pytest.raises(FoldError, match='20 of 20|no image of 20'): make_folds(LABELS, {'x': 1})
 
 @pytest.mark.parametrize('labels, groups, n, why', [
-    (LABELS[LABELS.has_ptx], None, 2, 'all of the 10'),
-    (LABELS[~LABELS.has_ptx], None, 2, 'none of the 10'),
+    (LABELS[LABELS.has_ptx], None, 2, 'image of 10 is negative'),
+    (LABELS[~LABELS.has_ptx], None, 2, 'image of 10 is positive'),
     (LABELS, dict.fromkeys(LABELS.ImageId, 'p'), 2, 'images are of one patient'),
-    (LABELS[:0], None, 2, 'none of the 0'),
+    (LABELS[:0], None, 2, 'image of 0 is'),
     (LABELS[:6], None, 5, 'no kind of them has 5 members'),
     (LABELS, None, 2.5, 'n=2.5'),
     (LABELS, None, 0, 'n=0'),

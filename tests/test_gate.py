@@ -85,7 +85,7 @@ def test_the_order_of_labels_does_not_matter_if_they_have_ids(data):
 def test_one_class(data):
     X, y, who, f = data
     with pytest.raises(GateError, match='a gate needs both kinds'): Gate().fit(X, y*0, who, f)
-    with pytest.raises(GateError, match='without fold 0: all 20 images left for training are of one kind'): Gate('logistic').fit(X[:40], np.arange(40) >= 20, who[:40], f[:40])
+    with pytest.raises(GateError, match='without fold 0: no image of 20 left for training is negative'): Gate('logistic').fit(X[:40], np.arange(40) >= 20, who[:40], f[:40])
     held = Gate('logistic').fit(X, y, np.arange(60), np.where(y == 1, f, f+3))   # each fold has one class: nothing wrong with that
     assert np.isfinite(held.oof).all()
 

@@ -12,6 +12,8 @@ from pictures import wrong
 
 from pneumothorax.decide import AREAS, BOTTOMS, TOPS, Decision, Triplet, explain_figure, surface_figure
 from pneumothorax.dicom import COLOURS, contours, draw_outlines, outline, show_xray, xray_sheet
+from pneumothorax.gate import show_importance
+from pneumothorax.metrics import reliability, show_reliability
 from pneumothorax.phantom import phantom
 from pneumothorax.rle import rle_encode, rles_to_mask
 from pneumothorax.scoring import submission_figure
@@ -120,6 +122,18 @@ def test_pictures_of_a_decision(chests, decision):
         fig = surface_figure(scores, marks=marks)
         assert not wrong(fig) and [t.get_text() for lg in fig.legends for t in lg.get_texts()] == list(marks)
     import matplotlib.pyplot as plt
+    plt.close('all')
+
+def test_charts_of_a_gate_and_of_calibration():
+    import matplotlib.pyplot as plt
+    r = np.random.default_rng(0)
+    for n in (1, 5, 20):
+        t = pd.DataFrame({'what': [f'largest probability in zone {i}' for i in range(n)], 'loss': np.linspace(.1, -.01, n), 'sd': .01})
+        assert not wrong(show_importance(t).figure)
+    for n in (1, 30, 10000):
+        p = r.random(n)
+        ax = show_reliability(reliability(p, r.random(n) < p))
+        assert not wrong(ax.figure) and [x.get_text() for x in ax.get_legend().get_texts()] == ['as often as said', 'measured']
     plt.close('all')
 
 def test_the_check_finds_what_is_wrong():

@@ -54,7 +54,7 @@ def test_killed_at_any_moment_it_goes_on(moment, at, whole, tiny_run, tmp_path):
     (tmp_path/'killed.py').write_text(KILLED)
     p = warm.run(tmp_path/'killed.py', moment, at, tiny_run, images, tmp_path/'pred')
     assert p.returncode == -9, p.stderr[-2000:]
-    with pytest.raises(PtxError, match='start the same command again'): open_maps(tmp_path/'pred')
+    with pytest.raises(PtxError, match='predict again into this folder'): open_maps(tmp_path/'pred')
     before = len(list((tmp_path/'pred').glob('batches-*')) and [r for f in (tmp_path/'pred').glob('batches-*') for r in f.read_text().splitlines()])
     seen, usual = [], MapStore.add
     with pytest.MonkeyPatch.context() as m:

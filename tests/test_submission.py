@@ -97,12 +97,12 @@ def test_ids_unknown_to_the_sample_submission(pred, tmp_path, table, capsys):
 @pytest.mark.parametrize(('fill', 'what'), [(0, 'empty'), (255, 'full')])
 def test_blank_maps(tmp_path, capsys, fill, what):
     p = predictions(tmp_path/'p', np.full((3, 32, 32), fill, np.uint8), list('abc'))
-    both(capsys, p, tmp_path/'s.csv', f'all 3 maps are {what} in every pixel')
+    both(capsys, p, tmp_path/'s.csv', f'every map of 3 is {what} in every pixel')
     df, _ = write(p, tmp_path/'s.csv', blank=True)
     assert set(df.EncodedPixels) == {'-1' if what == 'empty' else '0 1048576'}
 
 def test_decisions_that_keep_nothing_or_everything_are_told(pred, tmp_path):
-    assert 'none of the 4 images has a mask; the largest probability is 1.000' in write(pred, tmp_path/'a.csv', min_area=10**6)[1]
+    assert 'no image of 4 has a mask; the largest probability is 1.000' in write(pred, tmp_path/'a.csv', min_area=10**6)[1]
     p = predictions(tmp_path/'p', np.full((2, 32, 32), 200, np.uint8), list('ab'))
     assert 'each of the 2 masks fills its image' in write(p, tmp_path/'b.csv')[1]
     assert 'no image' not in write(pred, tmp_path/'c.csv')[1]
@@ -261,10 +261,10 @@ def test_nothing_is_chosen_on_blank_maps(pred, tmp_path, capsys, fill, what):
     truth = np.zeros((6, 32, 32), np.uint8)
     truth[::2, 4:9, 4:9] = 1
     p = out_of_fold(tmp_path/'blank', np.full((6, 32, 32), fill, np.uint8), truth)
-    with pytest.raises(PtxError, match=f'all 6 maps are {what} at every threshold'): submission.tune_decision(p)
+    with pytest.raises(PtxError, match=f'every map of 6 is {what} at every threshold'): submission.tune_decision(p)
     assert 'at every threshold' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=p)
     p = out_of_fold(tmp_path/'healthy', np.full((6, 32, 32), 99, np.uint8), truth*0)
-    with pytest.raises(PtxError, match='all 6 images are negative'): submission.tune_decision(p)
+    with pytest.raises(PtxError, match='no image of 6 is positive'): submission.tune_decision(p)
 
 def test_an_unfinished_cross_validation(pred, tmp_path, capsys):
     (tmp_path/'cv'/'oof').mkdir(parents=True)
@@ -376,7 +376,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 def test_the_sheet_of_a_command(pred, tmp_path, capsys):
     quietly(cli.ptx_submit, pred, tmp_path/'s.csv', sheet=tmp_path/'sheet.png')   # no radiograph is where the index says, and the sheet says so
     assert (tmp_path/'sheet.png').read_bytes()[:4] == b'\x89PNG' and 'a sheet of them' in capsys.readouterr().out
-    with pytest.raises(PtxError, match='none of its images is among the 1 given'): contact_sheet(tmp_path/'s.csv', {'q': 'q.png'}, tmp_path/'x.png')
+    with pytest.raises(PtxError, match='no image of it is among the 1 given'): contact_sheet(tmp_path/'s.csv', {'q': 'q.png'}, tmp_path/'x.png')
     assert not (tmp_path/'x.png').exists()
 
 # --- merging

@@ -261,7 +261,8 @@ def test_weights_that_were_validated_come_before_the_best_epochs(phantoms, tmp_p
 def test_a_score_without_images_cannot_choose(phantoms, tmp_path):
     data = siim_train(phantoms)
     none = data.ImageId[~data.has_ptx].head(3).tolist()
-    with pytest.raises(PtxError, match='monitor=dice_pos: none of the 3 images'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': none, 'keep': 1}, monitor='dice_pos')
+    with pytest.raises(PtxError, match='monitor=dice_pos: no image of 3 held back'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': none, 'keep': 1}, monitor='dice_pos')
+    with pytest.raises(PtxError, match='keep=1, patience=2: .*valid=0 holds none back; give 0 there'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': 0, 'keep': 1, 'patience': 2})
     learn = t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 1, 'valid': none, 'keep': 1})
     learn.recorder.values = [[1., float('nan'), 1., 1., 1.]]
     best = learn.checkpoint.best
