@@ -22,11 +22,10 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.torch_core import rank_distrib
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from .rle import PtxError
 from .siim import counted, notice
 from .samplers import overall, seeded, step_seed
-from .states import bare
+from .states import bare, read_tensors
 from .distributed import world
 from .models import xray_model
 from .learner import read_run
@@ -316,7 +315,7 @@ def load_state_dict(self:EMA,
 # %% ../nbs/26_averaging.ipynb #f6260047
 def _tensors(f):
     "Tensors of a safetensors file"
-    try: return load_file(f)
+    try: return read_tensors(f)
     except (OSError,SafetensorError) as e: raise PtxError(f'{f}: weights cannot be read ({type(e).__name__}: {e}); give sound safetensors files') from None
 
 def average_files(

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import pneumothorax
 from .rle import PtxError
 from .siim import KAGGLE, SiimFiles, _TABLES, _files, attached, counted, few, find_siim, notice, read_labels
-from .files import disk_errors
+from .files import disk_errors, written_folder
 from .learner import _synthetic_only, load_run, read_run, weights_file, write_record
 from .equalize import equalizer
 from .data import XrayInput
@@ -149,14 +149,15 @@ def bundle(
     if decided and (decided.get('chosen_on') or {}).get('weighed') and not gate: raise BundleError(f'{decision}: chosen on maps that a gate had weighed; give the gate, too')
     if gate: load_gate(gate)
     names = [f'runs/{i:02}-{f.name}' for i,f in enumerate(runs)]
-    records = [copy_run(f, out/n) for f,n in zip(runs,names)]
-    if decided: write_record(decided, out/'decision.json')
-    for f in sorted(Path(gate).iterdir()) if gate else []: _copy(f, out/'gate'/f.name)
-    wheels = {_module(_installed(n)):pack_wheel(n, out/'wheels') for n in ('pneumothorax',*_extras(records,also))}
-    about = dict(bundle=BUNDLE, version=pneumothorax.__version__, wheels={m:f'wheels/{f.name}' for m,f in wheels.items()},
-        runs=names, synthetic=[n for n,r in zip(names,records) if _synthetic_only(r)], decision='decision.json' if decision else None, gate='gate' if gate else None)
-    (out/'README.md').write_text(_readme(out,about,records), encoding='utf-8')
-    write_record(about, out/'bundle.json')
+    with written_folder(out) as part:
+        records = [copy_run(f, part/n) for f,n in zip(runs,names)]
+        if decided: write_record(decided, part/'decision.json')
+        for f in sorted(Path(gate).iterdir()) if gate else []: _copy(f, part/'gate'/f.name)
+        wheels = {_module(_installed(n)):pack_wheel(n, part/'wheels') for n in ('pneumothorax',*_extras(records,also))}
+        about = dict(bundle=BUNDLE, version=pneumothorax.__version__, wheels={m:f'wheels/{f.name}' for m,f in wheels.items()},
+            runs=names, synthetic=[n for n,r in zip(names,records) if _synthetic_only(r)], decision='decision.json' if decision else None, gate='gate' if gate else None)
+        (part/'README.md').write_text(_readme(part,about,records), encoding='utf-8')
+        write_record(about, part/'bundle.json')
     return out
 
 # %% ../nbs/37_bundle.ipynb #b7000031

@@ -16,7 +16,7 @@ import cv2, numpy as np, pandas as pd
 from filelock import FileLock, Timeout
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray
-from .siim import bar, counted, few, notice, siim_train
+from .siim import bar, counted, few, notice, siim_train, write_index
 
 # %% ../nbs/05_cache.ipynb #c5000005
 FITS = ('stretch','pad')
@@ -290,7 +290,7 @@ _TYPES = dict(ImageId=str, path=str, rles=str, stamp='uint64', error=str, absent
 def _write_index(t, f):
     "Write the index table, all or nothing"
     part = f.with_suffix('.part')
-    t.assign(rles=t.rles.map(';'.join)).to_csv(part, index=False, encoding='utf-8', errors='surrogateescape')
+    write_index(t.assign(rles=t.rles.map(';'.join)), part)
     os.replace(part, f)
 
 def _read_index(f):

@@ -16,11 +16,12 @@ from fastcore.docments import docments
 from . import __version__
 from .rle import PtxError
 from .siim import FaultyLines, PtxNotice, counted, writable
+from .files import disk_full
 
 # %% ../nbs/41_cli.ipynb #aae78815
 _COMMANDS = dict(make_phantoms='ptx_sample', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
     predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', score_report='ptx_score', bundle='ptx_bundle')
-_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels')   # parameters of functions that commands call otherwise
+_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision')   # parameters of functions that commands call otherwise
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
 
 def as_command(
@@ -37,13 +38,11 @@ def as_command(
     return re.sub(r'`(\w+)`', lambda m: _COMMANDS.get(m[1],m[0]), text)
 
 # %% ../nbs/41_cli.ipynb #faaa41e3
-_FULL = errno.ENOSPC, errno.EFBIG, getattr(errno,'EDQUOT',errno.ENOSPC)
-
 def _refused(e):
     "What the system refused: file, cause, remedy"
     f = e.filename2 or e.filename
     where = f'{os.fsdecode(f)}: ' if isinstance(f,(str,bytes,os.PathLike)) else ''
-    if e.errno in _FULL: return f'{where}the disk is full; make room, and start the same again'
+    if disk_full(e): return f'{where}the disk is full; make room, and start the same again'
     if e.errno in (errno.EACCES,errno.EPERM,errno.EROFS): return f'{where}cannot be read or written ({e.strerror}); change its permissions, or give another path'
     return f'{where}{e.strerror}; check the path and the disk'
 
@@ -60,7 +59,9 @@ def manners(
 ): # wraps the body of a command
     "Errors and notices as one line each on stderr"
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)   # torch's own deprecations
+        warnings.simplefilter('ignore', FutureWarning)   # torch's own deprecations, here and in processes that are not forked
+        before = os.environ.get('PYTHONWARNINGS')
+        os.environ['PYTHONWARNINGS'] = ','.join(filter(None,(before,'ignore::FutureWarning')))
         plain = warnings.formatwarning
         warnings.formatwarning = lambda m,c,*args,**kwargs: f'notice: {as_command(str(m),options)}\n' if issubclass(c,PtxNotice) else plain(m,c,*args,**kwargs)
         try:
@@ -77,10 +78,14 @@ def manners(
             if sys.stdout.isatty(): print()   # an unfinished bar may stand on this line
             print('error: '+as_command('\n  '.join(' '.join(l.split()) for l in _fault(e)), options), file=sys.stderr)
             raise SystemExit(1) from None
-        finally: warnings.formatwarning = plain
+        finally:
+            warnings.formatwarning = plain
+            os.environ.pop('PYTHONWARNINGS')
+            if before is not None: os.environ['PYTHONWARNINGS'] = before
 
 # %% ../nbs/41_cli.ipynb #pars0001
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args, **kwargs): super().__init__(*args, allow_abbrev=False, **kwargs)
     def error(self, message): self.exit(2, f'{self.format_usage()}error: {message}; {self.prog} --help explains\n')
 
 def _typed(anno):
@@ -265,7 +270,9 @@ def ptx_train(
     if folds:
         from pneumothorax.crossval import cross_validate
         cross_validate(data, out, folds, fold=fold or 'all', **kw)
-        if t.is_main(): _next('ptx_predict', Path(out), 'IMAGES --out pred-cv')
+        if not t.is_main(): return
+        if (Path(out)/'oof'/'predict.json').exists(): _next('ptx_predict', Path(out), 'IMAGES --out pred-cv')
+        else: _next('the same command'+' without --fold'*bool(fold)+', which goes on with the folds that are missing')
         return
     learn = t.train(data, out, valid=.2 if valid is None else valid, **kw)
     if not t.is_main(): return
@@ -375,9 +382,18 @@ def ptx_predict(
     index,maps,failed = open_maps(out)
     print(f'{counted(len(index),"radiographs")} predicted at {maps.shape[1]} px, {len(failed)} failed; maps in {out}')
     if all(folds): _next('ptx_submit', 'PRED --labels', Path(out), '--out submission.csv, where PRED are the maps of other radiographs')
+    elif any(folds) and not tta and not variant: _next('ptx_submit', Path(out), '--labels', Path(next(f for f,k in zip(files,folds) if k)), '--out submission.csv')
     else: _next('ptx_submit', Path(out), '--out submission.csv')
 
 # %% ../nbs/41_cli.ipynb #e8d7753c
+def _sheet(f, out):
+    "Refuse a picture that could not be written, or would take the place of the submission, before the work"
+    f,out = Path(f),Path(out)
+    if f.suffix.lower()!='.png': raise PtxError(f'--sheet {f}: a PNG is written; give a name that ends in .png')
+    if f.is_dir(): raise PtxError(f'--sheet {f}: a folder; give the name of the picture to write')
+    if f.resolve()==out.resolve(): raise PtxError(f'--sheet {f}: the submission has this name; give another')
+    writable(f)
+
 @command(inputs=('pred','labels','decision','gate','sample'), example='ptx_submit pred --triplet .75,2000,.3 --sheet sheet.png')
 def ptx_submit(
     pred:str, # folder of ptx_predict
@@ -401,6 +417,8 @@ def ptx_submit(
 ):
     "Turn probability maps into masks and write a submission (ImageId,EncodedPixels; run-lengths of a 1024x1024 frame)."
     from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, open_gate, write_submission
+    if sheet: _sheet(sheet, out)
+    if gate_rule and not gate: raise PtxError(f'--gate_rule {gate_rule}: of which gate? name it with --gate')
     plain = dict(thresh=thresh,min_area=min_area)
     first = open_gate(gate) if gate and labels and gate_rule=='weigh' else None   # the triplet is chosen on maps that it has weighed
     how = decision_from(triplet, labels, decision, first and first.out_of_fold(), min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)

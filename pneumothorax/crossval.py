@@ -289,7 +289,7 @@ def _wanted(fold, ks):
 def _summary(out, ks, have, table, folds, who, share, progress):
     "Scores of the folds at hand; with all of them, everything that is written"
     missing = [k for k in ks if k not in have]
-    notice('folds are missing, the summary is written when they are there', missing)
+    notice('folds are missing, and the summary is written when all are there', missing)
     if not have: return pd.DataFrame()
     scores = oof_scores(out, have, table, who, progress)
     summary,pooled = summarise(scores, not missing)

@@ -11,12 +11,13 @@ __all__ = ['TensorXrayMask', 'LoadXray', 'LoadMask', 'XrayBlock', 'RLEMaskBlock'
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from PIL import Image
 from plum import dispatch
 from torch.utils.data import Dataset, DataLoader
 from fastai.vision.all import (Transform, TensorMask, TransformBlock, CutMix, DataBlock, DataLoaders, ColReader,
     Normalize, IndexSplitter, TfmdDL, aug_transforms, patch, to_cpu)
 from .rle import PtxError, rles_to_mask
-from .dicom import XrayError, read_xray, xray_sheet
+from .dicom import XrayError, picture_pixels, read_xray, xray_sheet
 from .siim import bar, counted, find_siim, notice, siim_train, without_shared
 from .folds import fold_strata, spread
 from .bootstrap import score_areas
@@ -31,9 +32,10 @@ class TensorXrayMask(TensorMask):
 
 # %% ../nbs/11_data.ipynb #6a2dacbd
 def _pixels(
-    x:np.ndarray, # H×W or 1×H×W: float in [0,1], uint8 or uint16; array or tensor
+    x:object, # H×W or 1×H×W: float in [0,1], uint8 or uint16; array, tensor, or PIL image
 )->np.ndarray: # H×W float32 in [0,1]
     "Pixels that are in memory already; raises `XrayError`"
+    if isinstance(x,Image.Image): x = picture_pixels(x)
     a = np.asarray(to_cpu(x.detach().as_subclass(torch.Tensor)) if isinstance(x,torch.Tensor) else x)
     a = a[0] if a.ndim==3 and len(a)==1 else a
     top = {'uint8':255,'uint16':65535}.get(a.dtype.name, 1 if a.dtype.kind=='f' else 0)
@@ -44,7 +46,7 @@ def _pixels(
 
 class LoadXray(Transform):
     "File, pixels, or row of a cache → 1×size×size `TensorXray`"
-    draws,input_types = False,(str,Path,int,np.integer,np.ndarray,torch.Tensor)
+    draws,input_types = False,(str,Path,int,np.integer,np.ndarray,torch.Tensor,Image.Image)
     def __init__(self,
         size:int=256, # pixels along one side
         fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
@@ -63,7 +65,7 @@ class LoadXray(Transform):
         small = shrink(x, self.size, 'stretch' if row else self.fit)
         return TensorXray(torch.from_numpy(small if row else from_grey16(to_grey16(small)))[None]),x.shape
     def encodes(self,
-        f:str|Path|int|np.integer|np.ndarray|torch.Tensor, # a radiograph, its pixels, or row of the cache; other types pass through untouched, as fastai's dispatch has it
+        f:str|Path|int|np.integer|np.ndarray|torch.Tensor|Image.Image, # a radiograph, its pixels, or row of the cache; other types pass through untouched, as fastai's dispatch has it
                )->TensorXray: # 1×size×size, float32 in [0,1]
         "Read and resize; raises `XrayError`"
         return self.read(f)[0]
@@ -131,7 +133,7 @@ def split_by_patient(
     notice('radiographs of unknown patient: a split cannot keep their patients together', df.ImageId[none].tolist())
     who[none] = ['?'+i for i in df.ImageId[none]]
     n = max(2,round(1/valid))
-    if who.nunique()<n: raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs'+(', or a larger valid=' if n>2 else ''))
+    if who.nunique()<n: raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs'+(', or a larger valid=' if n>2 else '')+(', or a metadata.csv with ImageId and patient_id beside the radiographs, if the ids there are not those of patients' if len(df)>who.nunique() else ''))
     o,fold = np.argsort(df.ImageId.to_numpy(str), kind='stable'),np.zeros(len(df),int)   # the order of rows must not matter
     fold[o] = spread(fold_strata(df.iloc[o],n), who.iloc[o], n, seed)
     off = lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))

@@ -213,6 +213,8 @@ def suits(
     of = ['views','size','weighed',*['mean']*(len(then.views or ())>1 or then.networks>1),*['networks']*(not alone)]
     other = [(k,getattr(then,k),getattr(now,k)) for k in of if getattr(then,k)!=getattr(now,k) and None not in (getattr(then,k),getattr(now,k))]
     say = lambda j: ', '.join(f'{o[0]} {",".join(o[j]) if isinstance(o[j],tuple) else o[j]}' for o in other)
+    if any(k=='weighed' for k,*_ in other):
+        raise PtxError(f'{what} was chosen on maps that '+('a gate had weighed; give that gate, and weigh by it' if then.weighed else 'no gate had weighed; do not weigh these, or choose it anew on weighed ones'))
     if other: raise PtxError(f'{what} was chosen on maps of {say(1)}, and these are of {say(2)}, where it is not right; predict as then, choose it anew on out-of-fold maps that are made as these, or give numbers of your own')
     if alone and not each: raise PtxError(f'{what} was chosen on maps of single networks, and here is the mean of {now.networks} alone; predict again without mean_only, so that each network can decide, or give numbers of your own')
     return alone

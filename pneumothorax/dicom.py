@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['OVERSHOOT', 'MAX_PIXELS', 'DECODERS', 'CODECS', 'LOSSY', 'XRAY_EXTS', 'COLOURS', 'XrayError', 'collected',
            'stored_range', 'stored_values', 'checked_values', 'to_unit', 'read_header', 'decode', 'luminance',
-           'modality_values', 'apply_window', 'read_dicom', 'read_image', 'read_xray', 'age_years', 'xray_meta',
-           'xray_metadata', 'outline', 'contours', 'draw_outlines', 'outline_legend', 'show_xray', 'plt_axes',
-           'xray_sheet']
+           'modality_values', 'apply_window', 'read_dicom', 'picture_pixels', 'read_image', 'read_xray', 'age_years',
+           'xray_meta', 'xray_metadata', 'outline', 'contours', 'draw_outlines', 'outline_legend', 'show_xray',
+           'plt_axes', 'xray_sheet']
 
 # %% ../nbs/01_dicom.ipynb #1a104f74
 import copy, io, math, os, stat, threading, warnings, zlib
 from contextlib import contextmanager
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from fastcore.parallel import parallel
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
@@ -88,6 +88,8 @@ def checked_values(
     clipped = _clipped(a, *stored_range(bits,a.dtype.kind=='i')) if lossy else None
     if clipped is not None: return clipped
     if ((out==a)|(out&low==a)).all(): return out
+    up = high+1-bits if isinstance(high := ds.get('HighBit'), int) else 0
+    if 0<up<=8*a.itemsize-bits and not (a&((1<<up)-1)).any(): return stored_values(a>>up, bits)     # its bits stand higher up, as older standards allow
     known = np.array((low|_overlay_bits(ds))&((1<<8*a.itemsize)-1), f'u{a.itemsize}')
     if not (a.view(known.dtype)&~known).any(): return out
     raise XrayError(f'pixels use bits above BitsStored {bits} (values {a.min()} to {a.max()}), where no overlay is declared; correct BitsStored, or export it again')
@@ -467,7 +469,7 @@ def _complete(ds):
 
 def _possible(ds):
     "Raise `XrayError` where a header describes no frame of grey or coloured pixels"
-    rows,cols,photo = int(ds.Rows),int(ds.Columns),ds.PhotometricInterpretation
+    rows,cols,photo = int(ds.Rows),int(ds.Columns),str(ds.PhotometricInterpretation)
     if not 0<rows*cols<=MAX_PIXELS: raise XrayError(f'{rows:,}×{cols:,} pixels')
     if ds.BitsAllocated not in (1,8,16,32): raise XrayError(f'BitsAllocated {ds.BitsAllocated}; give 8, 16 or 32')
     if not 0<int(ds.BitsStored)<=int(ds.BitsAllocated): raise XrayError(f'BitsStored {ds.BitsStored} of BitsAllocated {ds.BitsAllocated}')
@@ -481,7 +483,7 @@ def _frame(ds, frame):
     "The number of the frame to read"
     n = int(_number(ds,'NumberOfFrames',1) or 1)
     if frame is not None and (isinstance(frame,bool) or not isinstance(frame,(int,np.integer))): raise XrayError(f'frame={frame!r}: give a whole number, from 0')
-    if frame is None and n>1: raise XrayError(f'{n} frames; choose one, 0 to {n-1}, with `read_xray`')
+    if frame is None and n>1: raise XrayError(f'{n} frames; give files of one frame each (in Python `read_xray(…, frame=0)` reads one of 0 to {n-1})')
     if frame is not None and not 0<=frame<n: raise XrayError(f'frame={frame} of {n}; count from 0')
     return frame or 0
 
@@ -585,6 +587,16 @@ def _grey(a, path):
     return np.ascontiguousarray(a[...,0])
 
 # %% ../nbs/01_dicom.ipynb #e1407ac9
+def _unpacked(im): return np.asarray(im.convert({'P':'RGB','PA':'RGBA','1':'L','CMYK':'RGB','YCbCr':'RGB'}.get(im.mode,im.mode)))
+
+def picture_pixels(
+    im:Image.Image, # grey, or colour with equal channels
+)->np.ndarray: # H×W uint8 or uint16 (or float, as it is), upright by its EXIF
+    "The pixels of a picture that is in memory; raises `XrayError`"
+    a = _unpacked(ImageOps.exif_transpose(im))
+    if a.dtype.kind=='i' and a.size and 0<=a.min() and a.max()<2**16: a = a.astype(np.uint16)     # what Pillow makes of 16 bits
+    return _grey(a.astype(a.dtype.newbyteorder('=')), 'the picture')
+
 def read_image(
     path:str, # PNG or JPEG; 8 or 16 bits; grey, or colour with equal channels
 )->np.ndarray: # H×W float32 in [0,1], upright by its EXIF
@@ -593,10 +605,11 @@ def read_image(
     deep,a = _png_depth(data)==16,None
     with _picture(path, data) as im:
         im.load()   # reads to the end, so that a truncated file raises
-        if not deep: a = np.asarray(im.convert({'P':'RGB','PA':'RGBA','1':'L','CMYK':'RGB','YCbCr':'RGB'}.get(im.mode,im.mode)))
-        else: a = cv2.imdecode(np.frombuffer(data,np.uint8), cv2.IMREAD_UNCHANGED)
+        if (n := getattr(im,'n_frames',1))>1 and im.format=='TIFF': _refuse(path, f'{n} pages', 'give a file of one')
+        a = cv2.imdecode(np.frombuffer(data,np.uint8), cv2.IMREAD_UNCHANGED) if deep else _unpacked(im)
         turn = _orientation(im, data)
-    if a is None or a.dtype.kind!='u': _refuse(path, f'pixels of an unknown kind ({None if a is None else a.dtype})', 'save it as 8 or 16 bit PNG')
+    if a is None: _refuse(path, 'damaged or cut off, its pixels cannot be decoded', 'export or download it again')
+    if a.dtype.kind!='u': _refuse(path, f'pixels of an unknown kind ({a.dtype})', 'save it as 8 or 16 bit PNG')
     return to_unit(_grey(_upright(a,turn),path), *stored_range(8*a.itemsize))
 
 # %% ../nbs/01_dicom.ipynb #8ed18f2d

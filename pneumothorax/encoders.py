@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from .rle import PtxError, to_install
 from .siim import counted, few, notice
+from .states import read_tensors
 
 # %% ../nbs/15_encoders.ipynb #96ac2263
 class ModelError(PtxError): "A network, an encoder or a file of weights that cannot be used"
@@ -229,9 +230,7 @@ def _lite0_file():
 
 def _load(path):
     "What a file of weights holds, without running any code in it"
-    if path.suffix=='.safetensors':
-        from safetensors.torch import load_file
-        return load_file(path)
+    if path.suffix=='.safetensors': return read_tensors(path)
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except UnpicklingError as e:
         found = re.search(r'GLOBAL (\S+)', str(e))

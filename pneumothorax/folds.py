@@ -84,7 +84,7 @@ def spread(
     _check_n(n, seed)
     g = None if groups is None else pd.factorize(np.asarray(groups,object))[0]
     have,what = (len(strata),'images') if g is None else (len(np.unique(g)),'patients')
-    if have<n: raise FoldError(f'{counted(have,what)} cannot be split {n} ways; give more radiographs, or fewer folds')
+    if have<n: raise FoldError(f'{counted(have,what)} cannot be split {n} ways; give more radiographs, or fewer folds'+(', or a table of the true patients, if these ids are not' if what=='patients' and len(strata)>have else ''))
     if np.bincount(strata).max()<n: raise FoldError(f'{counted(len(strata),"images")}: no kind of them has {n} members to share out; give more radiographs, or fewer folds')
     kind,out = StratifiedKFold if g is None else StratifiedGroupKFold,np.zeros(len(strata),int)
     with warnings.catch_warnings():
@@ -178,7 +178,11 @@ def save_folds(
     path:str, # CSV to write
 ): # writes it
     "Write a table of folds; raises `FoldError` if the file is there"
-    write_index(folds, free_name(path))
+    f = free_name(path)
+    try: write_index(folds, f)
+    except OSError as e:
+        f.unlink(missing_ok=True)      # half a table would be in the way of the next one
+        raise FoldError(f'{path}: cannot be written ({e.strerror or e}); make room, or give another name') from e
 
 # %% ../nbs/04_folds.ipynb #f0100029
 def _joined(folds, labels):
@@ -206,7 +210,7 @@ def leakage(
     labels:object=None, # as in `make_folds`, to know which images are positive
 )->pd.DataFrame: # images (share of validation images whose patient is in training) and, given `labels`, positives; by fold, and 'all'
     "What a model could remember; raises `FoldError` where patients are not known"
-    if groups is None: raise FoldError('leakage is unknown without patients; give groups=, or look for repeats with near_duplicates')
+    if groups is None: raise FoldError('leakage is unknown without patients; give groups=, or look for repeats with near_duplicates=True')
     t = check_folds(folds) if labels is None else _joined(folds, labels)
     t = t.assign(images=t.groupby(patient_groups(groups,t.ImageId).to_numpy()).fold.transform('nunique')>1)
     if labels is not None: t['positives'] = t.images.where(t.has_ptx).astype(float)
@@ -222,7 +226,7 @@ def fold_report(
 )->str: # balance and leakage, a few lines
     "Balance and leakage in words"
     t = _labels(labels)
-    try: who,why = known_patients(t,groups),'no patient ids; give them, or look for repeats with near_duplicates'
+    try: who,why = known_patients(t,groups),'no patient ids; give them, or look for repeats with near_duplicates=True'
     except FoldError as e: who,why = None,str(e)
     if repeats: why = 'not all patient ids are known; repeats that were found are kept together, the rest is unknown'
     b = fold_balance(folds, t.drop(columns='patient_id',errors='ignore'), who)

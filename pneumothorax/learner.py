@@ -12,7 +12,6 @@ from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 import pandas as pd, torch
 from fastai.vision.all import DataLoaders, L, Learner, RAdam
-from safetensors.torch import load_file
 from . import __version__
 from .rle import PtxError
 from .siim import counted, notice
@@ -20,7 +19,7 @@ from .samplers import Seeded
 from .encoders import ENCODER, find_encoder
 from .hyperunet import unet_split
 from .files import written
-from .states import last_state, save_weights
+from .states import last_state, read_tensors, save_weights
 from .loop import XrayLearner
 from .losses import AuxLoss, xray_loss
 from .metrics import KaggleDice, DicePos, DiceNeg
@@ -71,7 +70,7 @@ def _known(kwargs):
     "Raise `PtxError` for an argument that neither `xray_learner` nor fastai's `Learner` has"
     names = {n for f in (xray_learner,Learner.__init__) for n in inspect.signature(f).parameters}-{'self','kwargs','splitter'}
     for k in kwargs.keys()-names:
-        near = difflib.get_close_matches(k, sorted(names), 1)
+        near = [n for n in sorted(names) if n.startswith(k)]+difflib.get_close_matches(k, sorted(names), 1)
         raise PtxError(f'{k}: no such argument of `xray_learner`'+(f', did you mean {near[0]}?' if near else f'; there are {", ".join(sorted(names))}'))
 
 def xray_learner(
@@ -200,7 +199,7 @@ def _weights(run, r, which):
     if kind not in WEIGHT_KINDS or not f.exists():
         have = [k for k in WEIGHT_KINDS if weights_file(run,k).exists()]
         raise RunError(f'{run}: no weights {kind!r} ({f.name})' + (f'; there are {", ".join(have)}' if have else '; the run is incomplete, train again'))
-    try: return load_file(f)
+    try: return read_tensors(f)
     except Exception as e: raise RunError(f'{f}: not readable ({type(e).__name__}: {str(e).splitlines()[0]}); train again') from None
 
 # %% ../nbs/24_learner.ipynb #ad808c89

@@ -351,7 +351,9 @@ def predict_jobs(
     nets,n = [n for job in jobs for n in job[0]],len(jobs[0][0])
     vs,weights = _asked(tta, variant, weights, n, mean)
     if dtype not in DTYPES: raise PtxError(f'dtype={dtype!r}: there are {", ".join(DTYPES)}')
-    size = size or max(n.how.size for n in nets)
+    for k,v,least in (('bs',bs,1),('workers',workers,0),('size',size,1)):
+        if v is not None and v<least: raise PtxError(f'{k}={v}: give at least {least}')
+    size = max(n.how.size for n in nets) if size is None else size
     asked = dict(views=[str(v) for v in vs], mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, mean_only=mean_only, bs=bs)
     names = ['maps',*['spread']*spread,*['spread_runs']*(spread and n>1)]
     if n>1 and not mean_only: names += [f'{k}-{i}' for k in names[:1+spread] for i in range(n)]

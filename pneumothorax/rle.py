@@ -200,12 +200,14 @@ _HEIGHTS = np.array([64,96,112,128,160,192,224,256,288,299,320,352,384,400,416,4
 
 def likely_frame(
     runs:list, # masks, each as of `rles_runs`; a hundred of them are looked at
-)->int: # height in pixels; 1024 where nothing speaks against it
+    height:int=_FRAME, # what it is said to be
+)->int: # height in pixels; `height` where nothing speaks against it
     "Height of the frame that run-lengths seem to be made for"
     some = [r for r in runs if len(r[0])>1]
     some = some[::max(1,len(some)//100)]
-    if not some: return _FRAME
+    if not some: return height
     s,n = np.concatenate([s+i*2**23 for i,(s,_) in enumerate(some)]),np.concatenate([n for _,n in some])
     missed = lambda lag: 1-(runs_overlap((s,n),(s+lag,n))-np.maximum(n-lag,0).sum())/n.sum()
-    here,there = missed(_FRAME),[missed(h) for h in _HEIGHTS]
-    return int(_HEIGHTS[np.argmin(there)]) if min(there)<.5 and min(there)<.8*here else _FRAME
+    others = [h for h in (*_HEIGHTS,_FRAME) if h!=height]
+    here,there = missed(height),[missed(h) for h in others]
+    return int(others[np.argmin(there)]) if min(there)<.5 and min(there)<.8*here else height

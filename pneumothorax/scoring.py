@@ -14,8 +14,9 @@ import numpy as np, pandas as pd
 from .rle import PtxError, LabelError, likely_frame, rle_runs, rles_runs, rles_to_mask, runs_overlap
 from .siim import FaultyLines, PtxNotice, _EMPTY, _header, counted, few, notice
 from .siim import label_faults, read_labels, read_patients, unite_rows
+from .files import written
 from .bootstrap import bootstrap_ci, p_text, paired_bootstrap, score_areas
-from .submission import _readable, _whole
+from .submission import _readable
 
 # %% ../nbs/36_scoring.ipynb #c3000001
 def _hint(t, faults):
@@ -116,7 +117,7 @@ def _images(s, t, sub, labels, strict, said, name):
     "`score_images` from the rows of a submission and of the labels; remarks are added to `said`"
     p,known,note = unite_rows(s),set(t.ImageId),lambda what,items=(): said.setdefault((what,tuple(items)),[]).append(name)
     have = set(p.ImageId)
-    if not have&known: raise LabelError(f'{sub}: no image of its {len(p):,} is in {labels}; are they of the same set?')
+    if not have&known: raise LabelError(f'{sub}: it and {labels} have no identifier in common; are they of the same set?')
     odd = list(_strangers(s, known, sub, labels))
     if strict and odd: raise _unlike(odd, sub, labels)
     alone,lost = [f'line {n} ({_short(i)})' for n,i,_ in odd if n],[_short(i) for n,i,_ in odd if not n]
@@ -317,5 +318,5 @@ def submission_figure(
     said = [f'Dice {r.dice:.2f}' if labels else f'{r.area_pred:,} px' for r in rows]
     fig = Figure()
     xray_sheet(xs, true, pred, [f'{s}\n{r.ImageId}{w}' for s,r,w in zip(said,rows,why)], size=2.4, fig=fig)
-    with _whole(out) as part: fig.savefig(part, format='png', dpi=100)
+    with written(out) as part: fig.savefig(part, format='png', dpi=100)
     return Path(out)

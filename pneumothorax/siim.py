@@ -9,7 +9,7 @@ __all__ = ['KAGGLE', 'few', 'counted', 'PtxNotice', 'notice', 'watched', 'bar', 
            'find_patients', 'unmatched', 'siim_train', 'body_mask', 'audit_labels', 'audit_figure']
 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
-import csv, errno, gzip, os, re, sys, tempfile, time, unicodedata, warnings
+import csv, errno, gzip, os, re, string, sys, tempfile, time, unicodedata, warnings
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 import cv2, numpy as np, pandas as pd
@@ -33,8 +33,10 @@ def counted(
 )->str: # '1,000 images have no patient', '1 image has no patient'
     "A number and what it counts"
     if n!=1: return f'{n:,} {what}'
-    for plural,one in ((r'(?<=[^\Ws])s\b',''),(r'\bhave\b','has'),(r'\bare\b','is')): what = re.sub(plural, one, what, count=1)
-    return f'1 {what}'
+    first = re.match(r'(?:[^,;:(]|, and )*', what)[0]     # what follows speaks of other things
+    rest = what[len(first):]
+    for plural,one in ((r'(?<=[^\Ws])s\b',''),(r'\bhave\b','has'),(r'\bare\b','is'),(r'\b(ask|claim|count|end|keep|start)\b',r'\1s')): first = re.sub(plural, one, first, count=1)
+    return f'1 {first}{rest}'
 
 # %% ../nbs/02_siim.ipynb #c3000070
 class PtxNotice(UserWarning): "Something was left out, or looks odd, and work goes on"
@@ -94,19 +96,21 @@ def writable(
         if there.is_dir():
             with tempfile.TemporaryFile(dir=there): pass
         elif there!=p: raise NotADirectoryError(errno.ENOTDIR, f'{there} is a file')
+        elif not p.is_file(): raise OSError(errno.EINVAL, 'no ordinary file')
         elif not os.access(p, os.W_OK): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as e: raise PtxError(f'{out}: cannot be written ({e.strerror}); make its folder writable, or give another') from None
     return Path(out)
 
 # %% ../nbs/02_siim.ipynb #1d000001
+_BLANK = string.whitespace+''.join(map(chr,(0x1c,0x1d,0x1e,0x1f,0x85,0xa0,0x1680,*range(0x2000,0x200c),0x2028,0x2029,0x202f,0x205f,0x3000,0xfeff)))   # all space of Unicode, and what has no width
 _ENDING = re.compile('('+'|'.join(re.escape(e) for e in sorted(XRAY_EXTS))+')+$', re.IGNORECASE)
 
 def image_id(
     name:object, # a file as a `Path`, or what a table says
 )->str: # the identifier
     "What a radiograph is called, in files and tables alike"
-    s = (name.name if isinstance(name,PurePath) else str(name)).strip()
-    s = _ENDING.sub('', s).strip() or s
+    s = (name.name if isinstance(name,PurePath) else str(name)).strip(_BLANK)
+    s = _ENDING.sub('', s).strip(_BLANK) or s
     return s if s.isascii() else unicodedata.normalize('NFC', s)
 
 # %% ../nbs/02_siim.ipynb #1d000004
@@ -125,7 +129,8 @@ def write_index(
     path:str, # CSV to write
 ): # writes it
     "Write a table that `read_index` reads"
-    t.to_csv(path, index=False, lineterminator='\n', errors='surrogateescape')
+    odd = t.select_dtypes(exclude=['number','bool']).apply(lambda c: c.astype(str).str.contains('\r', regex=False)).any(axis=None)
+    t.to_csv(path, index=False, lineterminator='\n', errors='surrogateescape', quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL)   # pandas ends a line at a bare \r
 
 # %% ../nbs/02_siim.ipynb #20be84fc
 _UTF16 = 'text in UTF-16','save it as UTF-8 ("CSV UTF-8" in Excel)'
@@ -144,7 +149,7 @@ def _opened(f, **kwargs):
 # %% ../nbs/02_siim.ipynb #12f595d9
 def _reader(f):
     "A reader of CSV, behind the line `sep=` that Excel may write first, and the number of lines passed over"
-    m = re.fullmatch(r'"?sep=([,;\t|])"?\s*', f.readline())
+    m = re.fullmatch(r'"?sep=([,;\t|])"?\s*', f.readline(), re.IGNORECASE)
     if not m: f.seek(0)
     return csv.reader(f, skipinitialspace=True, strict=True, delimiter=m[1] if m else ','),int(bool(m))
 
@@ -156,7 +161,7 @@ def _lines(p):
             r,passed = _reader(f)
             at = 1+passed
             for row in r:
-                if len(row)>1 or ''.join(row).strip(): yield at,[v.strip() for v in row]
+                if len(row)>1 or ''.join(row).strip(): yield at,[v.strip(_BLANK) for v in row]
                 at = r.line_num+passed+1
     finally: csv.field_size_limit(limit)
 
@@ -256,6 +261,12 @@ def _frame_of(df):
     if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return _FRAME,''
     return 256 if e<=2**16 else 512,f'no mask of its {len(pos):,} goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
 
+def _against(path, frame):
+    "The same, of labels whose frame was named; that it is 1024 is believed"
+    h,raw = frame_shape(frame)[0],_table(path)[0].EncodedPixels
+    seen = h if h==_FRAME else likely_frame([rles_runs([r]) for r in raw[~raw.str.lower().isin(_EMPTY)]], h)
+    return seen,f'its masks repeat every {seen:,} pixels and not every {h:,}'*(seen!=h)
+
 def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
     frame:object=None, # of its run-lengths: side of a square, (height, width) or '256x320'; if None 1024×1024, and masks that contradict it are refused
@@ -265,8 +276,8 @@ def read_labels(
     beyond = 2*sum('a run ends at pixel' in why for why in bad.values())>len(bad)
     if bad: raise FaultyLines(path, [f'line {n}: {why}' for n,why in bad.items()], 'Are they of a larger frame? Then give the frame of the run-lengths.' if beyond else '')
     df = unite_rows(t)
-    h,why = (_FRAME,'') if frame is not None else _frame_of(df)
-    if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame {h}), or frame {_FRAME} if they are right as they are')
+    h,why = _frame_of(df) if frame is None else _against(path,frame)
+    if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame={h})'+(f', or frame={_FRAME} if they are right as they are' if frame is None else ''))
     return df
 
 # %% ../nbs/02_siim.ipynb #walk0001
@@ -669,7 +680,8 @@ def audit_figure(
     rles,found = df.set_index('ImageId').rles.to_dict(),_files_of(images)[0]
     rows = [t.head(n) for _,t in audit[audit.ImageId.isin(found)].groupby('what',sort=False)]
     if not rows: return None
-    fig = Figure(figsize=(max(2.3*n,3.2),2.9*len(rows)+.4), dpi=100, layout='constrained')
+    n = max(map(len,rows))
+    fig = Figure(figsize=(max(2.3*n,3.6),3.3*len(rows)+.5), dpi=100, layout='constrained')
     for ax in (axs := fig.subplots(len(rows),n,squeeze=False)).flat: ax.axis('off')
     for ax,t in ((ax,r) for line,t in zip(axs,rows) for ax,r in zip(line,t.itertuples())):
         shown = _shown(t, [rles_to_mask([r]) for r in rles.get(t.ImageId,[])])

@@ -8,12 +8,12 @@ __all__ = ['sample_ids', 'component_rles', 'mask_rule', 'predict_like', 'write_s
 
 # %% ../nbs/34_submission.ipynb #dbf8417e
 import hashlib, json, warnings
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from .rle import PtxError, LabelError, rle_encode, rles_to_mask
 from .siim import bar, FaultyLines, PtxNotice, _header, counted, few, label_faults, notice, read_labels, write_index
+from .files import written
 
 # %% ../nbs/34_submission.ipynb #sub00001
 def sample_ids(
@@ -61,18 +61,6 @@ def _verify(f, sums, out):
     if not wrong: wrong = [i for i,r in t.groupby('ImageId',sort=False).EncodedPixels if _checksum(rles_to_mask([o for o in r if o!='-1']))!=sums[i]]
     if wrong: raise PtxError(f'{out}: not written, because it would not decode to the masks that were decided: {few(wrong)}; this is a fault of the library, please report it')
 
-@contextmanager
-def _whole(out):
-    "A path beside `out` that takes its place at the end, if all goes well"
-    out = Path(out)
-    part = out.with_name(f'.{out.name}.part')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(out)
-    except OSError as e: raise PtxError(f'{out}: cannot be written ({e.strerror or e}); make room, or give another file') from e
-    finally:
-        with suppress(OSError): part.unlink()
 
 # %% ../nbs/34_submission.ipynb #sub00060
 def _record_file(out):
@@ -107,10 +95,10 @@ def _save(masks, ids, out, rows='image', **about):
     for i,m in masks: sums[i],rles[i],area[i] = _checksum(m),_ROWS[rows](m),int(m.sum())
     df = pd.DataFrame([(i,r) for i,rs in rles.items() for r in rs], columns=['ImageId','EncodedPixels'])
     record = dict(submission=Path(out).name, **about, rows=rows, n=len(ids), n_masks=int(np.count_nonzero([*area.values()])), area=sum(area.values()))
-    with _whole(out) as part:
+    with written(out) as part:
         write_index(df, part)
         _verify(part, sums, out)
-    with _whole(beside) as part: part.write_text(json.dumps(_plain(record),indent=1)+'\n', encoding='utf-8')
+    with written(beside) as part: part.write_text(json.dumps(_plain(record),indent=1)+'\n', encoding='utf-8')
     return df
 
 # %% ../nbs/34_submission.ipynb #sub00014
@@ -289,13 +277,13 @@ def read_decision(
 )->object: # for `mask_rule`
     "The decision of an earlier submission; raises `PtxError`"
     try: r = json.loads(Path(f).read_text(encoding='utf-8'))
-    except (OSError,ValueError) as e: raise PtxError(f'{f}: no decision ({type(e).__name__}); give the record of a submission, or the JSON of a decision') from None
+    except (OSError,ValueError): raise PtxError(f'{f}: no decision, it is no JSON; give the record of a submission (.json), or the JSON of a decision') from None
     d = r.get('decision',r) if isinstance(r,dict) else r
     if not isinstance(d,dict): raise PtxError(f'{f}: {d!r} is no decision that can be made again; give the record of another submission')
     try:
         mask_rule(d)
         return _decision(d) or d
-    except (PtxError,TypeError) as e: raise PtxError(f'{f}: {e}') from None
+    except (PtxError,TypeError): raise PtxError(f'{f}: no decision is recorded there; give the record of a submission (.json), or the JSON of a decision') from None
 
 def decision_from(
     triplet:str=None, # as .75,2000,.3
@@ -305,9 +293,9 @@ def decision_from(
     **kwargs # `min_piece`, `min_prob`, `fill`, `dilate` of the `Decision`, those that are not 0
 )->dict: # decision= and note=, for `write_submission`; empty if nothing is given
     "One of three ways to a decision; raises `PtxError`"
-    given,extra = [k for k,v in dict(triplet=triplet,labels=oof,decision=file).items() if v],{k:v for k,v in kwargs.items() if v}
-    if len(given)>1: raise PtxError(f'{" and ".join(given)}: each says how to decide; give one of them')
-    if extra and not (triplet or oof): raise PtxError(f'{few(extra)}: belongs to a triplet; give one (triplet=".75,2000,.3"), or predictions to choose one on (oof=)')
+    given,extra = [k for k,v in dict(triplet=triplet,oof=oof,file=file).items() if v],{k:v for k,v in kwargs.items() if v}
+    if len(given)>1: raise PtxError(f'{" and ".join(f"{g}=" for g in given)}: each says how to decide; give one of them')
+    if extra and not (triplet or oof): raise PtxError(f'{few([f"{k}=" for k in extra])}: belongs to a triplet; give one (triplet=".75,2000,.3"), or predictions to choose one on (oof=)')
     if oof: return tune_decision(oof, weigh=weigh, **extra)
     if file: return dict(decision=read_decision(file), note=dict(source=str(file)))
     if not triplet: return {}
@@ -358,7 +346,7 @@ def gate_verdict(
     said = dict(weigh=lambda X,p: p, threshold=lambda X,p: keep_by_threshold(p,gate.threshold),
         expected_dice=lambda X,p: keep_by_expected_dice(p,gate.expected_dice(X)))
     table = pd.DataFrame({k:pd.Series(said[rule](X,p),p.index) for k,(X,p) in enumerate(zip(Xs,ps))})
-    note = dict(gate=dict(gate=where, rule=rule, threshold=gate.threshold, n_fitted=len(gate.y), networks=len(ps), mean_p=float(np.mean(ps))))
+    note = dict(gate=dict(gate=where, chosen_on=gate.about.get('maps'), rule=rule, threshold=gate.threshold, n_fitted=len(gate.y), networks=len(ps), mean_p=float(np.mean(ps))))
     return {'weigh' if rule=='weigh' else 'keep':table if len(ps)>1 else table[0], 'note':note}
 
 # %% ../nbs/34_submission.ipynb #sub00021
@@ -434,5 +422,5 @@ def contact_sheet(
     xs,why = zip(*(_readable(images[r.ImageId],size) for _,_,r in rows))
     titles = [f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f'\np={r.prob:.2f}')+f'\n{r.ImageId}'+w for (_,k,r),w in zip(rows,why)]
     xray_sheet(xs, None, [None if w else _visible(rles_to_mask(r.rles)) for (_,_,r),w in zip(rows,why)], titles, axs=[ax for ax,*_ in rows])
-    with _whole(out) as part: fig.savefig(part, format='png', dpi=100)
+    with written(out) as part: fig.savefig(part, format='png', dpi=100)
     return Path(out)

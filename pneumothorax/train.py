@@ -151,7 +151,7 @@ def _value(name, v):
     try:
         vs = [cast(x.strip() if isinstance(x,str) else x) for x in vs]
         if not vs: raise ValueError
-    except (TypeError,ValueError): raise PtxError(f'{name}={v!r}: give a {PER_STAGE[name].__name__}, or one per stage as in {name}="a,b"') from None
+    except (TypeError,ValueError): raise PtxError(f'{name}={v!r}: give a {"whole "*(PER_STAGE[name] is int)}number, or one per stage as in {name}="a,b"') from None
     return vs[0] if len(vs)==1 else vs
 
 def make_recipe(
@@ -376,8 +376,8 @@ def _no_outline(learn):
     dice = [r['dice_pos'] for r in rows if r.get('dice_pos',np.nan)==r.get('dice_pos',np.nan) and 'dice_pos' in r]
     if max(dice,default=0)>0 or (not dice and (top is None or top>=_TINY)): return
     what = ([f'Dice on positives stayed 0 in {counted(len(dice),"epochs")}'] if dice else [])+([] if top is None else [f'largest probability {top:.2g}'])
-    todo = [f'more images with a pneumothorax, there are {x["n_train_pos"]} among {x["n_train"]}']*(x['n_train_pos']<_FEW_POS)
-    todo += [f'more epochs, these were {counted(learn.watch.steps,"steps")}']*(learn.watch.steps<_FEW_STEPS)
+    todo = [f'more images with a pneumothorax (so far {x["n_train_pos"]} of {x["n_train"]})']*(x['n_train_pos']<_FEW_POS)
+    todo += [f'more epochs (so far {counted(learn.watch.steps,"steps")})']*(learn.watch.steps<_FEW_STEPS)
     todo += ['trained weights for the encoder, it began with random ones']*(learn.xray['weights'] is None)
     return f'{", ".join(what)}; try {"; ".join(todo or ["another learning rate", "another loss"])}'
 

@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, rank_distrib, set_random_states, to_device
 from .rle import PtxError, to_install
-from .dicom import draw_outlines
+from .dicom import COLOURS, draw_outlines
 from .siim import notice, watched
 from .samplers import overall
 from .files import disk_errors, written
@@ -40,15 +40,15 @@ def draw_history(
     axes = fig.subplots(1,2)
     for ax,cols,what in zip(axes, (['train_loss','valid_loss'],_metrics(history)), ('loss','metrics')):
         for c in cols:
-            if c in history: ax.plot(history.epoch, history[c].astype(float), '.-', lw=1.2, ms=4, label=c)
-        ax.set(xlabel='epoch', title=what)
+            if c in history: ax.plot(history.epoch+1, history[c].astype(float), '.-', lw=1.2, ms=4, label=c)
+        ax.set(xlabel='epoch', title=what, xlim=(.5,history.epoch.max()+1.5))
         ax.xaxis.get_major_locator().set_params(integer=True)
         if cols: ax.legend(fontsize=7, loc='upper right' if what=='loss' else 'best')
     axes[1].set_ylim(-.02,1.02)
     if 'stage' in history:
         for _,r in history[history.stage!=history.stage.shift()].iloc[1:].iterrows():
-            for ax in axes: ax.axvline(r.epoch-.5, color='.6', lw=.8, ls='--')
-            axes[0].text(r.epoch-.45, .02, f'{r["size"]:.0f} px', fontsize=7, color='.4', va='bottom', transform=axes[0].get_xaxis_transform())
+            for ax in axes: ax.axvline(r.epoch+.5, color='.6', lw=.8, ls='--')
+            axes[0].text(r.epoch+.55, .02, f'{r["size"]:.0f} px', fontsize=7, color='.4', va='bottom', transform=axes[0].get_xaxis_transform())
     with written(f) as part: fig.savefig(part, format='png')
 
 # %% ../nbs/27_watch.ipynb #d7000015
@@ -60,12 +60,12 @@ def _own(dl):
 def sample_images(
     dls:DataLoaders, # from `xray_dls`
     n:int=8, # how many; fewer if there are not so many
-)->tuple: # inputs n×1×H×W, normalised; masks n×H×W
+)->tuple: # inputs n×1×H×W, normalised; masks n×H×W; identifiers
     "Validation images, largest pneumothorax first, without a random number"
     dl = _own(dls.valid)
     rows = dl.items.reset_index(drop=True).sort_values(['area','ImageId'], ascending=[False,True]).index[:n]
     states = get_random_states()
-    try: return dl.after_batch(to_device(dl.do_batch([dl.do_item(i) for i in rows]), dl.device))[:2]
+    try: return *dl.after_batch(to_device(dl.do_batch([dl.do_item(i) for i in rows]), dl.device))[:2],dl.items.ImageId.iloc[rows].tolist()
     finally: set_random_states(**states)
 
 # %% ../nbs/27_watch.ipynb #d7000018
@@ -83,23 +83,30 @@ def evaluating(
         for m,training in modes: m.training = training
 
 # %% ../nbs/27_watch.ipynb #d7000021
+_LETTERS = 33     # of a caption, in a tile of 240 pixels
+
 def overlays(
     x:np.ndarray, # N×H×W in [0,1]
     true:np.ndarray, # masks N×H×W in {0,1}
     pred:np.ndarray, # masks N×H×W in {0,1}
-    titles:list, # a caption for each, plain ASCII
+    titles:list, # a caption for each, plain ASCII; of a longer one the end is shown
     side:int=240, # pixels along one side of a tile
     cols:int=4, # tiles in a row
-)->np.ndarray: # rows×cols tiles, H×W×3 uint8
-    "Radiographs with true (blue, broad) and predicted (yellow, narrow) outlines in one picture"
+)->np.ndarray: # rows×cols tiles above a line with the meaning of the colours, H×W×3 uint8
+    "Radiographs with true (blue, broad) and predicted (yellow, narrow) outlines in one picture, and what the colours mean"
     cols,top,gap = min(cols,len(x)),18,4
-    out = np.full((-(-len(x)//cols)*(side+top), cols*(side+gap)-gap, 3), 255, np.uint8)
+    out = np.full((-(-len(x)//cols)*(side+top)+top, cols*(side+gap)-gap, 3), 255, np.uint8)
+    say = lambda text,at: cv2.putText(out, text if len(text)<=_LETTERS else '...'+text[3-_LETTERS:], at, cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
     for k,(img,t,p,title) in enumerate(zip(x,true,pred,titles)):
         y,l = k//cols*(side+top),k%cols*(side+gap)
         grey = cv2.resize((np.clip(img,0,1)*255).astype(np.uint8), (side,side), interpolation=cv2.INTER_AREA if len(img)>side else cv2.INTER_LINEAR)
         tile = np.repeat(grey[...,None], 3, 2)
         out[y+top:y+top+side,l:l+side] = draw_outlines(tile, t, p)
-        cv2.putText(out, title, (l+2,y+13), cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
+        say(title, (l+2,y+13))
+    for k,(name,width) in enumerate((('true',3),('predicted',1))):
+        l,y = 2+k*side//2,len(out)-top//2
+        cv2.line(out, (l,y), (l+24,y), tuple(int(COLOURS[name][i:i+2],16) for i in (1,3,5)), width, cv2.LINE_AA)
+        say(name, (l+30,y+4))
     return out
 
 def _probs(learn, images):
@@ -114,11 +121,11 @@ def draw_images(
     probs:np.ndarray=None, # N×H×W in [0,1]; those of the network as it is if None
 )->np.ndarray: # picture H×W×3 uint8
     "What the network says now about some images"
-    xb,yb = images
+    xb,yb,ids = images
     pred = ((_probs(learn,images) if probs is None else probs)>=.5).astype(np.uint8)
     (mean,std),true = learn.dls.xray['stats'],yb.cpu().numpy()
     dice = kaggle_dice(pred, true)
-    return overlays((xb[:,0].float().cpu()*std+mean).numpy(), true, pred, [f'Dice {v:.2f}'+('' if t.any() else ', no pneumothorax') for v,t in zip(dice,true)])
+    return overlays((xb[:,0].float().cpu()*std+mean).numpy(), true, pred, [f'{i[-20:].encode("ascii","replace").decode()} Dice {v:.2f}'+('' if t.any() else ', none') for i,v,t in zip(ids,dice,true)])
 
 # %% ../nbs/27_watch.ipynb #d7000024
 def _duration(s):

@@ -5,7 +5,7 @@ two a cross-validation of four folds is trained (recipe `stable` with AdamW, as 
 images that each has not seen: those of its inner fold, on which a rule is searched, and the test set, on which it is scored: on the mean of the networks, by votes
 of the masks of each, on the mean with the quantiles of single networks, and with more repeats as a rule of means of as many networks, applied to such means. `--halves 60` compares the best triplet
 with the middle of all that are as good. What stands in OUT is not made again; outer folds whose networks are not all there are left out, which is said.
-tests/results/ensembles.csv has the Dice of each image for the first two outer folds and one repeat."""
+tests/results/ensembles.csv has the Dice of each image for two repeats of the first outer fold and one of the others."""
 import multiprocessing
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -106,7 +106,7 @@ def repeated_rule(a, df, outer):
     rest, new = (df.outer != outer).to_numpy(), (df.outer == outer).to_numpy()
     oof = np.mean([np.where(seen[:, :, None, None], m, 0).sum(0) for m, seen in parts], 0)[rest]/255
     rule = search(count_pixels(oof.astype(np.float32), df.rles[rest].tolist(), TOPS))[0]
-    return rule, np.array([m[0][new] for m, _ in parts])
+    return rule, np.array([m[:, new] for m, _ in parts])
 
 def counted_oof(a, df, outer):
     "Counts of the out-of-fold maps of single networks, and their rows; None where a network is missing"
@@ -143,14 +143,22 @@ def report(t):
     "A line per method: Dice, on positives, share called positive, difference to the rule on the mean; intervals by patient"
     names = [c[5:] for c in t if c.startswith('dice ') and ' alone' not in c]
     alone = [c for c in t if c.startswith('dice ') and ' alone' in c]
-    base, y, who = t['dice rule on the mean'].to_numpy(), t.positive.to_numpy() > 0, t.patient.to_numpy()
-    print(f'\n{len(t)} images of {t.patient.nunique()} patients, {y.sum()} positive; 95 % intervals by patient')
-    print('| how | Dice | on positives | called positive | less the rule on the mean |\n|---|---|---|---|---|')
+    print(f'\n{len(t)} images of {t.patient.nunique()} patients, {t.positive.sum()} positive; 95 % intervals by patient')
+    print('| how | images | Dice | less the rule on the mean | on positives | less the rule on the mean | called positive |\n|---|---|---|---|---|---|---|')
     for name in [*names, 'a single network']:
         cols = alone if name == 'a single network' else [f'dice {name}']
-        d, m = t[cols].mean(axis=1).to_numpy(), t[[c.replace('dice', 'mask', 1) for c in cols]].to_numpy().mean()
-        diff, c = paired_bootstrap(d, base, who), bootstrap_ci(d, who)
-        print(f'| {name} | {c.value:.3f} {ends(c.lo, c.hi)} | {d[y].mean():.3f} | {m:.3f} | {diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")} |', flush=True)
+        o = t[t[cols].notna().all(axis=1)]     # a method of several repeats is known where these were made
+        y, d, base = o.positive.to_numpy() > 0, o[cols].mean(axis=1).to_numpy(), o['dice rule on the mean'].to_numpy()
+        cells = [name, str(len(o))]
+        for rows in (y | True, y):
+            who = o.patient.to_numpy()[rows]
+            c, diff = bootstrap_ci(d[rows], who), paired_bootstrap(d[rows], base[rows], who)
+            cells += [f'{c.value:.3f} {ends(c.lo, c.hi)}', f'{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}']
+        m = o[[c.replace('dice', 'mask', 1) for c in cols]].to_numpy().mean()
+        print('| '+' | '.join([*cells, f'{m:.3f}'])+' |', flush=True)
+    half, near = (t[f'dice {k}'].to_numpy() for k in ('half of the votes', 'rule on matched quantiles'))
+    diff = paired_bootstrap(near, half, t.patient.to_numpy())
+    print(f'matched quantiles less half of the votes: {diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}')
 
 def plateau(c, groups, n=200):
     "The middle of all triplets within a standard error of the peak, as far as resampled patients tell"

@@ -237,3 +237,50 @@ def test_bars_are_for_terminals(tmp_path, monkeypatch):
     for command, args in CHAIN.items():
         quiet(ptx(command, *args))
         quiet(ptx(command, *('nowhere' if command != 'ptx_sample' else 's/train-rle.csv',), *args[1:]), 1)
+
+# --- what is judged before the work
+
+@pytest.fixture(scope='module')
+def tiny_pred(phantoms, tiny_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp('pred')/'pred'
+    cli.ptx_predict.__wrapped__([tiny_run, phantoms/'dicom-images-test'], out=out, workers=0)
+    return out
+
+@pytest.mark.parametrize(('sheet', 'why'), [('s.csv', 'a PNG is written'), ('s.jpg', 'a PNG is written'), ('folder.png', 'a folder'), ('out.png', 'the submission has this name'), ('file/s.png', 'cannot be written')])
+def test_a_sheet_that_cannot_be(tiny_pred, tmp_path, capsys, sheet, why):
+    (tmp_path/'folder.png').mkdir()
+    (tmp_path/'file').write_text('')
+    code, _, err = run(capsys, 'ptx_submit', tiny_pred, '--out', tmp_path/'out.png', '--sheet', tmp_path/sheet, '--blank')
+    assert code == 1 and why in err and not (tmp_path/'out.png').exists(), err
+
+def test_a_rule_of_no_gate(tiny_pred, tmp_path, capsys):
+    code, _, err = run(capsys, 'ptx_submit', tiny_pred, '--out', tmp_path/'s.csv', '--gate_rule', 'weigh')
+    assert code == 1 and '--gate_rule weigh: of which gate? name it with --gate' in err
+
+def test_options_are_not_abbreviated(capsys):
+    code, _, err = run(capsys, 'ptx_train', 's', '--epoch', '3')
+    assert code == 2 and '--epoch: no such option, did you mean --epochs' in err
+
+def test_what_comes_next_fits_a_cross_validation_that_is_not_complete(phantoms, tmp_path, capsys):
+    run(capsys, 'ptx_folds', phantoms, '--n', 2, '--out', tmp_path/'f.csv')
+    code, out, err = run(capsys, 'ptx_train', phantoms, '--folds', tmp_path/'f.csv', '--fold', 0, '--out', tmp_path/'cv', *TINY)
+    assert code == 0 and out.splitlines()[-1] == 'next: the same command without --fold, which goes on with the folds that are missing', out+err
+
+@pytest.mark.parametrize('value', ['abc', '64,x'])
+def test_numbers_are_asked_for_in_words(capsys, value):
+    for option, what in (('--size', 'whole number'), ('--lr', 'number')):
+        code, _, err = run(capsys, 'ptx_train', 's', '--show', option, value)
+        assert code == 1 and f'give a {what}, or one per stage' in err
+
+def test_a_full_disk_leaves_nothing_in_the_way(phantoms, tiny_run, tmp_path, monkeypatch, capsys):
+    "What failed for want of room can be started again"
+    import pneumothorax.bundle
+    import pneumothorax.folds
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for module, name, command in ((pneumothorax.folds, 'write_index', ('ptx_folds', phantoms, '--n', 2, '--out', tmp_path/'f.csv')), (pneumothorax.bundle, 'write_record', ('ptx_bundle', tiny_run, '--out', tmp_path/'b'))):
+        with monkeypatch.context() as m:
+            m.setattr(module, name, full)
+            code, _, err = run(capsys, *command)
+            assert code == 1 and f'{command[-1]}: ' in err and 'No space left' in err and not command[-1].exists(), err
+        assert run(capsys, *command)[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['b', 'f.csv']

@@ -141,4 +141,4 @@ def test_other_processes_train_along_and_write_nothing(trained, phantoms, tmp_pa
 def test_maps_of_another_size_are_refused(trained, phantoms, tmp_path):
     cross_validate(phantoms, tmp_path, fold=0, **KW)
     np.save(tmp_path/'oof'/'maps.npy', np.zeros((12, 64, 64), np.uint8))
-    with pytest.raises(RunError, match='12 images at 32 px are wanted'): cross_validate(phantoms, tmp_path, fold=1, **KW)
+    with pytest.raises(RunError, match='12 images at 32 px should be'): cross_validate(phantoms, tmp_path, fold=1, **KW)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import TINY, ok
 from fastai.vision.all import CutMix, Interpretation, MixUp
+from PIL import Image
 from pictures import wrong
 
 from pneumothorax.cache import prepare
-from pneumothorax.data import split_by_patient, xray_dls
+from pneumothorax.data import LoadXray, split_by_patient, xray_dls
 from pneumothorax.dicom import XrayError, read_xray
 from pneumothorax.learner import xray_learner
 from pneumothorax.losses import xray_loss
@@ -155,3 +156,18 @@ def test_a_shared_loader_can_be_sent(phantoms):
     dl = shared_dl(xray_dls(phantoms, 64, 4, stats=(.5, .25), workers=0, valid=.5).train, 0, 2)
     back = pickle.loads(pickle.dumps(dl))
     assert type(back) is type(dl) and len(back) == len(dl) and back.rank == 0 and back.fake_l.d is back
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'P', '1', 'F', 'I;16', 'I'])
+def test_pictures_in_memory_are_taken(tmp_path, mode):
+    "As fastai's own image learners take them; 16 bits stay 16 bits, and EXIF turns them upright"
+    a = np.random.default_rng(0).integers(0, 256, (40, 48)).astype(np.uint8)
+    if mode == '1': a = (a > 127).astype(np.uint8)*255
+    deep = a.astype(np.uint16)*257
+    im = {'F': lambda: Image.fromarray(a.astype(np.float32)/255), 'I;16': lambda: Image.fromarray(deep), 'I': lambda: Image.fromarray(deep.astype(np.int32))}.get(mode, lambda: Image.fromarray(a).convert(mode))()
+    want = LoadXray(32)(a)
+    assert torch.equal(LoadXray(32)(im), want)
+    if mode in ('L', 'RGB'):
+        exif = Image.Exif()
+        exif[274] = 6
+        im.save(tmp_path/'a.png', exif=exif)
+        assert torch.equal(LoadXray(32)(Image.open(tmp_path/'a.png')), LoadXray(32)(np.rot90(a, -1).copy()))

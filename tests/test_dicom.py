@@ -58,7 +58,7 @@ def save(f, a, encode=None, syntax=JPEGLSLossless, **kw):
     ds.PixelData = encapsulate([encode(a)]) if encode else a.tobytes()
     ds['PixelData'].VR = 'OB' if encode or a.itemsize == 1 else 'OW'
     for k, v in kw.items(): setattr(ds, k, v)
-    ds.HighBit = ds.BitsStored-1
+    ds.HighBit = kw.get('HighBit', ds.BitsStored-1)
     ds.preamble = bytes(128)
     pydicom.dcmwrite(f, ds, implicit_vr=False, little_endian=True, force_encoding=True)   # this pydicom may not know the syntax
     return f
@@ -534,3 +534,29 @@ def test_damaged_pictures_are_refused_or_read(tmp_path):
             (tmp_path/name).write_bytes(data[:rng.integers(len(data))] if rng.integers(3) == 0 else data)
             for read in (read_xray, xray_meta): counts[kind_of(read, tmp_path/name)] += 1
     assert counts['read'] > 20 and counts['refused'] > 20 and not counts['fault'], counts
+
+@pytest.mark.parametrize(('kind', 'high'), [('u', 13), ('u', 15), ('i', 15)])
+def test_bits_that_stand_higher_up(tmp_path, kind, high):
+    "HighBit says so, and nothing stands below them"
+    a = np.random.default_rng(0).integers(-2048 if kind == 'i' else 0, 2048 if kind == 'i' else 4096, (32, 32)).astype(f'{kind}2')
+    kw = {'BitsStored': 12}
+    want = read_xray(save(tmp_path/'a.dcm', a, HighBit=11, **kw))
+    assert (read_xray(save(tmp_path/'b.dcm', a << high-11, HighBit=high, **kw)) == want).all()
+    with pytest.raises(XrayError, match='above BitsStored 12'): read_xray(save(tmp_path/'c.dcm', (a << high-11)|1, HighBit=high, **kw))
+
+def test_two_photometric_interpretations(tmp_path):
+    f = save(tmp_path/'a.dcm', np.zeros((8, 8), np.uint16), PhotometricInterpretation=['MONOCHROME2', 'MONOCHROME1'])
+    with pytest.raises(XrayError, match='photometric interpretation'): read_xray(f)
+
+def test_a_png_of_16_bits_that_is_cut_off(tmp_path):
+    cv2.imwrite(str(tmp_path/'a.png'), np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    data = (tmp_path/'a.png').read_bytes()
+    (tmp_path/'a.png').write_bytes(data[:-12])
+    with pytest.raises(XrayError, match='a.png: damaged or cut off'): read_xray(tmp_path/'a.png')
+
+def test_pages_of_a_tiff_are_not_chosen_silently(tmp_path):
+    pages = [Image.fromarray(np.full((8, 8), v, np.uint8)) for v in (10, 200)]
+    pages[0].save(tmp_path/'a.tif', save_all=True, append_images=pages[1:])
+    with pytest.raises(XrayError, match='a.tif: 2 pages; give a file of one'): read_xray(tmp_path/'a.tif')
+    pages[0].save(tmp_path/'b.tif')
+    assert read_xray(tmp_path/'b.tif').mean() == pytest.approx(10/255)

@@ -77,6 +77,7 @@ def test_the_sheet_of_an_audit(phantoms, tmp_path, n):
     t = pd.DataFrame([(i, what, 1., 'something about it') for what in ('tiny mask', 'many pieces') for i in y.ImageId[y.has_ptx]], columns=['ImageId', 'what', 'value', 'detail'])
     fig = audit_figure(t, y, files, n)
     assert not wrong(fig) and colours(fig)['true'] > 20 and colours(fig)['predicted'] > 20
+    assert not wrong(audit_figure(t.head(1), y, files, n))
     (tmp_path/'broken.dcm').write_bytes(b'none')
     fig = audit_figure(t, y, dict.fromkeys(y.ImageId, tmp_path/'broken.dcm'), n)
     assert not wrong(fig) and 'export the' in fig.axes[0].get_title()
@@ -162,7 +163,9 @@ def test_overlays_of_any_length(chests):
     for n in (1, 5, 12):
         xs, masks = (np.stack([chests[1+i % 2][k] for i in range(n)]) for k in (0, 1))
         a = overlays(xs, masks, np.roll(masks, 20, 2), [f'Dice 0.{i:02}' for i in range(n)])
-        assert a.shape == (-(-n//4)*258, min(n, 4)*244-4, 3)
+        assert a.shape == (-(-n//4)*258+18, min(n, 4)*244-4, 3)
+        legend = a[-18:].reshape(-1, 3)/255.
+        assert all((np.abs(legend-to_rgb(COLOURS[k])).max(-1) < .1).sum() > 15 for k in ('true', 'predicted')) and (legend < .3).all(-1).sum() > 40
         for i in range(n):
             tile = a[i//4*258:i//4*258+258, i % 4*244:i % 4*244+240]
             assert tile[18:].std() > 20 and (tile[:18] < 128).any()

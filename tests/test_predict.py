@@ -13,6 +13,8 @@ import pytest
 import warm
 from conftest import ok, ptx
 
+from pneumothorax.averaging import average_files
+from pneumothorax.encoders import read_weights
 from pneumothorax.predict import *
 from pneumothorax.rle import PtxError
 from pneumothorax.tta import TTA_PRESETS, View, views
@@ -172,3 +174,20 @@ def test_a_learner_knows_that_it_has_seen_phantoms_only(phantoms):
     from pneumothorax.learner import xray_learner
     learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none')
     assert [n.synthetic for n in networks(learn)] == [True]
+
+@pytest.mark.parametrize(('option', 'value', 'why'), [('bs', 0, 'bs=0: give at least 1'), ('bs', -2, 'at least 1'), ('workers', -1, 'workers=-1: give at least 0'), ('size', 0, 'size=0: give at least 1'), ('size', -5, 'at least 1')])
+def test_numbers_that_cannot_be_leave_nothing_behind(phantoms, tiny_run, tmp_path, option, value, why):
+    with pytest.raises(PtxError, match=why): predict_maps(tiny_run, phantoms/'dicom-images-test', tmp_path/'p', **{'workers': 0, 'progress': False, option: value})
+    predict_maps(tiny_run, phantoms/'dicom-images-test', tmp_path/'p', workers=0, progress=False)
+    assert len(open_maps(tmp_path/'p')[0]) == 4
+
+def test_a_run_of_any_name(phantoms, tiny_run, tmp_path):
+    "A folder whose name is no UTF-8 is read like any other, and so is a file of weights"
+    odd = tmp_path/os.fsdecode(b'run\xe9')
+    try: shutil.copytree(tiny_run, odd)
+    except OSError: pytest.skip('the file system knows names in UTF-8 only')
+    predict_maps(odd, phantoms/'dicom-images-test', tmp_path/'p', workers=0, progress=False)
+    predict_maps(tiny_run, phantoms/'dicom-images-test', tmp_path/'q', workers=0, progress=False)
+    assert (tmp_path/'p'/'maps.npy').read_bytes() == (tmp_path/'q'/'maps.npy').read_bytes()
+    f = shutil.copy(tiny_run/'model.safetensors', tmp_path/os.fsdecode(b'w\xe9.safetensors'))
+    assert read_weights(f).keys() == read_weights(tiny_run).keys() and average_files([f]).keys() == read_weights(f).keys()

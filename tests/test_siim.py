@@ -17,7 +17,7 @@ from pneumothorax.dicom import read_xray, xray_meta
 from pneumothorax.folds import FoldError, make_folds, read_folds, save_folds
 from pneumothorax.rle import LabelError, PtxError, likely_frame, rle_encode, rles_runs, rles_to_mask
 from pneumothorax.scoring import score_report
-from pneumothorax.siim import PtxNotice, find_images, read_labels, read_patients, siim_train
+from pneumothorax.siim import PtxNotice, counted, find_images, read_index, read_labels, read_patients, siim_train, write_index
 
 
 def dicoms(folder): return sorted(folder.rglob('*.dcm'))
@@ -117,7 +117,7 @@ def test_real_labels_are_not_refused(shared):
 def test_real_masks_of_another_frame_are_refused(shared, tmp_path, n):
     y = read_labels(real(shared)[1])
     f = shrunk(y, n, tmp_path/'y.csv')
-    with pytest.raises(LabelError, match=rf'\(frame {n}\), or frame 1024'): read_labels(f)
+    with pytest.raises(LabelError, match=rf'\(frame={n}\), or frame=1024'): read_labels(f)
     t = read_labels(f, n).set_index('ImageId').loc[y.ImageId]
     both = [(rles_to_mask(a), rles_to_mask(b)) for a, b in zip(y.rles, t.rles) if len(a) == 1]
     assert np.mean([2*(a&b).sum()/(a.sum()+b.sum()) for a, b in both]) > (.8 if n < 256 else .93)
@@ -130,7 +130,7 @@ def test_phantoms_of_another_frame(phantoms, tmp_path, n):
     for command in (['ptx_train', phantoms, '--out', tmp_path/'run', *TINY], ['ptx_prepare', phantoms, tmp_path/'cache', '--size', 64, '--workers', 0], ['ptx_folds', phantoms, '--out', tmp_path/'f.csv'],
             ['ptx_audit', phantoms, '--out', tmp_path/'audit']):
         p = ptx(*command, '--labels', f)
-        assert p.returncode == 1 and f'(frame {n})' in p.stderr, p.stderr
+        assert p.returncode == 1 and f'(--frame {n})' in p.stderr, p.stderr
 
 def test_a_frame_on_the_command_line(phantoms, tmp_path):
     f = shrunk(read_labels(phantoms/'train-rle.csv'), 256, tmp_path/'y.csv')
@@ -189,3 +189,26 @@ def test_one_patient_for_all_radiographs(phantoms, tmp_path):
     with pytest.raises(PtxError, match='^1 patient cannot be split'): split_by_patient(t.head(6), .5)
     p = ok('ptx_train', tmp_path/'set', '--out', tmp_path/'run', '--valid', '.5', *TINY)
     assert 'claim to be of one patient (ANONYMOUS)' in p.stderr and '12 radiographs of unknown patient' in p.stderr
+
+def test_counted():
+    for many, one in (('images have no patient', 'image has no patient'), ('files have changed, and are read', 'file has changed, and is read'), ('runs stopped, the weights of which are taken', 'run stopped, the weights of which are taken'),
+            ('radiographs claim to be', 'radiograph claims to be'), ('masses', 'masse')): assert counted(1, many) == f'1 {one}' and counted(2, many) == f'2 {many}'
+
+@pytest.mark.parametrize('name', ['a\rb', 'c\nd', 'e,"f"', 'NA', ' g', 'caf\udce9', 'h\r\ni'])
+def test_an_index_keeps_every_name(tmp_path, name):
+    t = pd.DataFrame({'ImageId': ['first', name, 'last'], 'path': [f'/x/{name}']*3, 'row': [0, 1, 2], 'ok': [True, False, True]})
+    write_index(t, tmp_path/'i.csv')
+    back = read_index(tmp_path/'i.csv')
+    assert back.ImageId.tolist() == t.ImageId.tolist() and back.path.tolist() == t.path.tolist() and back.row.tolist() == [0, 1, 2] and back.ok.tolist() == [True, False, True]
+
+@pytest.mark.parametrize('odd', ['\ufeff', '\u200b', '\u2003', '\xa0'])
+def test_what_has_no_width_is_no_part_of_a_name(tmp_path, odd):
+    (tmp_path/'y.csv').write_text(f'\ufeff\ufeffImageId,{odd}EncodedPixels\n{odd}a{odd},5 3\nb,-1\n', encoding='utf-8')
+    t = read_labels(tmp_path/'y.csv')
+    assert t.ImageId.tolist() == ['a', 'b'] and t.area.tolist() == [3, 0]
+
+def test_a_frame_that_was_named_is_compared_with_the_masks(phantoms, tmp_path):
+    y = read_labels(phantoms/'train-rle.csv')
+    f = shrunk(y, 256, tmp_path/'y.csv')
+    with pytest.raises(LabelError, match=r'repeat every 256 pixels and not every 512; give the frame of the run-lengths \(frame=256\)$'): read_labels(f, 512)
+    with pytest.raises(LabelError, match='repeat every 1,024 pixels and not every 2,048'): read_labels(phantoms/'train-rle.csv', 2048)

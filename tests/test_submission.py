@@ -249,7 +249,7 @@ def test_a_gate_is_asked_about_each_network(oof, ensemble, tmp_path):
     said = submission.gate_verdict(p, gate, decision=heavy['decision'], progress=False)   # the rule says that a gate has to weigh
     df, _ = write(p, tmp_path/'w.csv', decision=heavy['decision'], weigh=said['weigh'])
     assert df.EncodedPixels[3] == rle_encode(vote([decide(weigh_map(m[3], ps[j].iloc[3]), heavy['decision']) for j, m in enumerate(each)]))
-    with pytest.raises(PtxError, match='weighed True'): write(p, tmp_path/'x.csv', decision=heavy['decision'])
+    with pytest.raises(PtxError, match='that a gate had weighed; give that gate'): write(p, tmp_path/'x.csv', decision=heavy['decision'])
     quietly(cli.ptx_submit, p, tmp_path/'c.csv', labels=oof, gate=tmp_path/'gate', gate_rule='weigh')
     r = json.loads((tmp_path/'c.json').read_text())
     assert r['decision']['chosen_on']['weighed'] and r['gate']['networks'] == 3 and r['votes_of'] == 3
