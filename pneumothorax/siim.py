@@ -252,6 +252,7 @@ def unite_rows(
     df['has_ptx'] = df.area>0
     return df
 
+# %% ../nbs/02_siim.ipynb #fra00022
 def _frame_of(df):
     "Height of the frame that labels seem to be made for, and why"
     pos = df.rles[df.has_ptx]
@@ -261,6 +262,7 @@ def _frame_of(df):
     if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return _FRAME,''
     return 256 if e<=2**16 else 512,f'no mask of its {len(pos):,} goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
 
+# %% ../nbs/02_siim.ipynb #fra00023
 def _against(path, frame):
     "The same, of labels whose frame was named; that it is 1024 is believed"
     h,raw = frame_shape(frame)[0],_table(path)[0].EncodedPixels

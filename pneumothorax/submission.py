@@ -346,8 +346,8 @@ def gate_verdict(
     said = dict(weigh=lambda X,p: p, threshold=lambda X,p: keep_by_threshold(p,gate.threshold),
         expected_dice=lambda X,p: keep_by_expected_dice(p,gate.expected_dice(X)))
     table = pd.DataFrame({k:pd.Series(said[rule](X,p),p.index) for k,(X,p) in enumerate(zip(Xs,ps))})
-    note = dict(gate=dict(gate=where, chosen_on=gate.about.get('maps'), rule=rule, threshold=gate.threshold, n_fitted=len(gate.y), networks=len(ps), mean_p=float(np.mean(ps))))
-    return {'weigh' if rule=='weigh' else 'keep':table if len(ps)>1 else table[0], 'note':note}
+    note = dict(gate=where, chosen_on=gate.about.get('maps'), rule=rule, threshold=gate.threshold, n_fitted=len(gate.y), networks=len(ps), mean_p=float(np.mean(ps)))
+    return {'weigh' if rule=='weigh' else 'keep':table if len(ps)>1 else table[0], 'note':dict(gate=note)}
 
 # %% ../nbs/34_submission.ipynb #sub00021
 def _spread(t, n):
