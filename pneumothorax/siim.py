@@ -262,13 +262,13 @@ def _frame_of(df):
     if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return _FRAME,''
     return 256 if e<=2**16 else 512,f'no mask of its {len(pos):,} goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
 
-# %% ../nbs/02_siim.ipynb #fra00023
 def _against(path, frame):
     "The same, of labels whose frame was named; that it is 1024 is believed"
     h,raw = frame_shape(frame)[0],_table(path)[0].EncodedPixels
     seen = h if h==_FRAME else likely_frame([rles_runs([r]) for r in raw[~raw.str.lower().isin(_EMPTY)]], h)
     return seen,f'its masks repeat every {seen:,} pixels and not every {h:,}'*(seen!=h)
 
+# %% ../nbs/02_siim.ipynb #fra00023
 def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
     frame:object=None, # of its run-lengths: side of a square, (height, width) or '256x320'; if None 1024×1024, and masks that contradict it are refused
