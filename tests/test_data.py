@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import TINY, ok
 from fastai.vision.all import CutMix, Interpretation, MixUp
-from PIL import Image
 from pictures import wrong
+from PIL import Image
 
 from pneumothorax.cache import prepare
 from pneumothorax.data import LoadXray, split_by_patient, xray_dls
