@@ -103,6 +103,8 @@ def save_weights(
 
 def read_tensors(
     path:str, # .safetensors file, of whatever name
-)->dict: # name → tensor, on the CPU
+)->dict: # name → tensor, on the CPU, in the order of the file
     "The tensors of a file; raises `OSError` or `SafetensorError`"
-    return load(Path(path).read_bytes())     # safetensors' `load_file` knows names in UTF-8 only
+    data = Path(path).read_bytes()     # safetensors' `load_file` knows names in UTF-8 only, and `load` no order
+    found,head = load(data),json.loads(data[8:8+int.from_bytes(data[:8],'little')])
+    return {k:found[k] for k in sorted(found, key=lambda k: head[k]['data_offsets'])}
