@@ -42,7 +42,8 @@ def draw_history(
         for c in cols:
             if c in history: ax.plot(history.epoch+1, history[c].astype(float), '.-', lw=1.2, ms=4, label=c)
         ax.set(xlabel='epoch', title=what, xlim=(.5,history.epoch.max()+1.5))
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.ticklabel_format(axis='y', useOffset=False)
         if cols: ax.legend(fontsize=7, loc='upper right' if what=='loss' else 'best')
     axes[1].set_ylim(-.02,1.02)
     if 'stage' in history:

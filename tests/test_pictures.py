@@ -157,6 +157,7 @@ def test_the_history_of_a_run(loss, n, tmp_path, monkeypatch):
     for k, v in {'train_loss': loss, 'valid_loss': loss*1.0003, 'dice': .5, 'dice_pos': 0., 'dice_neg': 1.}.items(): h[k] = v*(1-.001*h.epoch)
     fig, = drawn(monkeypatch, draw_history, h, tmp_path/'history.png')
     assert not wrong(fig) and len(fig.axes) == 2 and (tmp_path/'history.png').exists()
+    for ax in fig.axes: assert all(v == round(v) for v in ax.get_xticks()) and not ax.yaxis.get_offset_text().get_text()
 
 def test_overlays_of_any_length(chests):
     "Each tile holds its radiograph and both outlines"
