@@ -8,7 +8,7 @@ __all__ = ['DistributedError', 'is_main', 'world', 'join_processes', 'run_device
            'processes']
 
 # %% ../nbs/19_distributed.ipynb #a9000005
-import os, pickle, re, sys, warnings
+import atexit, os, pickle, re, sys, warnings
 from contextlib import contextmanager, ExitStack
 from datetime import timedelta
 from functools import lru_cache
@@ -30,6 +30,11 @@ def world()->int: # 1 if there is no other
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 # %% ../nbs/19_distributed.ipynb #a90000a3
+def _leave():
+    "Let go of the other processes: their threads must not outlive the interpreter"
+    _patient.cache_clear()
+    if dist.is_initialized(): dist.destroy_process_group()
+
 def join_processes(
     timeout:float=10., # minutes that the others may keep one waiting
 )->int: # how many processes there are
@@ -39,6 +44,8 @@ def join_processes(
     try: from accelerate import PartialState
     except ImportError as e: raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
     PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=timeout))
+    atexit.unregister(_leave)      # once, however often it is asked
+    atexit.register(_leave)
     return n
 
 # %% ../nbs/19_distributed.ipynb #a90000b2

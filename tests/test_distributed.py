@@ -18,12 +18,12 @@ from pneumothorax.phantom import make_phantoms
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.skipif(find_spec('accelerate') is None, reason='accelerate is not installed')]
 
-def launch(mark, *args):
-    "The script in two processes on the CPU"
+def launch(mark, *args, script=ROOT/'tests'/'share_training.py'):
+    "A script in two processes on the CPU"
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': '',
         'OMP_NUM_THREADS': '1', 'PTX_TEST_MARK': mark}
     command = ['-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-        '--main_process_port', '0', ROOT/'tests'/'share_training.py', *args]
+        '--main_process_port', '0', script, *args]
     return subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=240, check=False)
 
 def left(mark):
@@ -123,3 +123,17 @@ def test_marks_are_found():
         p.kill()
         p.communicate()
     assert not left(mark)
+
+LEAVES = """
+import atexit
+import torch.distributed as dist
+atexit.register(lambda: print('still there' if dist.is_initialized() else 'gone'))     # called last
+from pneumothorax.distributed import join_processes, on_main
+assert join_processes() == join_processes() == 2 and on_main(lambda: 3) == 3
+"""
+
+def test_the_connection_ends_with_the_process(tmp_path):
+    "Threads of gloo that outlive the interpreter end a run that is complete with an abort, now and then"
+    (tmp_path/'leaves.py').write_text(LEAVES, encoding='utf-8')
+    p = launch(uuid.uuid4().hex, script=tmp_path/'leaves.py')
+    assert p.returncode == 0 and p.stdout.split() == ['gone']*2, p.stderr[-2000:]
