@@ -114,6 +114,12 @@ def test_each_check_can_fail():
         assert not check(fine), check.__name__
     assert len(docments([bad])) == 4   # no docstring, no type, and two parameters without a comment
 
+@pytest.mark.parametrize('nb', NBS, ids=lambda f: f.stem)
+def test_a_notebook_does_not_silence_the_next(nb):
+    "nbdev_test may run all of them in one process; a filter for everything has to be taken back"
+    lines = [line for c in cells(nb) if c.cell_type == 'code' for line in c.source.splitlines()]
+    assert not any(line.startswith('warnings.simplefilter(') for line in lines) or any('.__exit__(None' in line for line in lines)
+
 def of_patients(cs):
     "Cells that read real data (flag data), draw radiographs, and store the picture"
     stores = lambda c: any(m.startswith('image/') for o in c.outputs for m in o.get('data', {}))
