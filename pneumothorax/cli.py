@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.docments import docments
 from . import __version__
 from .rle import PtxError
-from .siim import FaultyLines, PtxNotice, counted, writable
+from .siim import FaultyLines, PtxNotice, counted, writable, write_index
 from .files import disk_full
 
 # %% ../nbs/41_cli.ipynb #aae78815
@@ -339,7 +339,7 @@ def ptx_audit(
     fig = files and audit_figure(t, y, files, n)
     Path(out).mkdir(parents=True, exist_ok=True)
     if fig: fig.savefig(sheet)
-    t.to_csv(f, index=False)
+    write_index(t, f)
     for k,c in t.what.value_counts(sort=False).items(): print(f'{k:24} {c:6,}')
     print(f'{counted(len(t),"findings")}, listed in {f}'+(f'; the worst are shown in {sheet}' if fig else ''))
     if not files: print('radiographs not looked at (masks outside the body, images without a label or a file): give their folder')

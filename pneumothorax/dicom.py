@@ -701,9 +701,13 @@ def xray_metadata(
 # %% ../nbs/01_dicom.ipynb #pic00000
 import textwrap
 
-# %% ../nbs/01_dicom.ipynb #a7ce17c1
+# %% ../nbs/01_dicom.ipynb #pic00011
 COLOURS = {'true':'#56b4e9','predicted':'#f0e442','missed':'#d55e00','false alarm':'#cc79a7'}
 _WIDE,_NARROW = 2.6,.9   # points
+
+def _rgb(name): return tuple(int(COLOURS[name][i:i+2],16) for i in (1,3,5))
+
+# %% ../nbs/01_dicom.ipynb #a7ce17c1
 def outline(
     mask:np.ndarray, # h×w in {0,1}
     size:tuple, # height and width of the picture to draw upon
@@ -733,8 +737,7 @@ def draw_outlines(
     "Paint the true outline 3 pixels wide and the predicted one upon it 1 pixel wide, in `COLOURS`"
     for m,k,w,kind in ((true,'true',3,cv2.LINE_AA),(pred,'predicted',1,cv2.LINE_8)):
         if m is None: continue
-        c = tuple(int(COLOURS[k][i:i+2],16) for i in (1,3,5))
-        cv2.polylines(rgb, [np.rint(l).astype(np.int32) for l in contours(m,rgb.shape[:2])], True, c, w, kind)
+        cv2.polylines(rgb, [np.rint(l).astype(np.int32) for l in contours(m,rgb.shape[:2])], True, _rgb(k), w, kind)
     return rgb
 
 # %% ../nbs/01_dicom.ipynb #pic00003

@@ -230,7 +230,10 @@ def label_faults(
     frame:object=None, # of its run-lengths, as in `frame_shape`; 1024×1024 if None
 )->tuple: # the table of `read_table`, all rows, those judged in the 1024² frame; and a dict of line number → what is wrong there
     "What has to be corrected in a table of run-lengths; raises `LabelError` if it is none"
-    t,odd = _table(path)
+    return _judged(*_table(path), ids, frame)
+
+def _judged(t, odd, ids=None, frame=None):
+    "The same, of a table and its lines of another length"
     h,w = frame_shape(frame)
     some = t if ids is None else t[t.ImageId.isin({*ids,''})]   # a row without identifier may be any image's
     bad = _faults(some, {n:why for n,why in odd.items() if n-2 in some.index}, h*w)
@@ -262,9 +265,9 @@ def _frame_of(df):
     if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return _FRAME,''
     return 256 if e<=2**16 else 512,f'no mask of its {len(pos):,} goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
 
-def _against(path, frame):
-    "The same, of labels whose frame was named; that it is 1024 is believed"
-    h,raw = frame_shape(frame)[0],_table(path)[0].EncodedPixels
+def _against(raw, frame):
+    "The same, of run-lengths whose frame was named; that it is 1024 is believed"
+    h = frame_shape(frame)[0]
     seen = h if h==_FRAME else likely_frame([rles_runs([r]) for r in raw[~raw.str.lower().isin(_EMPTY)]], h)
     return seen,f'its masks repeat every {seen:,} pixels and not every {h:,}'*(seen!=h)
 
@@ -274,11 +277,12 @@ def read_labels(
     frame:object=None, # of its run-lengths: side of a square, (height, width) or '256x320'; if None 1024×1024, and masks that contradict it are refused
 )->pd.DataFrame: # ImageId, rles (list of str), n_masks, area (pixels of the 1024² frame), has_ptx; one row per image, in the file's order
     "One row per image; raises `LabelError` that lists every faulty line"
-    t,bad = label_faults(path, frame=frame)
+    raw,odd = _table(path)
+    t,bad = _judged(raw, odd, frame=frame)
     beyond = 2*sum('a run ends at pixel' in why for why in bad.values())>len(bad)
     if bad: raise FaultyLines(path, [f'line {n}: {why}' for n,why in bad.items()], 'Are they of a larger frame? Then give the frame of the run-lengths.' if beyond else '')
     df = unite_rows(t)
-    h,why = _frame_of(df) if frame is None else _against(path,frame)
+    h,why = _frame_of(df) if frame is None else _against(raw.EncodedPixels,frame)
     if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame={h})'+(f', or frame={_FRAME} if they are right as they are' if frame is None else ''))
     return df
 

@@ -280,10 +280,11 @@ def read_decision(
     except (OSError,ValueError): raise PtxError(f'{f}: no decision, it is no JSON; give the record of a submission (.json), or the JSON of a decision') from None
     d = r.get('decision',r) if isinstance(r,dict) else r
     if not isinstance(d,dict): raise PtxError(f'{f}: {d!r} is no decision that can be made again; give the record of another submission')
+    if not {'triplet','thresh'}&d.keys(): raise PtxError(f'{f}: no decision is recorded there; give the record of a submission (.json), or the JSON of a decision')
     try:
         mask_rule(d)
         return _decision(d) or d
-    except (PtxError,TypeError): raise PtxError(f'{f}: no decision is recorded there; give the record of a submission (.json), or the JSON of a decision') from None
+    except (PtxError,TypeError) as e: raise PtxError(f'{f}: {e}') from None
 
 def decision_from(
     triplet:str=None, # as .75,2000,.3

@@ -17,7 +17,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, rank_distrib, set_random_states, to_device
 from .rle import PtxError, to_install
-from .dicom import COLOURS, draw_outlines
+from .dicom import _rgb, draw_outlines
 from .siim import notice, watched
 from .samplers import overall
 from .files import disk_errors, written
@@ -84,8 +84,6 @@ def evaluating(
         for m,training in modes: m.training = training
 
 # %% ../nbs/27_watch.ipynb #d7000021
-_LETTERS = 33     # of a caption, in a tile of 240 pixels
-
 def overlays(
     x:np.ndarray, # N×H×W in [0,1]
     true:np.ndarray, # masks N×H×W in {0,1}
@@ -95,9 +93,9 @@ def overlays(
     cols:int=4, # tiles in a row
 )->np.ndarray: # rows×cols tiles above a line with the meaning of the colours, H×W×3 uint8
     "Radiographs with true (blue, broad) and predicted (yellow, narrow) outlines in one picture, and what the colours mean"
-    cols,top,gap = min(cols,len(x)),18,4
+    cols,top,gap,letters = min(cols,len(x)),18,4,side//7-1
     out = np.full((-(-len(x)//cols)*(side+top)+top, cols*(side+gap)-gap, 3), 255, np.uint8)
-    say = lambda text,at: cv2.putText(out, text if len(text)<=_LETTERS else '...'+text[3-_LETTERS:], at, cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
+    say = lambda text,at: cv2.putText(out, text if len(text)<=letters else '...'+text[3-letters:], at, cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
     for k,(img,t,p,title) in enumerate(zip(x,true,pred,titles)):
         y,l = k//cols*(side+top),k%cols*(side+gap)
         grey = cv2.resize((np.clip(img,0,1)*255).astype(np.uint8), (side,side), interpolation=cv2.INTER_AREA if len(img)>side else cv2.INTER_LINEAR)
@@ -106,7 +104,7 @@ def overlays(
         say(title, (l+2,y+13))
     for k,(name,width) in enumerate((('true',3),('predicted',1))):
         l,y = 2+k*side//2,len(out)-top//2
-        cv2.line(out, (l,y), (l+24,y), tuple(int(COLOURS[name][i:i+2],16) for i in (1,3,5)), width, cv2.LINE_AA)
+        cv2.line(out, (l,y), (l+24,y), _rgb(name), width, cv2.LINE_AA)
         say(name, (l+30,y+4))
     return out
 
