@@ -1,5 +1,6 @@
 "How the notebooks read: rhythm, prose, documented parameters, size; what is exported; README and index"
 import ast
+import json
 import io
 import os
 import re
@@ -119,6 +120,11 @@ def test_a_notebook_does_not_silence_the_next(nb):
     "nbdev_test may run all of them in one process; a filter for everything has to be taken back"
     lines = [line for c in cells(nb) if c.cell_type == 'code' for line in c.source.splitlines()]
     assert not any(line.startswith('warnings.simplefilter(') for line in lines) or any('.__exit__(None' in line for line in lines)
+
+def test_names_of_cells_are_told_apart():
+    "As they stand in the file: nbformat would rename them while reading"
+    names = {f.name: [c['id'] for c in json.loads(f.read_text(encoding='utf-8'))['cells']] for f in NBS}
+    assert not {f: twice for f, ids in names.items() if (twice := sorted({i for i in ids if ids.count(i) > 1}))}
 
 def of_patients(cs):
     "Cells that read real data (flag data), draw radiographs, and store the picture"
