@@ -1,7 +1,7 @@
 "How the notebooks read: rhythm, prose, documented parameters, size; what is exported; README and index"
 import ast
-import json
 import io
+import json
 import os
 import re
 import shutil
