@@ -10,7 +10,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import LRFinder  # noqa: F401  lr_find is patched in by it
-from fastai.learner import CancelTrainException, CancelValidException
+from fastai.learner import CancelTrainException, CancelValidException, Metric
 from fastai.test_utils import synth_learner
 from torch import nn
 
@@ -118,6 +118,25 @@ def test_the_line_of_odd_rows():
     worse = [dict(r, epoch=i, valid_loss=v) for i, v in enumerate((.5, .6, .4, float('nan')))]
     assert [epoch_line(worse[:i], 4).endswith('★') for i in (1, 2, 3, 4)] == [False, False, True, False]
     assert _say('✓')
+
+class Told(Metric):
+    "A Dice on positives that is written down beforehand"
+    name = 'dice_pos'
+    def __init__(self, values): self.values = list(values)
+    def reset(self): pass
+    def accumulate(self, learn): pass
+    @property
+    def value(self): return self.values.pop(0)
+
+@pytest.mark.parametrize(('dice', 'epoch'), [([.3, .4, .02, .01, 0, 0], 4), ([.1, .2, .3, .02, .3, .01], None), ([0, .01, 0, 0, 0, 0], None), ([.2, .4, .1, .08, .06, .05], None)])
+def test_a_collapse_is_told_once_while_it_happens(tmp_path, dice, epoch):
+    learn = synth_learner(n_trn=8, n_val=1, lr=.05, metrics=Told(dice), cbs=Watch(tmp_path, images=0, line=False), path=tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        fit(learn, len(dice))
+    assert rows(tmp_path).train_loss.is_monotonic_decreasing
+    said = [str(w.message) for w in told if 'collapse' in str(w.message)]
+    assert [f'epoch {epoch}' in s and 'loss=bce+batch_dice' in s for s in said] == [True]*(epoch is not None)
 
 @pytest.fixture(scope='module')
 def dls(phantoms): return xray_dls(phantoms, size=64, bs=2, workers=0)
