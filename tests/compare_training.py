@@ -1,0 +1,116 @@
+"""What makes a better network of few labels? `python tests/compare_training.py OUT [--only loss… --seeds 1] [--jobs 2]`, then the same with `--report`
+
+The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), in three folds by patient. Each variant of `VARIANTS` is the base recipe with one thing
+changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored by the triplet that was chosen on the maps of the
+other two folds, of the same variant and seed, so no test image had a say; beside it stand Dice on positives by a triplet that was chosen on nothing (0.5,2000,0.3), the
+AUROC of images, and what differs from the base in pairs, with 95 % intervals by patient. What stands in OUT is not made again; variants whose runs are not all there are
+left out, which is said. tests/results/training.csv has a row per image, variant and seed."""
+import multiprocessing
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import numpy as np
+import pandas as pd
+import torch
+from comparing import SHARED, ends, parser, same_recipe, write
+
+from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
+from pneumothorax.cache import prepare
+from pneumothorax.decide import TOPS, Triplet, count_pixels, dice_of, search
+from pneumothorax.folds import make_folds
+from pneumothorax.metrics import auroc
+from pneumothorax.predict import open_maps
+from pneumothorax.siim import siim_train
+
+FOLDS, FIXED = range(3), Triplet(.5, 2000, .3)
+BASE = {'recipe': 'default', 'opt': 'adamw:wd=0.01', 'epochs': 25, 'size': 256}
+VARIANTS = {
+    'base': {},
+    'loss bce+batch_dice': {'loss': 'bce+batch_dice'},
+    'loss bce+pos_dice+0.3*top': {'loss': 'bce+pos_dice+0.3*top'},
+    'loss bce+pos_dice': {'loss': 'bce+pos_dice'},
+}
+
+def name_of(variant, seed, fold): return f'{variant.replace(" ", "_").replace("+", "-").replace(":", "-").replace("*", "x")}.seed{seed}.fold{fold}'
+
+def fit(a, df, variant, seed, fold):
+    "Train one network and write its maps of the fold that it has not seen"
+    from pneumothorax.predict import predict_maps
+    from pneumothorax.train import train
+    warnings.filterwarnings('ignore')
+    torch.set_num_threads(a.threads)
+    out, kw = a.out/name_of(variant, seed, fold), {**BASE, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]}
+    t0 = time.perf_counter()
+    if not (out/'run.json').exists():
+        train(a.out/f'cache-{kw["size"]}', out, kw.pop('recipe'), valid=df.ImageId[df.fold == fold].tolist(), seed=seed, weights=a.weights, workers=0, progress=False, **kw)
+        (out/'secs.txt').write_text(f'{time.perf_counter()-t0:.0f}\n')
+    unseen = df[df.fold == fold]
+    predict_maps(out, unseen.path.tolist(), a.out/f'{out.name}.maps', tta=a.tta, workers=0, progress=False)
+    return f'{out.name}: {time.perf_counter()-t0:.0f} s'
+
+def made(a, variant, seed): return all((a.out/f'{name_of(variant, seed, f)}.maps'/'predict.json').exists() for f in FOLDS)
+
+def maps_of(a, df, variant, seed):
+    "Maps of all images, each by the network that has not seen it, n×h×w bytes"
+    parts = []
+    for f in FOLDS:
+        index, m, _ = open_maps(a.out/f'{name_of(variant, seed, f)}.maps')
+        parts.append(pd.Series(list(m[index.row.to_numpy()]), index.ImageId))
+    return np.stack(pd.concat(parts)[df.ImageId].to_numpy())
+
+def scored(a, df, variant, seed):
+    "A row per image: Dice by a rule of the other folds, Dice by the fixed one, probability"
+    m = maps_of(a, df, variant, seed)
+    c, fold, dice = count_pixels(m, df.rles.tolist(), TOPS), df.fold.to_numpy(), np.zeros(len(df))
+    rules = [search(c[fold != f])[0] for f in FOLDS]
+    for f, r in zip(FOLDS, rules): dice[fold == f] = dice_of(c[fold == f], r)
+    prob = np.array([np.sort(x.ravel())[-64:].mean()/255 for x in m])
+    return df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4), prob=prob.round(4)), rules
+
+def report(a, df):
+    "A line per variant"
+    tables, rows = {}, []
+    for v in VARIANTS:
+        seeds = [s for s in range(a.seeds) if made(a, v, s)]
+        if not seeds: continue
+        tables[v] = [scored(a, df, v, s) for s in seeds]
+        rows += [t for t, _ in tables[v]]
+        if len(seeds) < a.seeds: print(f'{v}: seeds {seeds} only')
+    y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
+    mean = lambda v, k: np.mean([t[k] for t, _ in tables[v]], 0)
+    print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
+    print('| variant | seeds | Dice | less the base | on positives | less the base | on positives by 0.5,2000,0.3 | AUROC | minutes |\n|---|---|---|---|---|---|---|---|---|')
+    for v, ts in tables.items():
+        n = len(ts)
+        same = [t for t, _ in tables['base']][:n]
+        cells = [v, str(n)]
+        for k, rows_ in (('dice', y | True), ('dice', y)):
+            d, b = mean(v, k)[rows_], np.mean([t[k] for t in same], 0)[rows_]
+            c, diff = bootstrap_ci(d, who[rows_]), paired_bootstrap(d, b, who[rows_])
+            spread = [t[k][rows_].mean() for t, _ in ts]
+            cells += [f'{c.value:.3f} ({min(spread):.3f}–{max(spread):.3f})', '' if v == 'base' else f'{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}']
+        fixed = [t.fixed[y].mean() for t, _ in ts]
+        au = [auroc(t.prob.to_numpy(), y) for t, _ in ts]
+        secs = [int((a.out/name_of(v, s, f)/'secs.txt').read_text()) for s in range(n) for f in FOLDS if (a.out/name_of(v, s, f)/'secs.txt').exists()]
+        cells += [f'{np.mean(fixed):.3f} ({min(fixed):.3f}–{max(fixed):.3f})', f'{np.mean(au):.3f} ({min(au):.3f}–{max(au):.3f})', f'{np.mean(secs)/60:.1f}' if secs else '']
+        print('| '+' | '.join(cells)+' |', flush=True)
+    t = pd.concat(rows)
+    t['patient_id'] = pd.factorize(t.patient_id)[0]
+    write(t, a.out/'training.csv')
+
+if __name__ == '__main__':
+    p = parser(__doc__, epochs=25, seeds=1)
+    p.add_argument('--tta', default='hflip', help='views')
+    p.add_argument('--only', nargs='+', default=[''], help='variants whose names begin so')
+    a = p.parse_args()
+    same_recipe(a, ('epochs', 'size', 'weights', 'tta'))
+    df = pd.concat([siim_train(SHARED/'siim-small'), siim_train(SHARED/'siim-more')], ignore_index=True)
+    df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
+    if a.report: report(a, df)
+    else:
+        todo = [(v, s, f) for s in range(a.seeds) for v in VARIANTS if v.startswith(tuple(a.only)) for f in FOLDS]
+        for size in {VARIANTS[v].get('size', a.size) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
+        with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
+            jobs = [pool.submit(fit, a, df, *t) for t in todo if not (a.out/f'{name_of(*t)}.maps'/'predict.json').exists()]
+            for i, j in enumerate(as_completed(jobs)): print(f'{i+1}/{len(jobs)} {j.result()}', flush=True)
