@@ -225,7 +225,7 @@ def ptx_train(
     device:str='auto', # where the network runs: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
     model:str=None, # hyperunet, fastai_unet, unet, unetplusplus, fpn, deeplabv3plus, manet, segformer; options as hyperunet:attention=scse,aux=True
     encoder:str=None, # any name that timm or torchvision knows
-    loss:str=None, # terms with weights as 3*bce+dice+4*focal, or a preset such as 3:1:4; also jaccard, tversky, lovasz, boundary
+    loss:str=None, # terms with weights as 3*bce+dice+4*focal, or a preset such as 3:1:4; also batch_dice, pos_dice, top, jaccard, tversky, lovasz, boundary
     smooth:float=None, # label smoothing in the cross-entropy
     equalize:str=None, # on every image: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     equalize_first:bool=False, # equalise before the resize, not after

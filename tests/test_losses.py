@@ -1,6 +1,7 @@
 "Losses: the order of good and bad predictions, gradients, extremes, half precision, peers, and what is refused"
 import math
 import pickle
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from pneumothorax.losses import LossError, _distance
 from pneumothorax.rle import PtxError
 
 LOSSES = {f.__name__.removesuffix('_loss'): f for f in (bce_loss, focal_loss, dice_loss, jaccard_loss, tversky_loss, lovasz_loss, boundary_loss)}
+WHOLE = {'pos_dice': partial(dice_loss, over='positives'), 'batch_dice': partial(dice_loss, over='batch'), 'top': top_loss}   # terms that say nothing of some images, or of single pixels
 # every term, and its options away from their defaults
 CASES = [*((k, {}) for k in LOSSES), ('bce', {'pos_weight': 5}), ('focal', {'gamma': .5, 'alpha': .25}), ('dice', {'eps': 20.}),
     ('tversky', {'alpha': .8, 'beta': .1}), ('tversky', {'gamma': .75}), ('tversky', {'gamma': 2}), ('lovasz', {'symmetric': True})]
@@ -228,10 +230,10 @@ def test_the_masks_are_looked_at_once_and_bool_ones_never(monkeypatch):
 
 def test_presets_and_names():
     assert xray_loss().weights == {'bce': 1, 'dice': 1}
-    assert {k: xray_loss(k).weights for k in PRESETS} == {'3:1:4': {'bce': 3, 'dice': 1, 'focal': 4}, '2:1:2': {'bce': 2, 'dice': 1, 'focal': 2}, '1:1:1': {'bce': 1, 'dice': 1, 'focal': 1}}
+    assert {k: xray_loss(k).weights for k in PRESETS} == {'3:1:4': {'bce': 3, 'batch_dice': 1, 'focal': 4}, '2:1:2': {'bce': 2, 'batch_dice': 1, 'focal': 2}, '1:1:1': {'bce': 1, 'batch_dice': 1, 'focal': 1}}
     for k in TERMS: assert xray_loss(k).weights == {k: 1}
     assert xray_loss(' 2*BCE + 0.5 * tversky ', thresh=.3).weights == {'bce': 2, 'tversky': .5}
-    assert set(LOSSES) == set(TERMS)
+    assert {*LOSSES, *WHOLE} == set(TERMS)
 
 @pytest.mark.parametrize(('name', 'why'), [('bce_dice', 'bce'), ('dise', 'did you mean dice'), ('jacard', 'did you mean jaccard'), ('4:1:3', 'preset'), ('', 'no term'), ('+bce', 'no term'),
     ('2bce', 'no term'), ('1e3*bce', 'no term'), ('-2*bce', 'no term'), ('bce*2', 'no term'), ('dice+2*dice', 'twice'), ('0*dice', 'without a term'), (3, 'no term'), ('*', 'no term'), ('xyz', 'choose among bce')])
@@ -346,11 +348,11 @@ def test_losses_in_a_learner(tmp_path):
     t = batch([0, 20, 100, 0], 16)
     ds = [(says(t)[i], t[i]) for i in range(4)]
     dls = DataLoaders(*[DataLoader(ds, bs=2, num_workers=0)]*2)
-    learn = Learner(dls, TwoFaced(), loss_func=AuxLoss(xray_loss('3:1:4')), path=tmp_path)
+    learn = Learner(dls, TwoFaced(), loss_func=AuxLoss(xray_loss('3*bce+dice+4*focal')), path=tmp_path)
     learn.fit(2, 1e-2)
     assert np.isfinite(learn.recorder.values[-1]).all()
     probs, targs, decoded, each = learn.get_preds(with_decoded=True, with_loss=True)
-    want = xray_loss('3:1:4', reduction='none')(torch.logit(probs), targs)
+    want = xray_loss('3*bce+dice+4*focal', reduction='none')(torch.logit(probs), targs)
     torch.testing.assert_close(each, want, rtol=1e-3, atol=1e-4)
     assert decoded.shape == (4, 16, 16) and learn.loss_func.reduction == 'mean'
     again = pickle.loads(pickle.dumps(learn.loss_func))
@@ -374,7 +376,7 @@ def test_types_of_fastai_come_off():
         torch.testing.assert_close(v, loss(l, t))
 
 def test_public_names():
-    assert set(losses.__all__) >= {'LossError', 'TERMS', 'PRESETS', 'ComboLoss', 'xray_loss', 'AuxLoss', *(f.__name__ for f in LOSSES.values())}
+    assert set(losses.__all__) >= {'LossError', 'TERMS', 'PRESETS', 'ComboLoss', 'xray_loss', 'AuxLoss', 'top_loss', *(f.__name__ for f in LOSSES.values())}
     assert SimpleNamespace(**TERMS).bce
 
 def test_side_outputs_that_are_missing_or_meet_another_loss():
@@ -384,13 +386,77 @@ def test_side_outputs_that_are_missing_or_meet_another_loss():
     with pytest.raises(LossError, match='AuxLoss'): LogitAdjustedLoss(.01)((l, None, []), t)
     assert AuxLoss(LogitAdjustedLoss(.01))((l, torch.zeros(2, 2), [torch.zeros(2, 1, 2, 2)]), t) > 0
 
+# --- terms of positives, of batches and of whole images
+
+@pytest.mark.parametrize('eps', [1., 40.])
+def test_dice_of_positives_leaves_the_others_alone(eps):
+    l, t = rand()
+    each, alone = dice_loss(l, t, eps, 'none', 'positives'), dice_loss(l, t, eps, 'none')
+    some = t.flatten(1).bool().any(1)
+    assert some.tolist() == [True, False, True, True]
+    torch.testing.assert_close(each, alone*some)
+    torch.testing.assert_close(ComboLoss(pos_dice=1, options={'pos_dice': {'eps': eps}})(l, t), (alone*some).sum()/4)
+    d = slope(lambda l: dice_loss(l, t, eps, over='positives'), l)
+    assert (d[1] == 0).all() and (d[[0, 2, 3]] != 0).all()
+
+def test_dice_of_a_batch_is_that_of_one_large_image():
+    l, t = rand()
+    want = dice_loss(l.flatten(0, 2)[None, None], t.flatten(0, 1)[None])
+    torch.testing.assert_close(dice_loss(l, t, over='batch'), want)
+    torch.testing.assert_close(ComboLoss(batch_dice=1, reduction='none')(l, t), want.expand(4))
+    d = slope(lambda l: dice_loss(l, t, over='batch'), l)
+    assert (d[1] > 0).all()     # a healthy image costs what its area takes from the others
+    smp = pytest.importorskip('segmentation_models_pytorch.losses')
+    torch.testing.assert_close(smp.DiceLoss('binary')(l.float(), t), dice_loss(l.float(), t, 1e-6, over='batch'))
+
+def test_dice_of_a_healthy_batch():
+    t = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    l = says(batch([0, 4, 6], 8), 60)
+    assert dice_loss(l, t, over='batch').item() == pytest.approx(10/11)
+    assert dice_loss(l, t, over='positives').item() == 0
+    with pytest.raises(LossError, match="over='all'"): dice_loss(l, t, over='all')
+
+def test_top_looks_at_the_highest_logits():
+    t = batch([0, 40, 0], 32)
+    l = torch.full((3, 1, 32, 32), -3., dtype=torch.float64)
+    l[0, 0, 5, 5:9], l[1, 0, 30, 3] = 2., 4.
+    assert top_loss(l, t, 4/1024, 'none').tolist() == pytest.approx([math.log1p(math.exp(2)), math.log1p(math.exp((3*3-4)/4)), math.log1p(math.exp(-3))])
+    torch.testing.assert_close(top_loss(l, t), nn.functional.binary_cross_entropy_with_logits(l.flatten(1).amax(1), torch.tensor([0., 1, 0], dtype=torch.float64)))   # a pixel of 1,024
+    d = slope(lambda l: top_loss(l, t, 4/1024), l)
+    assert ((d != 0).flatten(1).sum(1) == 4).all() and (d[[0, 2]] >= 0).all() and (d[1] <= 0).all()
+    for share in (0, 1, math.nan):
+        with pytest.raises(LossError, match='share'): top_loss(l, t, share)
+
+@pytest.mark.parametrize('name', WHOLE)
+def test_terms_of_whole_images_are_finite_anywhere_and_hide_no_nan(name):
+    t = batch()
+    for far in (50, 200):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            l = (-says(t, far)).to(dtype).requires_grad_()
+            v = WHOLE[name](l, t)
+            assert v.dtype == torch.float32 and v.isfinite()
+            v.backward()
+            assert l.grad.isfinite().all()
+    l, t = rand()
+    l[0, 0, 2, 3] = math.nan
+    assert WHOLE[name](l, t).isnan()
+    l, t = rand(4, 4, 3)
+    assert torch.autograd.gradcheck(lambda l: WHOLE[name](l, t, reduction='none'), l.requires_grad_())
+
+def test_a_healthy_chest_is_where_the_terms_differ():
+    "A network that marks nothing, against one that is right but for p=.001 elsewhere: by Dice of each image alone nothing is better"
+    t = batch([0]*7+[500], 256)
+    nothing, right = says(t*0, 20.), torch.where(t[:, None] > 0, 4., math.log(1e-3))
+    prefers = {k: ComboLoss(**{k: 1})(nothing, t) < ComboLoss(**{k: 1})(right, t) for k in TERMS}
+    assert [k for k, v in prefers.items() if v] == ['dice', 'jaccard', 'tversky', 'boundary']
+
 # --- label smoothing
 
 @pytest.mark.parametrize('name', ['bce', 'focal', 'bce+dice', '3:1:4', '2*focal+boundary'])
 def test_smoothing_mixes_the_mask_and_its_complement_in_pixel_terms_only(name):
     l, t = rand()
     hard, soft = xray_loss(name, reduction='none'), xray_loss(name, smooth=.2, reduction='none')
-    want = sum(w*((.9*LOSSES[k](l, t, reduction='none')+.1*LOSSES[k](l, 1-t, reduction='none')) if k in ('bce', 'focal') else LOSSES[k](l, t, reduction='none'))
+    want = sum(w*((.9*LOSSES[k](l, t, reduction='none')+.1*LOSSES[k](l, 1-t, reduction='none')) if k in ('bce', 'focal') else {**LOSSES, **WHOLE}[k](l, t, reduction='none'))
         for k, w in hard.weights.items())
     assert torch.allclose(soft(l, t), want, atol=1e-12)
     assert not torch.allclose(soft(l, t), hard(l, t))
