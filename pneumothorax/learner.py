@@ -11,7 +11,7 @@ import difflib, inspect, json, platform, time
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 import pandas as pd, torch
-from fastai.vision.all import DataLoaders, L, Learner, RAdam
+from fastai.vision.all import DataLoaders, L, Learner, RAdam, rank_distrib
 from . import __version__
 from .rle import PtxError
 from .siim import counted, notice
@@ -49,20 +49,27 @@ def _network(model, encoder, weights, seed):
         net = xray_model(model, encoder, weights)
     return net.to(memory_format=torch.channels_last),weights
 
-def _pretraining(weights):
-    "Share of synthetic radiographs in the training of a run whose weights are taken, and in what that began with"
+def _shares(weights):
+    "Share of synthetic radiographs in the training of a run whose weights are taken, and in what that began with; None where that is not known"
     f = Path(weights)/'run.json' if weights else None
-    if f is None or not f.exists(): return None
+    if f is None or not f.exists(): return None,None
     r = json.loads(f.read_text(encoding='utf-8'))
-    shares = [r.get('data',{}).get('synthetic'),r.get('model',{}).get('pretrained_synthetic')]
-    return max((s for s in shares if s is not None), default=None)
+    return r.get('data',{}).get('synthetic'),r.get('model',{}).get('pretrained_synthetic')
+
+# %% ../nbs/24_learner.ipynb #1380000f
+def _of_phantoms(weights, dls):
+    "Tell of weights of a run that knows synthetic radiographs only, under others"
+    if (_shares(weights)[0] or 0)<1 or _synthetic(dls) or rank_distrib(): return
+    notice('trainings have begun with weights of synthetic radiographs, on others',
+        [f'{weights} (what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet)'])
 
 def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **kwargs):
     "A `Learner` of a network that is there already"
+    _of_phantoms(weights, dls)
     if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or 'bce+dice'))
     learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
         cbs=[Seeded(seed),*L(cbs)], **kwargs)
-    learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=_pretraining(weights))
+    learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=max((s for s in _shares(weights) if s is not None), default=None))
     return learn
 
 # %% ../nbs/24_learner.ipynb #13800001

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from unittest.mock import patch
 
@@ -408,9 +409,12 @@ def test_a_run_knows_whether_its_radiographs_were_synthetic(phantoms, tmp_path):
     t.train(tmp_path/'cache', tmp_path/'b', **{**KW, 'epochs': 1})
     assert said(tmp_path/'a') == said(tmp_path/'b') == (1., None)
     real = siim_train(phantoms).assign(synthetic=False)
-    t.train(real, tmp_path/'c', **{**KW, 'epochs': 1, 'weights': tmp_path/'a'})
+    with pytest.warns(PtxNotice, match='1 training has begun with weights of synthetic radiographs, on others: .*a .*lite0'): t.train(real, tmp_path/'c', **{**KW, 'epochs': 1, 'weights': tmp_path/'a'})
     assert said(tmp_path/'c') == (0., 1.)
-    t.train(real.drop(columns='synthetic'), tmp_path/'d', **{**KW, 'epochs': 1, 'weights': tmp_path/'c'})
+    with warnings.catch_warnings():     # neither over phantoms nor from a run that has seen others
+        warnings.filterwarnings('error', message='.*begun with weights')
+        t.train(phantoms, tmp_path/'e', **{**KW, 'epochs': 1, 'weights': tmp_path/'a'})
+        t.train(real.drop(columns='synthetic'), tmp_path/'d', **{**KW, 'epochs': 1, 'weights': tmp_path/'c'})
     assert said(tmp_path/'d') == (None, 1.)
 
 def test_files_have_the_mode_of_the_umask(phantoms, tmp_path):

@@ -135,7 +135,7 @@ def test_a_collapse_is_told_once_while_it_happens(tmp_path, dice, epoch):
         warnings.simplefilter('always')
         fit(learn, len(dice))
     assert rows(tmp_path).train_loss.is_monotonic_decreasing
-    said = [str(w.message) for w in told if 'collapse' in str(w.message)]
+    said = [str(w.message) for w in told if 'collapsed' in str(w.message)]
     assert [f'epoch {epoch}' in s and 'loss=bce+batch_dice' in s for s in said] == [True]*(epoch is not None)
 
 @pytest.fixture(scope='module')
