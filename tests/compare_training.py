@@ -4,8 +4,10 @@ The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), i
 changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored by the triplet that was chosen on the maps of the
 other two folds, of the same variant and seed, so no test image had a say; beside it stand Dice on positives by a triplet that was chosen on nothing (0.5,2000,0.3), the
 AUROC of images, and what differs from the base in pairs, with 95 % intervals by patient. What stands in OUT is not made again; variants whose runs are not all there are
-left out, which is said. tests/results/training.csv has a row per image, variant and seed."""
+left out. `outlines` is Dice on positives where each of them is marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to
+somebody who knows that there is a pneumothorax. tests/results/training.csv has a row per image, variant and seed."""
 import multiprocessing
+import re
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,7 +19,7 @@ from comparing import SHARED, ends, parser, same_recipe, write
 
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
 from pneumothorax.cache import prepare
-from pneumothorax.decide import TOPS, Triplet, count_pixels, dice_of, search
+from pneumothorax.decide import BOTTOMS, TOPS, Triplet, count_pixels, dice_of, search
 from pneumothorax.folds import make_folds
 from pneumothorax.metrics import auroc
 from pneumothorax.predict import open_maps
@@ -27,12 +29,14 @@ FOLDS, FIXED = range(3), Triplet(.5, 2000, .3)
 BASE = {'recipe': 'default', 'opt': 'adamw:wd=0.01', 'epochs': 25, 'size': 256}
 VARIANTS = {
     'base': {},
-    'loss bce+batch_dice': {'loss': 'bce+batch_dice'},
-    'loss bce+pos_dice+0.3*top': {'loss': 'bce+pos_dice+0.3*top'},
-    'loss bce+pos_dice': {'loss': 'bce+pos_dice'},
+    'size 384': {'size': 384},
+    **{f'loss {k}': {'loss': k} for k in ('bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz')},
+    **{f'{n} epochs': {'epochs': n} for n in (12, 50, 100)},
+    **{f'{n} epochs, loss bce+dice+2*pos_dice': {'loss': 'bce+dice+2*pos_dice', 'epochs': n} for n in (50, 100)},
+    'share 0.6, 40 epochs': {'sampling': 'share:0.6', 'epochs': 40},
 }
 
-def name_of(variant, seed, fold): return f'{variant.replace(" ", "_").replace("+", "-").replace(":", "-").replace("*", "x")}.seed{seed}.fold{fold}'
+def name_of(variant, seed, fold): return f'{re.sub("[^a-z0-9.]+", "-", variant)}.seed{seed}.fold{fold}'
 
 def fit(a, df, variant, seed, fold):
     "Train one network and write its maps of the fold that it has not seen"
@@ -65,8 +69,11 @@ def scored(a, df, variant, seed):
     c, fold, dice = count_pixels(m, df.rles.tolist(), TOPS), df.fold.to_numpy(), np.zeros(len(df))
     rules = [search(c[fold != f])[0] for f in FOLDS]
     for f, r in zip(FOLDS, rules): dice[fold == f] = dice_of(c[fold == f], r)
+    cuts, y = np.stack([dice_of(c, Triplet(b, 0, b)) for b in BOTTOMS], 1), df.has_ptx.to_numpy(bool)
+    best = [cuts[y & (fold != f)].mean(0).argmax() for f in FOLDS]
     prob = np.array([np.sort(x.ravel())[-64:].mean()/255 for x in m])
-    return df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4), prob=prob.round(4)), rules
+    return df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4),
+        outline=cuts[np.arange(len(df)), np.array(best)[fold]].round(4), prob=prob.round(4)), rules
 
 def report(a, df):
     "A line per variant"
@@ -80,12 +87,12 @@ def report(a, df):
     y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
     mean = lambda v, k: np.mean([t[k] for t, _ in tables[v]], 0)
     print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
-    print('| variant | seeds | Dice | less the base | on positives | less the base | on positives by 0.5,2000,0.3 | AUROC | minutes |\n|---|---|---|---|---|---|---|---|---|')
+    print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | on positives by 0.5,2000,0.3 | AUROC | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|')
     for v, ts in tables.items():
         n = len(ts)
         same = [t for t, _ in tables['base']][:n]
         cells = [v, str(n)]
-        for k, rows_ in (('dice', y | True), ('dice', y)):
+        for k, rows_ in (('dice', y | True), ('dice', y), ('outline', y)):
             d, b = mean(v, k)[rows_], np.mean([t[k] for t in same], 0)[rows_]
             c, diff = bootstrap_ci(d, who[rows_]), paired_bootstrap(d, b, who[rows_])
             spread = [t[k][rows_].mean() for t, _ in ts]
