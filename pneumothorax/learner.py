@@ -69,7 +69,8 @@ def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **
     if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or 'bce+dice'))
     learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
         cbs=[Seeded(seed),*L(cbs)], **kwargs)
-    learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=max((s for s in _shares(weights) if s is not None), default=None))
+    before = max((s for s in _shares(weights) if s is not None), default=None)
+    learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=before)
     return learn
 
 # %% ../nbs/24_learner.ipynb #13800001
