@@ -110,7 +110,7 @@ def messages():
 # arguments that only functions have, and parameters of specifications such as hyperunet:finest=2, which are typed alike in both
 NO_OPTION = {'alpha', 'areas', 'aux', 'bins', 'bits', 'by', 'calibration', 'checkpoint', 'chosen_on', 'decoder_width', 'dim', 'dl_type',
     'drop', 'drop_last', 'finest', 'frame', 'gamma', 'groups', 'ids', 'jpeg', 'k', 'kept', 'key', 'kind', 'last', 'least', 'level',
-    'loss_func', 'main', 'min_iou', 'n_acc', 'n_in', 'networks', 'p', 'pretrained', 'prior', 'reduction', 'shape', 'share', 'start',
+    'loss_func', 'main', 'min_iou', 'n_acc', 'n_in', 'networks', 'over', 'p', 'pretrained', 'prior', 'reduction', 'shape', 'share', 'start',
     'sync_bn', 'top', 'what', 'window', 'with_opt', 'within'}
 
 def test_every_argument_in_a_message_can_be_said_by_a_command():
