@@ -57,19 +57,20 @@ def _shares(weights):
     return r.get('data',{}).get('synthetic'),r.get('model',{}).get('pretrained_synthetic')
 
 # %% ../nbs/24_learner.ipynb #1380000f
-def _of_phantoms(weights, dls):
+def _of_phantoms(share, weights, dls):
     "Tell of weights of a run that knows synthetic radiographs only, under others"
-    if (_shares(weights)[0] or 0)<1 or _synthetic(dls) or rank_distrib(): return
+    if (share or 0)<1 or _synthetic(dls) or rank_distrib(): return
     notice('trainings have begun with weights of synthetic radiographs, on others',
         [f'{weights} (what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet)'])
 
 def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **kwargs):
     "A `Learner` of a network that is there already"
-    _of_phantoms(weights, dls)
+    shares = _shares(weights)
+    _of_phantoms(shares[0], weights, dls)
     if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or 'bce+dice'))
     learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
         cbs=[Seeded(seed),*L(cbs)], **kwargs)
-    before = max((s for s in _shares(weights) if s is not None), default=None)
+    before = max((s for s in shares if s is not None), default=None)
     learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=before)
     return learn
 

@@ -117,7 +117,7 @@ def dice_loss(
     reduction:str='mean', # 'mean', or 'none' for one value per image
     over:str='image', # 'image': each by itself; 'positives': the same, but images without a mask cost nothing; 'batch': areas of all images together
 )->torch.Tensor: # a scalar or N values in [0,1]
-    "Soft Dice loss of each image by itself, 1 − (2·TP+`eps`)/(P+T+`eps`); raises `LossError`"
+    "Soft Dice loss, 1 − (2·TP+`eps`)/(P+T+`eps`), of each image by itself unless `over` says otherwise; raises `LossError`"
     return _reduce(_dice(*_pair(logits,targ), eps, over), reduction)
 
 # %% ../nbs/20_losses.ipynb #d0500042

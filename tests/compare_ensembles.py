@@ -13,14 +13,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 import numpy as np
 import pandas as pd
 import torch
-from comparing import SHARED, ends, parser, same_recipe
+from comparing import all_images, ends, parser, same_recipe
 
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap, score_areas
 from pneumothorax.decide import AREAS, BOTTOMS, TOPS, Triplet, count_pixels, decide, dice_of, prob_to_mask, search, surface, vote
 from pneumothorax.folds import make_folds
 from pneumothorax.predict import open_maps
 from pneumothorax.rle import rles_to_mask
-from pneumothorax.siim import siim_train
 
 OUTER, INNER = range(3), range(4)
 
@@ -197,8 +196,7 @@ if __name__ == '__main__':
     p.add_argument('--csv', help='table to write, a row per test image; OUT/ensembles.csv if not given')
     a = p.parse_args()
     same_recipe(a, ('epochs', 'size', 'weights', 'tta'))
-    df = pd.concat([siim_train(SHARED/'siim-small'), siim_train(SHARED/'siim-more')], ignore_index=True)
-    df = with_folds(df, a.repeats)
+    df = with_folds(all_images(), a.repeats)
     if a.train: train_all(a, df)
     else:
         t = per_image(a, df)

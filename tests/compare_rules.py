@@ -6,28 +6,24 @@ chosen on nothing; the highest of a smoothed surface; the highest less a price o
 come in; the median of what resampled images choose; the top threshold alone; and no triplet at all, but for each image the mask with the highest expected Dice, where
 probabilities of images come from a logistic regression on the areas over five thresholds. Intervals by patient, paired with `search`.
 tests/results/rules.csv has the mean Dice of each image by rule and size."""
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from compare_ensembles import OUTER, counted_oof, with_folds
-from comparing import SHARED, ends, parser, write
+from comparing import all_images, ends, parser, write
 from scipy.ndimage import gaussian_filter
 from sklearn.linear_model import LogisticRegression
 
 from pneumothorax.bootstrap import paired_bootstrap
-from pneumothorax.decide import AREAS, BOTTOMS, TOPS, Triplet, count_pixels, dice_of, surface
-from pneumothorax.siim import siim_train
+from pneumothorax.decide import AREAS, BOTTOMS, TOPS, Triplet, _triplet, count_pixels, dice_of, search, surface
 
 SIZES = 8, 15, 25, None
 FIXED = {f'{t.top:g},{t.min_area:g},{t.bottom:g}': t for t in (Triplet(.5, 2000, .3), Triplet(.7, 600, .3), Triplet(.75, 2000, .3), Triplet(.9, 1500, .3))}
 T, A, B = (np.array(g, float) for g in (TOPS, AREAS, BOTTOMS))
 AWAY = ((T[:, None, None]-.6)/.2)**2+(np.log((A[None, :, None]+300)/1800)/np.log(2.5))**2+((B[None, None]-.3)/.15)**2   # of a triplet from 0.6,1500,0.3
 
-def highest(scores):
-    i, j, k = np.unravel_index(scores.argmax(), scores.shape)
-    return Triplet(TOPS[i], AREAS[j], BOTTOMS[k])
+def highest(scores): return _triplet(scores, TOPS, AREAS, BOTTOMS)
 
 def median_of(rules):
     "The grid's nearest to the median of each number"
@@ -36,12 +32,13 @@ def median_of(rules):
 
 def triplets(c, positive, rng):
     "Way to choose → triplet"
-    s, few = surface(c, TOPS, AREAS, BOTTOMS), np.full((len(T), len(A), len(B)), -1.)
+    (best, s), price = search(c), .1/positive.sum()*AWAY
+    smooth, few = gaussian_filter(s, (1.5, 1, 1.5), mode='nearest'), np.full(s.shape, -1.)
     few[:, AREAS.index(1500), BOTTOMS.index(.3)] = s[:, AREAS.index(1500), BOTTOMS.index(.3)]
     w = rng.poisson(1, (len(c), 60)).astype(float)
     again = np.moveaxis(surface(c, TOPS, AREAS, BOTTOMS, w[:, w[positive].sum(0) > 0]), -1, 0)
-    return {'search': highest(s), **FIXED, 'smoothed': highest(gaussian_filter(s, (1.5, 1, 1.5), mode='nearest')), 'drawn to the middle': highest(s-.1/positive.sum()*AWAY),
-        'smoothed and drawn': highest(gaussian_filter(s, (1.5, 1, 1.5), mode='nearest')-.1/positive.sum()*AWAY), 'median of 60 resamples': median_of([highest(x) for x in again]),
+    return {'search': best, **FIXED, 'smoothed': highest(smooth), 'drawn to the middle': highest(s-price),
+        'smoothed and drawn': highest(smooth-price), 'median of 60 resamples': median_of([highest(x) for x in again]),
         'top alone': highest(few)}
 
 def features(c): return np.log1p(c.over[:, c.at([.1, .3, .5, .7, .9])]/1000)
@@ -70,21 +67,16 @@ def drawn(positive, m, rng):
     if m is None or m >= len(p): return np.arange(len(positive))
     return np.sort(np.r_[rng.choice(p, m, replace=False), rng.choice(n, round(m*len(n)/len(p)), replace=False)])
 
-def counts_of(a, df, outer):
-    "Counts of the out-of-fold maps and of each network's maps of the test images; kept in OUT"
-    f = a.out/f'rules-{outer}.pickle'
-    if not f.exists():
-        c, rest, test = counted_oof(a, df, outer)
-        rles = df.rles[df.outer == outer].tolist()
-        f.write_bytes(pickle.dumps((c, rest.has_ptx.to_numpy(bool), [count_pixels(m, rles, TOPS) for m in test])))
-    return pickle.loads(f.read_bytes())
-
 def per_image(a, df):
     "A row per test image and size"
     rows = []
     for outer in OUTER:
-        c, positive, tests = counts_of(a, df, outer)
-        mine = df[df.outer == outer]
+        made = counted_oof(a, df, outer)
+        if made is None:
+            print(f'fold {outer}: networks are missing, left out')
+            continue
+        mine, (c, rest, test) = df[df.outer == outer], made
+        positive, tests = rest.has_ptx.to_numpy(bool), [count_pixels(m, mine.rles.tolist(), TOPS) for m in test]
         for m in SIZES:
             dice = {}
             for r in range(a.draws if m else 1):
@@ -118,7 +110,7 @@ if __name__ == '__main__':
     p.add_argument('--csv', type=Path, help='table to write; OUT/rules.csv if not given')
     a = p.parse_args()
     a.repeats = 1
-    df = with_folds(pd.concat([siim_train(SHARED/'siim-small'), siim_train(SHARED/'siim-more')], ignore_index=True), 1)
+    df = with_folds(all_images(), 1)
     t = per_image(a, df)
     write(t, a.csv or a.out/'rules.csv')
     report(t)

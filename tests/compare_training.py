@@ -15,18 +15,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 import numpy as np
 import pandas as pd
 import torch
-from comparing import SHARED, ends, parser, same_recipe, write
+from comparing import all_images, ends, parser, same_recipe, write
 
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
 from pneumothorax.cache import prepare
 from pneumothorax.decide import BOTTOMS, TOPS, Triplet, count_pixels, dice_of, search
 from pneumothorax.folds import make_folds
-from pneumothorax.metrics import auroc
+from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.predict import open_maps
-from pneumothorax.siim import siim_train
 
 FOLDS, FIXED = range(3), Triplet(.5, 2000, .3)
-BASE = {'recipe': 'default', 'opt': 'adamw:wd=0.01', 'epochs': 25, 'size': 256}
+BASE = {'recipe': 'default', 'opt': 'adamw:wd=0.01'}     # for so many epochs at such a size as the arguments say
 VARIANTS = {
     'base': {},
     'size 384': {'size': 384},
@@ -71,9 +70,8 @@ def scored(a, df, variant, seed):
     for f, r in zip(FOLDS, rules): dice[fold == f] = dice_of(c[fold == f], r)
     cuts, y = np.stack([dice_of(c, Triplet(b, 0, b)) for b in BOTTOMS], 1), df.has_ptx.to_numpy(bool)
     best = [cuts[y & (fold != f)].mean(0).argmax() for f in FOLDS]
-    prob = np.array([np.sort(x.ravel())[-64:].mean()/255 for x in m])
     return df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4),
-        outline=cuts[np.arange(len(df)), np.array(best)[fold]].round(4), prob=prob.round(4)), rules
+        outline=cuts[np.arange(len(df)), np.array(best)[fold]].round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
 
 def report(a, df):
     "A line per variant"
@@ -82,23 +80,23 @@ def report(a, df):
         seeds = [s for s in range(a.seeds) if made(a, v, s)]
         if not seeds: continue
         tables[v] = [scored(a, df, v, s) for s in seeds]
-        rows += [t for t, _ in tables[v]]
+        rows += tables[v]
         if len(seeds) < a.seeds: print(f'{v}: seeds {seeds} only')
     y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
-    mean = lambda v, k: np.mean([t[k] for t, _ in tables[v]], 0)
+    mean = lambda v, k: np.mean([t[k] for t in tables[v]], 0)
     print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
     print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | on positives by 0.5,2000,0.3 | AUROC | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|')
     for v, ts in tables.items():
         n = len(ts)
-        same = [t for t, _ in tables['base']][:n]
+        same = tables['base'][:n]
         cells = [v, str(n)]
         for k, rows_ in (('dice', y | True), ('dice', y), ('outline', y)):
             d, b = mean(v, k)[rows_], np.mean([t[k] for t in same], 0)[rows_]
             c, diff = bootstrap_ci(d, who[rows_]), paired_bootstrap(d, b, who[rows_])
-            spread = [t[k][rows_].mean() for t, _ in ts]
+            spread = [t[k][rows_].mean() for t in ts]
             cells += [f'{c.value:.3f} ({min(spread):.3f}–{max(spread):.3f})', '' if v == 'base' else f'{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}']
-        fixed = [t.fixed[y].mean() for t, _ in ts]
-        au = [auroc(t.prob.to_numpy(), y) for t, _ in ts]
+        fixed = [t.fixed[y].mean() for t in ts]
+        au = [auroc(t.prob.to_numpy(), y) for t in ts]
         secs = [int((a.out/name_of(v, s, f)/'secs.txt').read_text()) for s in range(n) for f in FOLDS if (a.out/name_of(v, s, f)/'secs.txt').exists()]
         cells += [f'{np.mean(fixed):.3f} ({min(fixed):.3f}–{max(fixed):.3f})', f'{np.mean(au):.3f} ({min(au):.3f}–{max(au):.3f})', f'{np.mean(secs)/60:.1f}' if secs else '']
         print('| '+' | '.join(cells)+' |', flush=True)
@@ -112,7 +110,7 @@ if __name__ == '__main__':
     p.add_argument('--only', nargs='+', default=[''], help='variants whose names begin so')
     a = p.parse_args()
     same_recipe(a, ('epochs', 'size', 'weights', 'tta'))
-    df = pd.concat([siim_train(SHARED/'siim-small'), siim_train(SHARED/'siim-more')], ignore_index=True)
+    df = all_images()
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     if a.report: report(a, df)
     else:

@@ -61,6 +61,10 @@ def images(a):
     df, n = siim_train(SHARED/'siim-small'), getattr(a, 'images', 0)
     return pd.concat([df[df.has_ptx].head(n//2), df[~df.has_ptx].head(n-n//2)], ignore_index=True) if n else df
 
+def all_images():
+    "All 172 radiographs with their labels"
+    return pd.concat([siim_train(SHARED/'siim-small'), siim_train(SHARED/'siim-more')], ignore_index=True)
+
 def run(a, one, todo):
     "Make runs, which are tuples of words that end with the number of a fold"
     df, cache = images(a), a.out/f'cache-{a.size}'
