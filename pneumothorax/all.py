@@ -24,6 +24,7 @@ from pneumothorax.learner import load_run, read_run, save_run, xray_learner
 from pneumothorax.priors import LogitAdjustedLoss, adjust_logits, position_prior
 from pneumothorax.averaging import EMA, SWA, average_checkpoints
 from pneumothorax.watch import Watch
+from pneumothorax.unlabelled import Unlabelled, with_unlabelled
 from pneumothorax.train import RECIPES, Recipe, make_recipe, show_recipe, train
 from pneumothorax.tta import TTA_PRESETS, tta_probs, views
 from pneumothorax.predict import open_maps, open_oof, predict_maps

@@ -204,11 +204,13 @@ def ptx_prepare(
     _next('ptx_train', c.path, '--out run')
 
 # %% ../nbs/41_cli.ipynb #71e1000c
-@command(may_miss=('data',), inputs=('data','labels','folds'), example='ptx_train sample --out run --size 256 --epochs 12')
+@command(may_miss=('data',), inputs=('data','labels','folds','unlabelled'), example='ptx_train sample --out run --size 256 --epochs 12')
 def ptx_train(
     data:str=None, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
     out:str='run', # folder for the run; an unfinished training in it goes on
     recipe:str='default', # or fast, stable, progressive, hypercolumns, first_place, everything; what follows below changes it
+    unlabelled:str=None, # folder of radiographs without masks, or a cache of them: a second network learns from what the first believes of these
+    teacher:str=None, # finished runs that mark them, separated by commas, instead of a first training
     show:bool=False, # print the recipe in full, and train nothing
     seed:int=0, # of split, order, augmentation, noise and random weights
     weights:str=None, # file of encoder weights (.pth, .safetensors), a run folder, 'lite0', 'imagenet' (downloads) or 'none'; default: the installed ones
@@ -254,6 +256,7 @@ def ptx_train(
     patience:int=None, # stop after so many epochs without a new best
     precision:str=None, # full, or mixed (float16 on CUDA, bfloat16 on the CPU)
     compile:bool=False, # compile the network
+    unlabelled_weight:float=None, # of the cross-entropy of unlabelled radiographs
 ):
     "Train a segmentation model on a folder of radiographs, and write a run folder that says how it was made. Stopped, it goes on when it is started again."
     given = dict(locals())
@@ -266,7 +269,7 @@ def ptx_train(
     if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
     if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
     kw = dict(recipe=recipe, seed=seed, labels=labels, frame=frame, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
-        max_hours=max_hours, device=device, **changes)
+        max_hours=max_hours, device=device, **({'unlabelled':unlabelled} if unlabelled else {}), **({'teacher':teacher.split(',')} if teacher else {}), **changes)
     if folds:
         from pneumothorax.crossval import cross_validate
         cross_validate(data, out, folds, fold=fold or 'all', **kw)

@@ -22,7 +22,7 @@ from .data import XrayInput, _source
 from .files import written
 from .distributed import join_processes, on_main, run_device
 from .learner import FORMAT, RunError, load_run, read_run, versions
-from .train import FIELDS, _check_hours, make_recipe, train
+from .train import FIELDS, _check_hours, _student, make_recipe, train
 from .predict import Network, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
 from .decide import prob_to_mask
 from .tta import View
@@ -240,13 +240,16 @@ def summary_text(
     return '\n'.join(lines)
 
 # %% ../nbs/35_crossval.ipynb #d9000036
-_OWN = 'device','labels','frame','weights','workers','progress','every','tensorboard','sync_bn','recipe'
+_OWN = 'device','labels','frame','weights','workers','progress','every','tensorboard','sync_bn','recipe','unlabelled'
 
 def _given(kwargs):
     "What the arguments of `train` come to, as its record has them"
     name = kwargs.get('recipe') or 'default'
-    r = make_recipe(name, **{k:v for k,v in kwargs.items() if k not in _OWN})
+    changes = {k:v for k,v in kwargs.items() if k not in _OWN}
+    r = make_recipe(name, **changes)
+    if kwargs.get('unlabelled') is not None: name,r = 'student',_student(r, changes)
     given = dict(recipe=name if isinstance(name,str) else 'own', labels=kwargs.get('labels'), weights=kwargs.get('weights'))
+    if kwargs.get('unlabelled') is not None: given['unlabelled'] = str(kwargs['unlabelled'])
     if kwargs.get('frame') is not None: given['frame'] = list(frame_shape(kwargs['frame']))
     return json.loads(json.dumps({**given, **{k:getattr(r,k) for k in FIELDS}}, default=str))
 
@@ -318,7 +321,7 @@ def cross_validate(
     **kwargs # further arguments of `train`
 )->pd.DataFrame: # a row per fold, and the row 'all' with intervals once all are there; also in out/summary.csv
     "Train on all folds but one, in turn, and predict that one; raises `PtxError`"
-    if taken := [k for k in ('valid','fresh') if kwargs.pop(k,None)]: raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
+    if taken := [k for k in ('valid','fresh','teacher') if kwargs.pop(k,None)]: raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
     start,args,out = time.monotonic(),_given(kwargs),Path(out)
     _check_hours(max_hours)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the cross-validation')

@@ -350,7 +350,7 @@ def xray_dls(
     held = _held_back(df, valid, seed)
     train = df.drop(index=held)
     if not len(train): raise PtxError('every image is held back for validation; nothing is left for training')
-    if not train.has_ptx.any(): raise PtxError(f'no training image of {len(train):,} has a pneumothorax; give positives, or another seed=')
+    if not train.has_ptx.any(): raise PtxError(f'no training image of {len(train):,} has a pneumothorax; give positives'+(', or another seed= (all that there are were held back)' if df.has_ptx.any() else ''))
     how.stats = tuple(stats) if stats else XrayStats(looks,None).norm(train.index)
     bs = min(bs, len(train))
     rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)

@@ -30,6 +30,7 @@ from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, Stop
 from .learner import RunError, _learner, _network, describe, save_run, weights_file, write_record
 from .averaging import EMA, SWA, average_checkpoints
 from .watch import Watch
+from .unlabelled import with_unlabelled
 
 # %% ../nbs/29_train.ipynb #d9000011
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Recipe:
     patience:int=0 # stop after so many epochs without a new best; 0 for never
     precision:str='full' # 'full', or 'mixed' (float16 on CUDA, bfloat16 on the CPU)
     compile:bool=False # compile the network?
+    unlabelled_weight:float=2. # of the cross-entropy of unlabelled radiographs, where there are some
 
 FIELDS = [f.name for f in fields(Recipe) if f.name!='source']
 PER_STAGE = dict(size=int, epochs=int, bs=int, lr=float, encoder_lr=float, freeze=int, schedule=str)
@@ -114,7 +116,7 @@ def _check(r):
         if getattr(r,k)<_LEAST[k]: raise PtxError(f'{k}={getattr(r,k)}: give at least {_LEAST[k]}')
     for k in _SHARES:
         if not 0<=getattr(r,k)<1: raise PtxError(f'{k}={getattr(r,k)}: give 0 or a share below 1')
-    for k in ('clip','noise','swa_lr'):
+    for k in ('clip','noise','swa_lr','unlabelled_weight'):
         if not getattr(r,k)>=0: raise PtxError(f'{k}={getattr(r,k)}: give 0 or more')
     if r.swa_lr+r.swa_cycle and not r.swa: raise PtxError(f'swa_lr={r.swa_lr}, swa_cycle={r.swa_cycle}: nothing is averaged without swa=; give the share of the training where it begins')
     if r.swa_cycle and not r.swa_lr: raise PtxError(f'swa_cycle={r.swa_cycle}: give swa_lr=, the rate from which each cycle falls')
@@ -140,6 +142,8 @@ RECIPES = dict(
     first_place=Recipe('first place (Anuar, 2019): many positives at first, combo loss 3:1:4, best three checkpoints averaged; its plateau schedule is a flat one with a cosine end here, its stages end early by one patience',
         model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
         clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
+    student=Recipe('learns from labelled radiographs and, beside them, from what teachers believe of unlabelled ones (noisy student: Xie et al., 2020)',
+        loss='bce+pos_dice', epochs=25, opt='adamw:wd=0.01'),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
         size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], accumulate=8, noise=1e-12, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
 
@@ -235,7 +239,7 @@ def fit_stage(
 
 # %% ../nbs/29_train.ipynb #d9000051
 _FILES = ('run.json','config.json','checkpoint*','.*.part','model*.safetensors','history.csv','history.png','valid.png',
-    'epochs','overlays','tensorboard')
+    'epochs','overlays','tensorboard','teacher','unlabelled')
 
 def _brief(v): return f'[{few(v,2)}]' if isinstance(v,list) else repr(v)
 
@@ -281,6 +285,15 @@ def _record(learn, config, total):
     return json.dumps({**describe(learn,config,pd.DataFrame()),'epochs':total})
 
 # %% ../nbs/29_train.ipynb #d900008d
+_FEWEST,_FULL = 4,2**19   # positives from which more than these can be learnt; pixels of the 1024² frame that no pneumothorax covers
+
+def _odd(t):
+    "Tell of labels from which little can be learnt"
+    n,full = int(t.has_ptx.sum()),t.ImageId[t.area>_FULL].tolist()
+    notice(f'trainings have fewer than {_FEWEST} positives: what is learnt is these, not the finding', [f'{n} of {counted(len(t),"radiographs")}'] if n<_FEWEST else [])
+    notice('trainings have no radiograph without a pneumothorax, and will mark something on each', [f'{counted(n,"radiographs")}, {n} positive'] if n==len(t) else [])
+    notice('masks cover more than half of their radiograph, which no pneumothorax does; look at the label file (`audit_labels`)', full)
+
 def _suits(r, sts, loaders, state, out):
     "Do the images suit the recipe, and the training that goes on? Raises `PtxError`"
     x,has,then = loaders[0].xray,loaders[0].valid.items.has_ptx,json.loads(state['record'])['data'] if state else {}
@@ -294,6 +307,7 @@ def _suits(r, sts, loaders, state, out):
         what = 'has' if r.monitor=='dice_pos' else 'is without'
         raise PtxError(f'monitor={r.monitor}: no image of {len(has):,} held back {what} a pneumothorax; give another monitor=, valid= or seed=')
     cut = [(dls.train.bs,s['bs']) for s,dls in zip(sts,loaders) if dls.train.bs<s['bs']]
+    if is_main(): _odd(loaders[0].train.items)
     if is_main(): notice('stages have smaller batches than were asked for, for want of images', [f'{a}, not {b}' for a,b in cut])
 
 # %% ../nbs/29_train.ipynb #d900008a
@@ -309,6 +323,26 @@ class _Explain:
         if kind is ValueError and 'more than 1 value per channel' in str(e):
             x = self.learn.dls.xray
             raise PtxError(f'bs={self.learn.dls.train.bs}, size={x["size"]}: the deepest map of the network has a single value per channel, which cannot be normalised; give more images per batch, or larger ones') from e
+
+# %% ../nbs/29_train.ipynb #d90000a1
+_SHARED = 'model','encoder','size','bs','equalize','equalize_first','precision','compile'   # what a student has of its teacher's recipe
+
+def _student(r, changes):
+    "The recipe of the second training"
+    last = lambda v: v[-1] if isinstance(v,list) else v
+    return make_recipe('student', **{k:last(getattr(r,k)) for k in FIELDS if k in _SHARED or changes.get(k) is not None})
+
+def _runs(teacher, unlabelled, recipe):
+    "Folders of the teachers; raises `PtxError` where something is missing"
+    if unlabelled is None and (teacher is not None or recipe=='student'): raise PtxError('teachers mark unlabelled radiographs, from which a student learns; give unlabelled=, a folder of them')
+    if unlabelled is not None and teacher is None and recipe=='student': raise PtxError('recipe student: give its teachers too, as teacher=; or another recipe, by which a teacher is trained first')
+    runs = [] if teacher is None else [Path(t) for t in (teacher if isinstance(teacher,(list,tuple)) else [teacher])]
+    return [str(f) for r in runs for f in (sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r])]
+
+def _teach(data, out, r, hours, kw):
+    "Train the teacher, if it is not there; what `train` returns if time was up"
+    learn = None if (out/'run.json').exists() else train(data, out, r, max_hours=hours and max(hours,1e-9), **kw)
+    return None if (out/'run.json').exists() else learn
 
 # %% ../nbs/29_train.ipynb #d9000063
 def _place(device):
@@ -333,6 +367,8 @@ def train(
     sync_bn:bool=True, # with several processes: batch norm over all of them?
     max_hours:float=None, # stop after so many hours of this call, with a checkpoint; the same call goes on
     device:object='auto', # where the network runs, see `run_device`; several processes have one each
+    unlabelled:str=None, # folder of radiographs without masks, or a cache of them: what teachers believe of these is learnt too
+    teacher:list=None, # finished runs that are the teachers; if None, a training without the unlabelled radiographs comes first, in `out/teacher`
     **changes # fields of the recipe, see `Recipe`
 )->Learner: # trained; its run is in `out`, with a `run.json` if it is complete
     "Train on a folder and write a run, or go on with it; raises `PtxError`"
@@ -342,12 +378,20 @@ def train(
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
+    first,teacher = r,_runs(teacher, unlabelled, recipe)
+    if unlabelled is not None and not teacher: recipe,r = 'student',_student(r, changes)
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
-        seed=seed, labels=labels and str(labels), weights=weights and str(weights), **({} if frame is None else dict(frame=list(frame_shape(frame)))))
+        seed=seed, labels=labels and str(labels), weights=weights and str(weights), **({} if frame is None else dict(frame=list(frame_shape(frame)))),
+        **({} if unlabelled is None else dict(unlabelled=str(unlabelled), teacher=teacher)))
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         state = main_first(lambda: open_run(out, config, fresh and is_main()))
+        if unlabelled is not None and not teacher:
+            kw = dict(valid=valid, seed=seed, labels=labels, frame=frame, weights=weights)
+            kw.update(workers=workers, progress=progress, every=every, sync_bn=sync_bn, device=device)
+            taught = _teach(data, out/'teacher', first, max_hours and max_hours-(time.monotonic()-start)/3600, kw)
+            if taught is not None: return taught
         set_seed(seed)
         loaders,sts = stage_loaders(data, r, valid, seed, labels, frame, workers, progress),stages(r)
         for dls in loaders: dls.to(where or dls.device)
@@ -358,6 +402,10 @@ def train(
         late = None if max_hours is None else lambda: on_main(lambda: time.monotonic()-start>3600*max_hours)
         ckpt = Checkpoint(out, every, r.keep, r.monitor, late=late)
         cbs = [*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt]
+        if unlabelled is not None:
+            big = max(loaders, key=lambda d: d.xray['size'])
+            cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, r.unlabelled_weight, seed, workers, str(loaders[0].device), progress))
+            for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:
             with _attached(learn, cbs): _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)

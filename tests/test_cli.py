@@ -34,7 +34,7 @@ def test_help(command, capsys, monkeypatch):
     code, out, _ = run(capsys, command, '--help')
     assert code == 0
     text, f = ' '.join(out.split()), getattr(cli, command)
-    assert ' '.join(f.__doc__.split()) in text and f'example: {command} ' in text
+    assert ' '.join(f.__doc__.partition('\n\nParameters:')[0].split()) in text and f'example: {command} ' in text
     source = inspect.getsource(inspect.unwrap(f))
     for arg in inspect.signature(f).parameters:
         comment = re.search(rf'^\s+{arg}:.*?# (.+)$', source, re.MULTILINE).group(1)
