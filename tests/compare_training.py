@@ -3,7 +3,8 @@
 The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), in three folds by patient. Each variant of `VARIANTS` is the base recipe with one thing
 changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored by the triplet that was chosen on the maps of the
 other two folds, of the same variant and seed, so no test image had a say; beside it stand Dice on positives by a triplet that was chosen on nothing (0.5,2000,0.3), the
-AUROC of images, and what differs from the base in pairs, with 95 % intervals by patient. What stands in OUT is not made again; variants whose runs are not all there are
+AUROC of images, the share of the 598 weak negatives of `$PTX_SHARED/unlabelled` that the rule marks (each third by the network of one fold), and what differs from the base in
+pairs, with 95 % intervals by patient. What stands in OUT is not made again; variants whose runs are not all there are
 left out. `outlines` is Dice on positives where each of them is marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to
 somebody who knows that there is a pneumothorax. tests/results/training.csv has a row per image, variant and seed."""
 import multiprocessing
@@ -11,14 +12,17 @@ import re
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 import torch
-from comparing import all_images, ends, parser, same_recipe, write
+from comparing import ENCODER, SHARED, all_images, ends, parser, same_recipe, write
+from rivals import RIVALS, rival
 
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
 from pneumothorax.cache import prepare
+from pneumothorax.data import xray_dls
 from pneumothorax.decide import BOTTOMS, TOPS, Triplet, count_pixels, dice_of, search
 from pneumothorax.folds import make_folds
 from pneumothorax.metrics import auroc, image_prob
@@ -29,9 +33,13 @@ BASE = {'recipe': 'default', 'opt': 'adamw:wd=0.01'}     # for so many epochs at
 VARIANTS = {
     'base': {},
     'size 384': {'size': 384},
-    **{f'loss {k}': {'loss': k} for k in ('bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz')},
+    'encoder_lr 0.1': {'encoder_lr': .1},
+    'size 256, then 384': {'size': [256, 384], 'epochs': [16, 8], 'lr': [2e-3, 1e-3]},
+    'unlabelled': {'recipe': 'student', 'teacher': 'base'},
+    **{k: {'rival': k} for k in RIVALS},
+    **{f'loss {k}': {'loss': k} for k in ('bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice', '30*bce+pos_dice')},
     **{f'{n} epochs': {'epochs': n} for n in (12, 50, 100)},
-    **{f'{n} epochs, loss bce+dice+2*pos_dice': {'loss': 'bce+dice+2*pos_dice', 'epochs': n} for n in (50, 100)},
+    **{f'{n} epochs, loss {k}': {'loss': k, 'epochs': n} for k in ('bce+dice+2*pos_dice', '30*bce+pos_dice') for n in (50, 100)},
     'share 0.6, 40 epochs': {'sampling': 'share:0.6', 'epochs': 40},
 }
 
@@ -44,15 +52,33 @@ def fit(a, df, variant, seed, fold):
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
     out, kw = a.out/name_of(variant, seed, fold), {**BASE, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]}
-    t0 = time.perf_counter()
-    if not (out/'run.json').exists():
-        train(a.out/f'cache-{kw["size"]}', out, kw.pop('recipe'), valid=df.ImageId[df.fold == fold].tolist(), seed=seed, weights=a.weights, workers=0, progress=False, **kw)
-        (out/'secs.txt').write_text(f'{time.perf_counter()-t0:.0f}\n')
-    unseen = df[df.fold == fold]
-    predict_maps(out, unseen.path.tolist(), a.out/f'{out.name}.maps', tta=a.tta, workers=0, progress=False)
+    unseen, cache, t0 = df[df.fold == fold], a.out/f'cache-{np.max(kw["size"])}', time.perf_counter()
+    if 'teacher' in kw: kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]), teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
+    if 'rival' in kw: trained = rival(kw['rival'], xray_dls(cache, a.size, 8, unseen.ImageId.tolist(), workers=0), seed, a.epochs, ENCODER, a.weights)
+    elif not (out/'run.json').exists():
+        train(cache, out, kw.pop('recipe'), valid=unseen.ImageId.tolist(), seed=seed, weights=a.weights, workers=0, progress=False, **kw)
+    out.mkdir(exist_ok=True)
+    if not (out/'secs.txt').exists(): (out/'secs.txt').write_text(f'{time.perf_counter()-t0:.0f}\n')
+    for name, files in (('healthy', healthy(df)[fold::len(FOLDS)]), ('maps', unseen.path.tolist())):
+        predict_maps(trained if 'rival' in kw else out, files, a.out/f'{out.name}.{name}', tta=a.tta, workers=0, progress=False, fresh=True)
     return f'{out.name}: {time.perf_counter()-t0:.0f} s'
 
-def made(a, variant, seed): return all((a.out/f'{name_of(variant, seed, f)}.maps'/'predict.json').exists() for f in FOLDS)
+def healthy(df):
+    "Radiographs in whose patients no pneumothorax was ever noted, and of whom none is among the labelled"
+    t = pd.read_csv(SHARED/'unlabelled'/'metadata.csv', dtype=str)
+    t = t[(t.weak_negative == '1') & ~t.patient_id.isin(df.patient_id)]
+    return [SHARED/'unlabelled'/'images'/f'{i}.jpg' for i in t.ImageId]
+
+def pool(folder, but):
+    "A folder of links to the unlabelled radiographs but some"
+    source, names = SHARED/'unlabelled', {f.name for f in but}
+    folder.mkdir(exist_ok=True)
+    for f in [source/'metadata.csv', *(source/'images').glob('*.jpg')]:
+        with suppress(FileExistsError):
+            if f.name not in names: (folder/f.name).symlink_to(f)
+    return folder
+
+def made(a, variant, seed): return all((a.out/f'{name_of(variant, seed, f)}.{k}'/'predict.json').exists() for f in FOLDS for k in ('healthy', 'maps'))
 
 def maps_of(a, df, variant, seed):
     "Maps of all images, each by the network that has not seen it, n×h×w bytes"
@@ -62,30 +88,36 @@ def maps_of(a, df, variant, seed):
         parts.append(pd.Series(list(m[index.row.to_numpy()]), index.ImageId))
     return np.stack(pd.concat(parts)[df.ImageId].to_numpy())
 
+def empty_counts(maps):
+    "Counts for `dice_of` of images without a mask"
+    index, m, _ = open_maps(maps)
+    return count_pixels(m[index.row.to_numpy()], [[]]*len(index), TOPS)
+
 def scored(a, df, variant, seed):
-    "A row per image: Dice by a rule of the other folds, Dice by the fixed one, probability"
+    "False alarms (0 or 1) on the weak negatives; and a row per image: Dice by a rule of the other folds, Dice by the fixed one, probability"
     m = maps_of(a, df, variant, seed)
     c, fold, dice = count_pixels(m, df.rles.tolist(), TOPS), df.fold.to_numpy(), np.zeros(len(df))
     rules = [search(c[fold != f])[0] for f in FOLDS]
     for f, r in zip(FOLDS, rules): dice[fold == f] = dice_of(c[fold == f], r)
+    alarms = np.concatenate([1-dice_of(empty_counts(a.out/f'{name_of(variant, seed, f)}.healthy'), r) for f, r in zip(FOLDS, rules)])
     cuts, y = np.stack([dice_of(c, Triplet(b, 0, b)) for b in BOTTOMS], 1), df.has_ptx.to_numpy(bool)
     best = [cuts[y & (fold != f)].mean(0).argmax() for f in FOLDS]
-    return df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4),
+    return alarms, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4),
         outline=cuts[np.arange(len(df)), np.array(best)[fold]].round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
 
 def report(a, df):
     "A line per variant"
-    tables, rows = {}, []
+    tables, alarms, rows = {}, {}, []
     for v in VARIANTS:
         seeds = [s for s in range(a.seeds) if made(a, v, s)]
         if not seeds: continue
-        tables[v] = [scored(a, df, v, s) for s in seeds]
+        alarms[v], tables[v] = zip(*[scored(a, df, v, s) for s in seeds])
         rows += tables[v]
         if len(seeds) < a.seeds: print(f'{v}: seeds {seeds} only')
     y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
     mean = lambda v, k: np.mean([t[k] for t in tables[v]], 0)
     print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
-    print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | on positives by 0.5,2000,0.3 | AUROC | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|')
+    print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | on positives by 0.5,2000,0.3 | AUROC | marked of the weak negatives | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|---|')
     for v, ts in tables.items():
         n = len(ts)
         same = tables['base'][:n]
@@ -98,7 +130,8 @@ def report(a, df):
         fixed = [t.fixed[y].mean() for t in ts]
         au = [auroc(t.prob.to_numpy(), y) for t in ts]
         secs = [int((a.out/name_of(v, s, f)/'secs.txt').read_text()) for s in range(n) for f in FOLDS if (a.out/name_of(v, s, f)/'secs.txt').exists()]
-        cells += [f'{np.mean(fixed):.3f} ({min(fixed):.3f}–{max(fixed):.3f})', f'{np.mean(au):.3f} ({min(au):.3f}–{max(au):.3f})', f'{np.mean(secs)/60:.1f}' if secs else '']
+        al = bootstrap_ci(np.mean(alarms[v], 0))
+        cells += [f'{np.mean(fixed):.3f} ({min(fixed):.3f}–{max(fixed):.3f})', f'{np.mean(au):.3f} ({min(au):.3f}–{max(au):.3f})', f'{al.value:.3f} {ends(al.lo, al.hi)}', f'{np.mean(secs)/60:.1f}' if secs else '']
         print('| '+' | '.join(cells)+' |', flush=True)
     t = pd.concat(rows)
     t['patient_id'] = pd.factorize(t.patient_id)[0]
@@ -115,7 +148,9 @@ if __name__ == '__main__':
     if a.report: report(a, df)
     else:
         todo = [(v, s, f) for s in range(a.seeds) for v in VARIANTS if v.startswith(tuple(a.only)) for f in FOLDS]
-        for size in {VARIANTS[v].get('size', a.size) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
+        for size in {np.max(VARIANTS[v].get('size', a.size)) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
-            jobs = [pool.submit(fit, a, df, *t) for t in todo if not (a.out/f'{name_of(*t)}.maps'/'predict.json').exists()]
-            for i, j in enumerate(as_completed(jobs)): print(f'{i+1}/{len(jobs)} {j.result()}', flush=True)
+            left = [t for t in todo if not (a.out/f'{name_of(*t)}.maps'/'predict.json').exists() or not (a.out/f'{name_of(*t)}.healthy'/'predict.json').exists()]
+            for taught in (False, True):     # teachers come first
+                jobs = [pool.submit(fit, a, df, *t) for t in left if ('teacher' in VARIANTS[t[0]]) == taught]
+                for i, j in enumerate(as_completed(jobs)): print(f'{i+1}/{len(jobs)} {j.result()}', flush=True)
