@@ -61,7 +61,9 @@ def open_unlabelled(
         ids = sorted(files.images)
         t = pd.DataFrame(dict(ImageId=ids, path=[files.images[i] for i in ids], rles=[[] for _ in ids], has_ptx=False, area=0))
         t = pd.concat([t, find_patients(files,ids,progress).reset_index(drop=True)], axis=1)
-        return prepare(t, out, how.size, how.fit, before=equalizer(how.equalize) if how.equalize_first else None, workers=workers, progress=progress)
+        c = prepare(t, out, how.size, how.fit, before=equalizer(how.equalize) if how.equalize_first else None, workers=workers, progress=progress)
+        if not len(c): raise UnlabelledError(f'{p}: none of {counted(len(t),"radiographs")} can be read; look at the notice above, and give others')
+        return c
     c = XrayCache(p)
     made = c.settings['before']
     if c.size<how.size: raise UnlabelledError(f'{p}: a cache of {c.size} px, training takes {how.size}; give a folder of radiographs, or prepare anew')
@@ -185,7 +187,7 @@ class Unlabelled(Callback):
     def before_fit(self):
         "How radiographs are read for this stage"
         self.size = self.dls.xray['size']
-        self.load = LoadXray(self.size, cache=self.cache)
+        self.reader = LoadXray(self.size, cache=self.cache)
 
     def drawn(self,
         at:int, # number of the batch, over all epochs and processes
@@ -200,7 +202,7 @@ class Unlabelled(Callback):
         which:np.ndarray, # positions in `rows`
     )->tuple: # n×1×size×size in [0,1], and probabilities n×size×size as bytes
         "Radiographs and marks at the size of this stage"
-        x = torch.stack([self.load.read(self.rows[i])[0] for i in which])
+        x = torch.stack([self.reader.read(self.rows[i])[0] for i in which])
         small = lambda m: m if m.shape[-1]==self.size else cv2.resize(m, (self.size,)*2, interpolation=cv2.INTER_AREA)
         y = np.stack([small(self.marks[i]) for i in which])
         return TensorXray(x),TensorXrayMask(torch.from_numpy(y))
@@ -223,8 +225,9 @@ class Unlabelled(Callback):
 
     def after_loss(self):
         "Add what the others cost to the gradient; the loss that is recorded stays that of the labelled images"
-        self.loss = F.binary_cross_entropy_with_logits(self.logits.as_subclass(torch.Tensor).float(), self.soft)
-        self.learn.loss_grad = self.learn.loss_grad+self.weight*self.loss
+        cost = F.binary_cross_entropy_with_logits(self.logits.as_subclass(torch.Tensor).float(), self.soft)
+        self.learn.loss_grad = self.learn.loss_grad+self.weight*cost
+        self.cost = cost.detach()
 
 # %% ../nbs/28_unlabelled.ipynb #a2800025
 def _told(runs, held):

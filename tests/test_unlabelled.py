@@ -1,0 +1,100 @@
+"Unlabelled radiographs as a user has them: from the command line, with folds, several teachers, other networks, too little time, and folders of the wrong kind"
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY
+
+from pneumothorax import cli
+from pneumothorax.cache import prepare
+from pneumothorax.crossval import cross_validate
+from pneumothorax.folds import make_folds, save_folds
+from pneumothorax.learner import RunError, load_run, read_run
+from pneumothorax.phantom import make_phantoms
+from pneumothorax.rle import PtxError
+from pneumothorax.siim import PtxNotice, siim_train
+from pneumothorax.train import train
+from pneumothorax.unlabelled import UnlabelledError
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+KW = {'size': 64, 'bs': 4, 'epochs': 1, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'progress': False, 'valid': .5}
+
+@pytest.fixture(scope='module')
+def others(tmp_path_factory):
+    "Eight phantoms of other patients, without labels"
+    p = make_phantoms(tmp_path_factory.mktemp('others')/'o', n=8, size=64, seed=7, n_test=4, progress=False)
+    for f in p.rglob('*rle.csv'): f.unlink()
+    return p
+
+@pytest.fixture(scope='module')
+def taught(phantoms, others, tmp_path_factory):
+    "A run with its teacher, from the command line"
+    out = tmp_path_factory.mktemp('taught')/'run'
+    cli.ptx_train.main([str(a) for a in (phantoms, '--out', out, '--unlabelled', others, '--valid', .5, *TINY)])
+    return out
+
+def told(f):
+    "What is said by notices while a function runs"
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        f()
+    return ' '.join(str(o.message) for o in w if issubclass(o.category, PtxNotice))
+
+def test_the_command_trains_both(taught, others):
+    r, first = read_run(taught), read_run(taught/'teacher')
+    assert (r['args']['recipe'], first['args']['recipe'], r['args']['epochs']) == ('student', 'own', 1)
+    assert (r['data']['unlabelled']['n'], r['args']['unlabelled'], r['data']['valid']) == (12, str(others), first['data']['valid'])
+    a, b = (load_run(f)[0].state_dict() for f in (taught, taught/'teacher'))
+    assert any((a[k] != b[k]).any() for k in a)
+    assert r['data']['unlabelled']['digest'] == json.loads((taught/'unlabelled'/'marks.json').read_text())['digest']
+
+def test_it_is_finished_and_fresh_begins_anew(taught, phantoms, others):
+    with pytest.raises(RunError, match='holds a run already'): train(phantoms, taught, unlabelled=others, **KW)
+
+def test_several_teachers_and_none_of_them_is_trained(taught, phantoms, others, tmp_path):
+    learn = train(phantoms, tmp_path/'s', 'student', unlabelled=others, teacher=[taught, taught/'teacher'], **KW)
+    assert learn.dls.xray['unlabelled']['teachers'] == [str(taught), str(taught/'teacher')] and not (tmp_path/'s'/'teacher').exists()
+    said = told(lambda: train(phantoms, tmp_path/'other', 'student', unlabelled=others, teacher=taught, **{**KW, 'valid': .4, 'seed': 3}))
+    assert 'learnt from images that are held back here' in said
+
+def test_folds_have_a_teacher_each(phantoms, others, tmp_path):
+    save_folds(make_folds(siim_train(phantoms), n=2), tmp_path/'folds.csv')
+    kw = {k: v for k, v in KW.items() if k != 'valid'}
+    cross_validate(phantoms, tmp_path/'cv', tmp_path/'folds.csv', unlabelled=others, **kw)
+    for k in (0, 1): assert set(read_run(tmp_path/'cv'/f'fold-{k}'/'teacher')['data']['valid']) == set(read_run(tmp_path/'cv'/f'fold-{k}')['data']['valid'])
+    before = (tmp_path/'cv'/'fold-0'/'run.json').read_bytes()
+    cross_validate(phantoms, tmp_path/'cv', tmp_path/'folds.csv', unlabelled=others, **kw)
+    assert (tmp_path/'cv'/'fold-0'/'run.json').read_bytes() == before
+    with pytest.raises(RunError): cross_validate(phantoms, tmp_path/'cv', tmp_path/'folds.csv', **kw)
+    with pytest.raises(PtxError, match='teacher=: set by the folds'): cross_validate(phantoms, tmp_path/'cv2', unlabelled=others, teacher=['x'], **kw)
+    said = told(lambda: train(phantoms, tmp_path/'distilled', 'student', unlabelled=others, teacher=tmp_path/'cv', **KW))
+    assert len(read_run(tmp_path/'distilled')['args']['teacher']) == 2 and 'learnt from' in said
+
+@pytest.mark.parametrize('changes', [{'model': 'hyperunet:aux=True,deep_supervision=True'}, {'accumulate': 8}, {'precision': 'mixed'}, {'equalize': 'clahe', 'equalize_first': True},
+    {'size': [32, 64], 'epochs': [1, 1]}, {'swa': .5, 'epochs': 2, 'keep': 1}], ids=str)
+def test_beside_everything_else(changes, taught, phantoms, others, tmp_path):
+    learn = train(phantoms, tmp_path/'r', 'student', unlabelled=others, teacher=taught/'teacher', **{**KW, **changes})
+    assert np.isfinite(float(learn.unlabelled.cost)) and read_run(tmp_path/'r')['data']['unlabelled']['n'] == 12
+
+def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path):
+    said = told(lambda: train(phantoms, tmp_path/'r', unlabelled=others, max_hours=1e-6, **{**KW, 'epochs': 3}))
+    assert 'stopped for want of time' in said and not (tmp_path/'r'/'run.json').exists()
+    train(phantoms, tmp_path/'r', unlabelled=others, **{**KW, 'epochs': 3})
+    assert (tmp_path/'r'/'run.json').exists() and (tmp_path/'r'/'teacher'/'run.json').exists()
+
+def test_folders_of_the_wrong_kind(taught, phantoms, others, tmp_path):
+    go = lambda name, folder, **kw: train(phantoms, tmp_path/name, 'student', unlabelled=folder, teacher=taught/'teacher', **{**KW, **kw})
+    with pytest.raises(UnlabelledError, match='can be used beside the labelled ones; the first: .* (is held back|is labelled)'): go('own', phantoms/'dicom-images-train')
+    with pytest.raises(UnlabelledError, match='no such folder'): go('none', tmp_path/'nothing')
+    (tmp_path/'torn').mkdir()
+    (tmp_path/'torn'/'a.png').write_bytes(b'\x89PNG')
+    with pytest.raises(UnlabelledError, match='none of 1 radiograph can be read'): go('torn', tmp_path/'torn')
+    cache = tmp_path/'cache'
+    prepare(pd.DataFrame({'ImageId': ['a'], 'path': [next(others.rglob('*.dcm'))], 'rles': [[]], 'has_ptx': False, 'area': 0}), cache, 32, workers=0, progress=False)
+    with pytest.raises(UnlabelledError, match='a cache of 32 px, training takes 64'): go('small', cache)
+    assert go('one', cache, size=32).dls.xray['unlabelled']['n'] == 1
+    with pytest.raises(RunError, match='no such run'): train(phantoms, tmp_path/'norun', 'student', unlabelled=others, teacher=tmp_path/'nothing', **KW)
+    with pytest.raises(PtxError, match='give its teachers too'): train(phantoms, tmp_path/'x', 'student', unlabelled=others, **KW)
+    with pytest.raises(PtxError, match='give unlabelled='): train(phantoms, tmp_path/'x', 'student', **KW)
