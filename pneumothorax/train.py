@@ -341,8 +341,9 @@ def _runs(teacher, unlabelled, recipe):
 
 def _teach(data, out, r, hours, kw):
     "Train the teacher, if it is not there; what `train` returns if time was up"
-    learn = None if (out/'run.json').exists() else train(data, out, r, max_hours=hours and max(hours,1e-9), **kw)
-    return None if (out/'run.json').exists() else learn
+    there = lambda: on_main(lambda: (out/'run.json').exists())
+    learn = None if there() else train(data, out, r, max_hours=hours and max(hours,1e-9), **kw)
+    return None if there() else learn
 
 # %% ../nbs/29_train.ipynb #d9000063
 def _place(device):

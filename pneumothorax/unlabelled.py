@@ -15,7 +15,7 @@ from fastai.torch_core import rank_distrib
 from .rle import PtxError
 from .siim import bar, counted, find_patients, find_siim, notice
 from .cache import XrayCache, prepare
-from .samplers import overall, seeded, step_seed
+from .samplers import _xray_dl, overall, seeded, step_seed
 from .equalize import TensorXray, equalizer
 from .data import LoadXray, TensorXrayMask, XrayInput, xray_batches
 from .files import written
@@ -209,10 +209,11 @@ class Unlabelled(Callback):
 
     def before_batch(self):
         "Lay them beside the batch"
-        n,epoch,device = self.dls.train.bs,overall(self.learn)[0],self.xb[0].device
+        dl,epoch,device = _xray_dl(self.dls.train),overall(self.learn)[0],self.xb[0].device
+        n = max(1, dl.bs//world())
         at = (epoch*self.n_iter+self.iter)*world()+rank_distrib()
         x,y = (o.to(device) for o in self.batch(self.drawn(at, n)))
-        with seeded(step_seed(self.seed,at,29)): x,y = self.dls.train.after_batch((x,y))
+        with seeded(step_seed(self.seed,at,29)): x,y = dl.after_batch((x,y))
         self.soft = y.as_subclass(torch.Tensor).float()[:,None]/255
         self.n,self.learn.xb = len(self.xb[0]),(torch.cat([self.xb[0],x]),)
 

@@ -5,7 +5,9 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY
+import torch
+from conftest import TINY, ok
+from test_train import launch
 
 from pneumothorax import cli
 from pneumothorax.cache import prepare
@@ -98,3 +100,14 @@ def test_folders_of_the_wrong_kind(taught, phantoms, others, tmp_path):
     with pytest.raises(RunError, match='no such run'): train(phantoms, tmp_path/'norun', 'student', unlabelled=others, teacher=tmp_path/'nothing', **KW)
     with pytest.raises(PtxError, match='give its teachers too'): train(phantoms, tmp_path/'x', 'student', unlabelled=others, **KW)
     with pytest.raises(PtxError, match='give unlabelled='): train(phantoms, tmp_path/'x', 'student', **KW)
+
+def test_two_processes_make_the_run_of_one(phantoms, others, tmp_path):
+    "Each takes its part of the unlabelled radiographs, too"
+    args = [phantoms, *TINY, '--epochs', 2, '--bs', 4, '--valid', .5, '--augment', 0, '--unlabelled', others]
+    p = launch(2, *args, '--out', tmp_path/'two')
+    assert p.returncode == 0, p.stdout[-1500:]+p.stderr[-3000:]
+    assert p.stdout.count('run in ') == 1
+    ok('ptx_train', *args, '--out', tmp_path/'one')
+    for part in ('.', 'teacher'):
+        for a, b in zip(*(load_run(tmp_path/k/part)[0].state_dict().values() for k in ('one', 'two'))):
+            if a.is_floating_point(): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
