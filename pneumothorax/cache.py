@@ -427,7 +427,7 @@ def prepare(
     if workers<0: raise PtxError(f'workers={workers}: give a number of processes, or 0 for none')
     inner_box((1,1), size, fit)
     out,want = Path(out),json.loads(json.dumps(dict(format=CACHE_FORMAT, size=size, fit=fit, before=_recorded(before))))   # as they will be read again
-    df = data if isinstance(data,pd.DataFrame) else siim_train(data,labels,frame=frame)
+    df = data.reset_index(drop=True) if isinstance(data,pd.DataFrame) else siim_train(data,labels,frame=frame)
     if len(twice := df.ImageId[df.ImageId.duplicated()]): raise PtxError(f'the table has {few(twice)} more than once; give one row per radiograph')
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the cache')
     try:

@@ -143,7 +143,7 @@ RECIPES = dict(
         model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
         clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
     student=Recipe('learns from labelled radiographs and, beside them, from what teachers believe of unlabelled ones (noisy student: Xie et al., 2020)',
-        loss='bce+pos_dice', epochs=25, opt='adamw:wd=0.01'),
+        loss='30*bce+pos_dice', epochs=25, opt='adamw:wd=0.01', unlabelled_weight=15.),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
         size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], accumulate=8, noise=1e-12, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
 

@@ -43,7 +43,7 @@ def same_pictures(
     best,value = (np.concatenate([f(p) for p in parts]) for f in (lambda p: p.argmax(1), lambda p: p.max(1)))
     return np.where(value>least, best, -1)
 
-# %% ../nbs/28_unlabelled.ipynb #a280000f
+# %% ../nbs/28_unlabelled.ipynb #a2800012
 class UnlabelledError(PtxError): "Unlabelled radiographs that cannot be used, or marks that belong to others"
 
 def open_unlabelled(
@@ -70,7 +70,7 @@ def open_unlabelled(
     if c.fit!=how.fit or made!=(how.equalize if how.equalize_first else None): raise UnlabelledError(f'{p}: fit {c.fit}, equalised by {made}; the labelled radiographs have fit {how.fit} and {how.equalize if how.equalize_first else None}; prepare both alike')
     return c
 
-# %% ../nbs/28_unlabelled.ipynb #a2800010
+# %% ../nbs/28_unlabelled.ipynb #a2800013
 def _first(a, least=.99):
     "Position of the first picture that each is the same as: its own, unless it is a copy"
     out = np.arange(len(a))
@@ -104,7 +104,7 @@ def usable(
     if (why!='').all(): raise UnlabelledError(f'{cache.path}: none of {counted(len(t),"radiographs")} can be used beside the labelled ones; the first: {t.ImageId.iloc[0]} {why.iloc[0]}')
     return t[why==''].reset_index(drop=True)
 
-# %% ../nbs/28_unlabelled.ipynb #a2800016
+# %% ../nbs/28_unlabelled.ipynb #a2800019
 def teacher_digest(
     runs:list, # run folders
     table:pd.DataFrame, # with ImageId and stamps of the radiographs, from `usable`
@@ -128,7 +128,7 @@ def _teachers(runs, fit, device):
         out.append((model,how))
     return out
 
-# %% ../nbs/28_unlabelled.ipynb #a2800017
+# %% ../nbs/28_unlabelled.ipynb #a280001a
 def _store(out, n, size, digest):
     "The array of marks, and how many are there; what belongs to others is begun anew"
     f,note = Path(out)/'marks.npy',Path(out)/'marks.json'
@@ -165,7 +165,7 @@ def mark(
             with written(Path(out)/'marks.json') as part: part.write_text(json.dumps(dict(digest=digest, teachers=[str(r) for r in runs], done=done)), encoding='utf-8')
     return marks
 
-# %% ../nbs/28_unlabelled.ipynb #a280001d
+# %% ../nbs/28_unlabelled.ipynb #a2800020
 def _part(out, rows):
     "Some rows of what a network gives: logits, or a tuple of tensors and lists"
     if isinstance(out,(tuple,list)): return type(out)(_part(o,rows) for o in out)
@@ -230,7 +230,7 @@ class Unlabelled(Callback):
         self.learn.loss_grad = self.learn.loss_grad+self.weight*cost
         self.cost = cost.detach()
 
-# %% ../nbs/28_unlabelled.ipynb #a2800025
+# %% ../nbs/28_unlabelled.ipynb #a280002b
 def _told(runs, held):
     "Tell of validation images that teachers have learnt from"
     if not held: return

@@ -90,6 +90,13 @@ def test_broken_and_changed_files(data, tmp_path):
     with (copy/'train-rle.csv').open('a') as f: f.write('new,-1\n')
     assert '61 radiographs' in ok('ptx_prepare', copy, tmp_path/'c', '--size', 64).stdout and len(XrayCache(tmp_path/'c').rows) == rows+1
 
+def test_some_rows_of_a_table(phantoms, tmp_path):
+    "Chosen by the user, in any order, with the numbers they had"
+    df = siim_train(phantoms).sort_values('ImageId', ascending=False)
+    c = prepare(df[df.has_ptx], tmp_path/'c', 32, workers=0, progress=False)
+    assert sorted(c.table.ImageId) == sorted(df.ImageId[df.has_ptx])
+    for r in c.table.itertuples(): np.testing.assert_array_equal(c.image(r.row), cache.from_grey16(prepare_row(r.path, [], 32)['image']))
+
 @pytest.mark.parametrize('args, why', [(['--size', 8], '--size 8'), (['--fit', 'crop'], '--fit crop'), (['--equalize', 'sharpen'], 'no such equalisation'), (['--equalize', 'clahe:clip'], 'key=number')])
 def test_wrong_arguments(data, tmp_path, args, why):
     p = ptx('ptx_prepare', data, tmp_path/'c', *args)
