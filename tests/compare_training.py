@@ -148,7 +148,7 @@ if __name__ == '__main__':
     if a.report: report(a, df)
     else:
         todo = [(v, s, f) for s in range(a.seeds) for v in VARIANTS if v.startswith(tuple(a.only)) for f in FOLDS]
-        for size in {np.max(VARIANTS[v].get('size', a.size)) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
+        for size in {int(np.max(VARIANTS[v].get('size', a.size))) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
             left = [t for t in todo if not (a.out/f'{name_of(*t)}.maps'/'predict.json').exists() or not (a.out/f'{name_of(*t)}.healthy'/'predict.json').exists()]
             for taught in (False, True):     # teachers come first
