@@ -13,7 +13,7 @@ import cv2, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 from .rle import PtxError
-from .siim import bar, counted, find_patients, find_siim, notice
+from .siim import bar, counted, few, find_patients, find_siim, notice, watched
 from .cache import XrayCache, prepare
 from .samplers import _xray_dl, overall, seeded, step_seed
 from .equalize import TensorXray, equalizer
@@ -60,7 +60,7 @@ def open_unlabelled(
         files = find_siim(p)
         ids = sorted(files.images)
         t = pd.DataFrame(dict(ImageId=ids, path=[files.images[i] for i in ids], rles=[[] for _ in ids], has_ptx=False, area=0))
-        t = pd.concat([t, find_patients(files,ids,progress).reset_index(drop=True)], axis=1)
+        t = pd.concat([t, find_patients(files,ids,progress and watched()).reset_index(drop=True)], axis=1)
         c = prepare(t, out, how.size, how.fit, before=equalizer(how.equalize) if how.equalize_first else None, workers=workers, progress=progress)
         if not len(c): raise UnlabelledError(f'{p}: none of {counted(len(t),"radiographs")} can be read; look at the notice above, and give others')
         return c
@@ -129,6 +129,8 @@ def _teachers(runs, fit, device):
     return out
 
 # %% ../nbs/28_unlabelled.ipynb #a280001a
+_TINY = .1   # a map whose maximum is lower marks nothing at any threshold in use
+
 def _store(out, n, size, digest):
     "The array of marks, and how many are there; what belongs to others is begun anew"
     f,note = Path(out)/'marks.npy',Path(out)/'marks.json'
@@ -163,6 +165,8 @@ def mark(
             done += n
             marks.flush()
             with written(Path(out)/'marks.json') as part: part.write_text(json.dumps(dict(digest=digest, teachers=[str(r) for r in runs], done=done)), encoding='utf-8')
+    top = marks.max()/255
+    notice(f'teachers have marked nothing on {counted(len(table),"unlabelled radiographs")}, and a student learns nothing from that; train them longer, or give others', [f'{few([str(r) for r in runs])} (largest probability {top:.2g})'] if top<_TINY else [])
     return marks
 
 # %% ../nbs/28_unlabelled.ipynb #a2800020

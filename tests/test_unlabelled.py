@@ -80,6 +80,10 @@ def test_beside_everything_else(changes, taught, phantoms, others, tmp_path):
     learn = train(phantoms, tmp_path/'r', 'student', unlabelled=others, teacher=taught/'teacher', **{**KW, **changes})
     assert np.isfinite(float(learn.unlabelled.cost)) and read_run(tmp_path/'r')['data']['unlabelled']['n'] == 12
 
+def test_a_teacher_that_marks_nothing_is_told(taught, phantoms, others, tmp_path):
+    said = told(lambda: train(phantoms, tmp_path/'r', 'student', unlabelled=others, teacher=taught/'teacher', **KW))
+    assert '1 teacher has marked nothing on 12 unlabelled radiographs' in said and 'largest probability 0.01' in said
+
 def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path):
     said = told(lambda: train(phantoms, tmp_path/'r', unlabelled=others, max_hours=1e-6, **{**KW, 'epochs': 3}))
     assert 'stopped for want of time' in said and not (tmp_path/'r'/'run.json').exists()
