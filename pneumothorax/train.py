@@ -238,8 +238,9 @@ def fit_stage(
     learn.fit(s['epochs'], lrs, cbs=ParamScheduler(scheds) if scheds else None)
 
 # %% ../nbs/29_train.ipynb #d9000051
-_FILES = ('run.json','config.json','checkpoint*','.*.part','model*.safetensors','history.csv','history.png','valid.png',
-    'epochs','overlays','tensorboard','teacher','unlabelled')
+_RUN = ('run.json','config.json','checkpoint*','.*.part','model*.safetensors','history.csv','history.png','valid.png',
+    'epochs','overlays','tensorboard')
+_FILES = *_RUN,*(f'teacher/{f}' for f in _RUN),*(f'unlabelled/{f}' for f in ('marks.npy','marks.json','radiographs/cache.json','radiographs/index.csv','radiographs/rows.npy'))
 
 def _brief(v): return f'[{few(v,2)}]' if isinstance(v,list) else repr(v)
 
@@ -380,6 +381,7 @@ def train(
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
     first,teacher = r,_runs(teacher, unlabelled, recipe)
+    if unlabelled is not None and Path(unlabelled).resolve().is_relative_to((out/'unlabelled').resolve()): raise PtxError(f'unlabelled={unlabelled}: this is where the run in {out} keeps its own; give another folder for the run')
     if unlabelled is not None and not teacher: recipe,r = 'student',_student(r, changes)
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),

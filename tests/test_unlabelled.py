@@ -115,3 +115,18 @@ def test_two_processes_make_the_run_of_one(phantoms, others, tmp_path):
     for part in ('.', 'teacher'):
         for a, b in zip(*(load_run(tmp_path/k/part)[0].state_dict().values() for k in ('one', 'two'))):
             if a.is_floating_point(): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+def test_fresh_removes_nothing_of_the_user(taught, phantoms, others, tmp_path):
+    "Folders with the names of ours stay, and what is in them"
+    out = tmp_path/'r'
+    kw = {**KW, 'unlabelled': others, 'teacher': taught/'teacher'}
+    train(phantoms, out, 'student', **kw)
+    mine = [out/'teacher'/'notes.txt', out/'unlabelled'/'a.png', out/'unlabelled'/'radiographs'/'b.png']
+    for f in mine:
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text('mine')
+    train(phantoms, out, 'student', fresh=True, **kw)
+    assert all(f.read_text() == 'mine' for f in mine)
+    for inside in (out/'unlabelled', out/'unlabelled'/'radiographs'):
+        with pytest.raises(PtxError, match='where the run in .* keeps its own'): train(phantoms, out, 'student', fresh=True, **{**kw, 'unlabelled': inside})
+    assert all(f.read_text() == 'mine' for f in mine)
