@@ -269,7 +269,7 @@ def ptx_train(
     if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
     if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
     kw = dict(recipe=recipe, seed=seed, labels=labels, frame=frame, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
-        max_hours=max_hours, device=device, **({'unlabelled':unlabelled} if unlabelled else {}), **({'teacher':teacher.split(',')} if teacher else {}), **changes)
+        max_hours=max_hours, device=device, unlabelled=unlabelled, teacher=teacher and teacher.split(','), **changes)
     if folds:
         from pneumothorax.crossval import cross_validate
         cross_validate(data, out, folds, fold=fold or 'all', **kw)

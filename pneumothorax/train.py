@@ -30,7 +30,7 @@ from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, Stop
 from .learner import RunError, _learner, _network, describe, save_run, weights_file, write_record
 from .averaging import EMA, SWA, average_checkpoints
 from .watch import Watch
-from .unlabelled import with_unlabelled
+from .unlabelled import _TINY, with_unlabelled
 
 # %% ../nbs/29_train.ipynb #d9000011
 @dataclass(frozen=True)
@@ -419,7 +419,7 @@ def train(
         return learn
 
 # %% ../nbs/29_train.ipynb #d900009a
-_FEW_POS,_FEW_STEPS,_TINY = 50,300,.1   # fewer positives or steps than that seldom lead to an outline; a map whose maximum is lower marks nothing at any threshold in use
+_FEW_POS,_FEW_STEPS = 50,300   # fewer positives or steps than that seldom lead to an outline
 
 def _no_outline(learn):
     "What to try after a training that outlined nothing; None if it did"

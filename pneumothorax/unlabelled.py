@@ -54,20 +54,20 @@ def open_unlabelled(
     progress:bool=True, # show a bar?
 )->XrayCache: # at the size of `how`, or larger
     "Radiographs without labels at training size; raises `PtxError`"
-    p = Path(path)
+    p,first = Path(path),how.equalize if how.equalize_first else None
     if not (p/'cache.json').exists():
         if not p.is_dir(): raise UnlabelledError(f'{p}: no such folder; give the unlabelled radiographs, or a cache of them')
         files = find_siim(p)
         ids = sorted(files.images)
         t = pd.DataFrame(dict(ImageId=ids, path=[files.images[i] for i in ids], rles=[[] for _ in ids], has_ptx=False, area=0))
         t = pd.concat([t, find_patients(files,ids,progress and watched()).reset_index(drop=True)], axis=1)
-        c = prepare(t, out, how.size, how.fit, before=equalizer(how.equalize) if how.equalize_first else None, workers=workers, progress=progress)
+        c = prepare(t, out, how.size, how.fit, before=equalizer(first), workers=workers, progress=progress)
         if not len(c): raise UnlabelledError(f'{p}: none of {counted(len(t),"radiographs")} can be read; look at the notice above, and give others')
         return c
     c = XrayCache(p)
     made = c.settings['before']
     if c.size<how.size: raise UnlabelledError(f'{p}: a cache of {c.size} px, training takes {how.size}; give a folder of radiographs, or prepare anew')
-    if c.fit!=how.fit or made!=(how.equalize if how.equalize_first else None): raise UnlabelledError(f'{p}: fit {c.fit}, equalised by {made}; the labelled radiographs have fit {how.fit} and {how.equalize if how.equalize_first else None}; prepare both alike')
+    if c.fit!=how.fit or made!=first: raise UnlabelledError(f'{p}: fit {c.fit}, equalised by {made}; the labelled radiographs have fit {how.fit} and {first}; prepare both alike')
     return c
 
 # %% ../nbs/28_unlabelled.ipynb #a2800013
@@ -106,16 +106,15 @@ def usable(
 
 # %% ../nbs/28_unlabelled.ipynb #a2800019
 def teacher_digest(
-    runs:list, # run folders
-    table:pd.DataFrame, # with ImageId and stamps of the radiographs, from `usable`
+    teachers:list, # (network, `XrayInput`) of each
+    table:pd.DataFrame, # with the ImageIds of the radiographs, from `usable`
     cache:XrayCache, # where they are
 )->str: # the same for the same weights on the same radiographs
     "What a set of marks belongs to"
     h = hashlib.blake2b(json.dumps([*cache.settings.items(), table.ImageId.tolist()], default=str).encode(errors='surrogateescape'), digest_size=8)
-    for r in runs:
-        model,record = load_run(r)
-        h.update(json.dumps(record['data'].get('stats'), default=str).encode())
-        for k,v in model.state_dict().items(): h.update(k.encode()+v.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for model,how in teachers:
+        h.update(json.dumps(vars(how), default=str).encode())
+        for k,v in model.state_dict().items(): h.update(k.encode()+v.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 def _teachers(runs, fit, device):
@@ -151,7 +150,8 @@ def mark(
     progress:bool=True, # show a bar?
 )->np.ndarray: # n×size×size uint8, 255 times the probability, memory-mapped
     "The mean opinion of teachers; raises `UnlabelledError`, `RunError`"
-    digest,nets = teacher_digest(runs,table,cache),_teachers(runs,cache.fit,device)
+    nets = _teachers(runs, cache.fit, device)
+    digest = teacher_digest(nets, table, cache)
     marks,done = _store(out, len(table), cache.size, digest)
     paths,rest = table.path.tolist()[done:],len(table)-done
     dls = [xray_batches(paths, how.loader(), bs, workers) for _,how in nets]
