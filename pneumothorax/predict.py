@@ -21,7 +21,7 @@ from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
 from .files import disk_errors, only_writer, written
-from .states import bare
+from .states import bare, weights_digest
 from .distributed import _patient, is_main, join_processes, main_first, on_main, run_device, world
 from .learner import FORMAT, RunError, _synthetic, _synthetic_only, load_run, versions
 from .tta import View, _mean_of, _resize, tta_probs, views
@@ -79,9 +79,7 @@ class Network:
         return self.model(self.how.batch(xb,variant)).sigmoid()
     def digest(self)->str:
         "The same for the same weights and input"
-        h = hashlib.blake2b(json.dumps(vars(self.how)).encode(), digest_size=8)
-        for k,v in self.model.state_dict().items(): h.update(k.encode()+v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return h.hexdigest()
+        return weights_digest(self.model, json.dumps(vars(self.how)))
 
 def _apart(model):
     "A copy of a network that shares nothing with it; maps that hooks still hold are not copied"

@@ -19,6 +19,7 @@ from .samplers import _xray_dl, overall, seeded, step_seed
 from .equalize import TensorXray, equalizer
 from .data import LoadXray, TensorXrayMask, XrayInput, xray_batches
 from .files import written
+from .states import weights_digest
 from .distributed import on_main, world
 from .learner import load_run, read_run
 
@@ -111,11 +112,9 @@ def teacher_digest(
     cache:XrayCache, # where they are
 )->str: # the same for the same weights on the same radiographs
     "What a set of marks belongs to"
-    h = hashlib.blake2b(json.dumps([*cache.settings.items(), table.ImageId.tolist()], default=str).encode(errors='surrogateescape'), digest_size=8)
-    for model,how in teachers:
-        h.update(json.dumps(vars(how), default=str).encode())
-        for k,v in model.state_dict().items(): h.update(k.encode()+v.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()
+    nets = [weights_digest(m, json.dumps(vars(how), default=str)) for m,how in teachers]
+    what = json.dumps([*cache.settings.items(), table.ImageId.tolist(), nets], default=str)
+    return hashlib.blake2b(what.encode(errors='surrogateescape'), digest_size=8).hexdigest()
 
 def _teachers(runs, fit, device):
     "Networks with their inputs; raises `UnlabelledError` where one sees squares otherwise"
