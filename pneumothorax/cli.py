@@ -208,7 +208,7 @@ def ptx_prepare(
 def ptx_train(
     data:str=None, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
     out:str='run', # folder for the run; an unfinished training in it goes on
-    recipe:str='default', # or fast, stable, progressive, hypercolumns, first_place, everything, student; what follows below changes it
+    recipe:str='default', # or few, fast, stable, progressive, hypercolumns, first_place, full, everything, student; what follows below changes it
     unlabelled:str=None, # folder of radiographs without masks, or a cache of them: a second network learns from what the first believes of these
     teacher:str=None, # finished runs that mark them, separated by commas, instead of a first training
     show:bool=False, # print the recipe in full, and train nothing
@@ -239,7 +239,7 @@ def ptx_train(
     encoder_lr:str=None, # rate of the first layers as a share of lr; several for stages
     freeze:str=None, # 1: the encoder is fixed; several for stages, as 1,0
     schedule:str=None, # one_cycle, flat, cosine, restarts:3 or constant; several for stages
-    opt:str=None, # radam, adamw, sgd or ranger; options as adamw:wd=0.01
+    opt:str=None, # adamw, radam, sgd or ranger; options as adamw:wd=0.01
     keep_opt:bool=False, # carry the optimiser's moments into the next stage
     accumulate:int=None, # images per optimiser step, if more than a batch
     bn_momentum:bool=False, # scale the momentum of batch norm with it

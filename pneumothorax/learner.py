@@ -11,7 +11,7 @@ import difflib, inspect, json, platform, time
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 import pandas as pd, torch
-from fastai.vision.all import DataLoaders, L, Learner, RAdam, rank_distrib
+from fastai.vision.all import DataLoaders, L, Learner, rank_distrib
 from . import __version__
 from .rle import PtxError
 from .siim import counted, notice
@@ -21,6 +21,7 @@ from .hyperunet import unet_split
 from .files import written
 from .states import last_state, read_tensors, save_weights
 from .loop import XrayLearner
+from .optimizers import xray_optimizer
 from .losses import AuxLoss, xray_loss
 from .metrics import KaggleDice, DicePos, DiceNeg
 from .models import xray_model
@@ -67,7 +68,7 @@ def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **
     "A `Learner` of a network that is there already"
     shares = _shares(weights)
     _of_phantoms(shares[0], weights, dls)
-    if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or 'bce+dice'))
+    if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func) if loss_func else xray_loss())
     learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
         cbs=[Seeded(seed),*L(cbs)], **kwargs)
     before = max((s for s in shares if s is not None), default=None)
@@ -87,9 +88,9 @@ def xray_learner(
     model:str='hyperunet', # a name of `xray_model`, with options as 'hyperunet:attention=scse,aux=True'
     encoder:str=ENCODER, # any timm or torchvision name
     weights:str=None, # what `start_weights` takes: a file or run folder, 'lite0', 'imagenet', 'none', or None for whatever is at hand
-    loss_func:object=None, # a loss, or the name of one, see `xray_loss`; cross-entropy plus Dice if None
+    loss_func:object=None, # a loss, or the name of one, see `xray_loss`; its default if None
     metrics:list=None, # `KaggleDice`, `DicePos` and `DiceNeg` if None
-    opt_func:object=RAdam, # any fastai optimiser
+    opt_func:object='adamw', # any fastai optimiser, or the name of one, see `xray_optimizer`
     lr:float=1e-3, # learning rate by default
     seed:int=0, # of the random weights, of the order of images, of augmentation and dropout
     path:str='.', # folder for what callbacks write
@@ -97,7 +98,8 @@ def xray_learner(
 )->Learner: # any further argument goes to fastai's `Learner`
     "A `Learner` that segments radiographs; raises `ModelError` for a model, encoder or weights that cannot be, `LossError` for a loss, `PtxError` for an unknown argument"
     _known(kwargs)
-    return _learner(dls, *_network(model, encoder, weights, seed), loss_func, metrics, seed, opt_func=opt_func, lr=lr, path=path, **kwargs)
+    return _learner(dls, *_network(model, encoder, weights, seed), loss_func, metrics, seed,
+        opt_func=xray_optimizer(opt_func) if isinstance(opt_func,str) else opt_func, lr=lr, path=path, **kwargs)
 
 # %% ../nbs/24_learner.ipynb #62df81d3
 class RunError(PtxError): "A run that cannot be used or recorded"

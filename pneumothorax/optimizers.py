@@ -124,7 +124,7 @@ def _make(params, lr, name, k=None, alpha=None, **options):
     return XrayLookahead(opt, k=k, alpha=alpha) if k else opt
 
 def xray_optimizer(
-    spec:str='radam', # one of `OPTIMIZERS`; options may follow, as in 'sgd:mom=0.9,wd=1e-4'
+    spec:str='adamw', # one of `OPTIMIZERS`; options may follow, as in 'sgd:mom=0.9,wd=1e-4'
 )->Callable: # takes parameters and `lr`, returns an `XrayOptimizer` or `XrayLookahead`
     "An optimiser by name, for `opt_func` of a `Learner`; raises `OptimizerError`"
     name,_,rest = str(spec).partition(':')

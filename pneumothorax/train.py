@@ -25,7 +25,7 @@ from .states import last_state, save_weights
 from .loop import TimeUp, soft_stop
 from .checkpoints import Checkpoint
 from .distributed import is_main, join_processes, main_first, on_main, processes, run_device
-from .losses import AuxLoss, xray_loss
+from .losses import LOSS, AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
 from .learner import RunError, _learner, _network, describe, save_run, weights_file, write_record
 from .averaging import EMA, SWA, average_checkpoints
@@ -39,19 +39,19 @@ class Recipe:
     source:str='' # where it comes from
     model:str='hyperunet' # a name of `xray_model`, with options as 'hyperunet:attention=scse,aux=True'
     encoder:str=ENCODER # any timm or torchvision name
-    loss:str='bce+dice' # see `xray_loss`
+    loss:str=LOSS # see `xray_loss`
     smooth:float=0. # label smoothing in the cross-entropy
     equalize:str=None # on every image: a name such as 'clahe', see `equalizer`
     equalize_first:bool=False # before the resize?
     augment:int=1 # 0: no augmentation
     size:object=None # pixels along one side; the cache's if None, or else 256
-    epochs:object=12 # passes over the training images
+    epochs:object=25 # passes over the training images
     bs:object=8 # images per batch, over all processes
     lr:object=2e-3 # highest learning rate, or 'find' for fastai's `lr_find`
     encoder_lr:object=1. # rate of the first layers as a share of `lr`; the encoder's lies between
     freeze:object=0 # 1: the encoder is fixed, but for its batch norms
     schedule:object='one_cycle' # of the rate within a stage: see `SCHEDULES`
-    opt:str='radam' # see `xray_optimizer`
+    opt:str='adamw' # see `xray_optimizer`
     keep_opt:bool=False # carry the optimiser's moments into the next stage?
     accumulate:int=0 # images per optimiser step, if more than a batch
     bn_momentum:bool=False # scale the momentum of batch norm with it?
@@ -131,7 +131,8 @@ def _check_hours(hours):
 
 # %% ../nbs/29_train.ipynb #d9000013
 RECIPES = dict(
-    default=Recipe('what the competition agreed on: a pretrained U-Net, cross-entropy plus Dice, one cycle (Smith, 2018), RAdam (Liu et al., 2020)'),
+    default=Recipe('a pretrained U-Net, cross-entropy that is heard plus Dice of positives (measured in `20_losses` and below), one cycle (Smith, 2018), AdamW (Loshchilov and Hutter, 2019)'),
+    few=Recipe('two hundred masks or fewer: the default at 384 px, where more is found (measured below); with unlabelled=, its student too', size=384),
     fast=Recipe('a first look in a minute or two: the default at 128 px for six epochs', size=128, epochs=6, bs=16),
     stable=Recipe('the default with weights averaged over the last part of a longer training (Izmailov et al., 2018) and a running average beside it',
         epochs=16, swa=.6, ema=.99),
@@ -143,9 +144,11 @@ RECIPES = dict(
         model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
         clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
     student=Recipe('learns from labelled radiographs and, beside them, from what teachers believe of unlabelled ones (noisy student: Xie et al., 2020)',
-        loss='30*bce+pos_dice', epochs=25, opt='adamw:wd=0.01', unlabelled_weight=15.),
+        unlabelled_weight=15.),
+    full=Recipe('the whole competition on a GPU, on paper: nobody here has run it. Loss and optimiser are what pays with few labels, encoder, sizes and sampling are as in the first places (2019)',
+        encoder='tf_efficientnet_b4', size=[512,1024], epochs=[30,10], bs=[16,6], lr=[1e-3,3e-4], sampling='sliding:0.8,0.4', ema=.999, precision='mixed'),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
-        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], accumulate=8, noise=1e-12, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
+        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], opt='radam', accumulate=8, noise=1e-12, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
 
 def _value(name, v):
     "A value as the field has it, from Python or from text"

@@ -2,7 +2,7 @@
 
 The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), in three folds by patient. Each variant of `VARIANTS` is the base recipe with one thing
 changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored by the triplet that was chosen on the maps of the
-other two folds, of the same variant and seed, so no test image had a say; beside it stand Dice on positives by a triplet that was chosen on nothing (0.5,2000,0.3), the
+other two folds, of the same variant and seed, so no test image had a say; beside it stand both by a triplet that was chosen on nothing (0.5,2000,0.3), the
 AUROC of images, the share of the 598 weak negatives of `$PTX_SHARED/unlabelled` that the rule marks (each third by the network of one fold), and what differs from the base in
 pairs, with 95 % intervals by patient. What stands in OUT is not made again; variants whose runs are not all there are
 left out. `outlines` is Dice on positives where each of them is marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to
@@ -29,19 +29,30 @@ from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.predict import open_maps
 
 FOLDS, FIXED = range(3), Triplet(.5, 2000, .3)
-BASE = {'recipe': 'default', 'opt': 'adamw:wd=0.01'}     # for so many epochs at such a size as the arguments say
+BASE = {'recipe': 'default', 'loss': '30*bce+pos_dice', 'opt': 'adamw:wd=0.01'}     # for so many epochs at such a size as the arguments say
+OTHER = 'bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice'
 VARIANTS = {
     'base': {},
-    'size 384': {'size': 384},
-    'encoder_lr 0.1': {'encoder_lr': .1},
-    'size 256, then 384': {'size': [256, 384], 'epochs': [16, 8], 'lr': [2e-3, 1e-3]},
-    'unlabelled': {'recipe': 'student', 'teacher': 'base'},
-    **{k: {'rival': k} for k in RIVALS},
-    **{f'loss {k}': {'loss': k} for k in ('bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice', '30*bce+pos_dice')},
+    **{f'loss {k}': {'loss': k} for k in OTHER},
+    **{f'opt {k}': {'opt': k} for k in ('adamw:wd=0', 'radam:wd=0.01', 'adamw:eps=1e-8')},
     **{f'{n} epochs': {'epochs': n} for n in (12, 50, 100)},
-    **{f'{n} epochs, loss {k}': {'loss': k, 'epochs': n} for k in ('bce+dice+2*pos_dice', '30*bce+pos_dice') for n in (50, 100)},
-    'share 0.6, 40 epochs': {'sampling': 'share:0.6', 'epochs': 40},
+    **{f'{n} epochs, loss {k}': {'loss': k, 'epochs': n} for k in OTHER[:2] for n in (50, 100)},
+    **{f'size {n}': {'size': n} for n in (384, 512)},
+    'size 384, loss bce+dice': {'size': 384, 'loss': 'bce+dice'},
+    'size 384, 50 epochs': {'size': 384, 'epochs': 50},
+    'size 256, then 384': {'size': [256, 384], 'epochs': [16, 8], 'lr': [2e-3, 1e-3]},
+    'encoder_lr 0.1': {'encoder_lr': .1},
+    'without hypercolumns': {'model': 'hyperunet:hypercolumns=False'},
+    'ema 0.99': {'ema': .99},
+    'swa 0.6': {'swa': .6},
+    'share 0.6': {'sampling': 'share:0.6'},
+    'unlabelled': {'recipe': 'student', 'teacher': 'base'},
+    **{f'masks {n}': {'masks': n} for n in (20, 40, 80)},
+    **{f'unlabelled, masks {n}': {'recipe': 'student', 'teacher': f'masks {n}', 'masks': n} for n in (20, 40, 80)},
+    **{k: {'rival': k} for k in RIVALS},
 }
+
+def chosen(a): return list(dict.fromkeys(v for k in a.only for v in VARIANTS if v == k or (k not in VARIANTS and v.startswith(k))))
 
 def name_of(variant, seed, fold): return f'{re.sub("[^a-z0-9.]+", "-", variant)}.seed{seed}.fold{fold}'
 
@@ -53,6 +64,10 @@ def fit(a, df, variant, seed, fold):
     torch.set_num_threads(a.threads)
     out, kw = a.out/name_of(variant, seed, fold), {**BASE, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]}
     unseen, cache, t0 = df[df.fold == fold], a.out/f'cache-{np.max(kw["size"])}', time.perf_counter()
+    if 'masks' in kw:
+        n, seen = kw.pop('masks'), df[df.fold != fold]
+        kw['epochs'], cache = round(a.epochs*len(seen)/n), a.out/f'{out.name}.cache'     # as many steps as with all of them
+        prepare(pd.concat([some_of(seen, n, seed), unseen]), cache, a.size, progress=False)
     if 'teacher' in kw: kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]), teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
     if 'rival' in kw: trained = rival(kw['rival'], xray_dls(cache, a.size, 8, unseen.ImageId.tolist(), workers=0), seed, a.epochs, ENCODER, a.weights)
     elif not (out/'run.json').exists():
@@ -62,6 +77,12 @@ def fit(a, df, variant, seed, fold):
     for name, files in (('healthy', healthy(df)[fold::len(FOLDS)]), ('maps', unseen.path.tolist())):
         predict_maps(trained if 'rival' in kw else out, files, a.out/f'{out.name}.{name}', tta=a.tta, workers=0, progress=False, fresh=True)
     return f'{out.name}: {time.perf_counter()-t0:.0f} s'
+
+def some_of(df, n, seed):
+    "So many radiographs with the same share of positives; fewer of one seed are among more"
+    k = round(n*df.has_ptx.mean())
+    mixed = df.sample(frac=1, random_state=seed)
+    return pd.concat([mixed[mixed.has_ptx].head(k), mixed[~mixed.has_ptx].head(n-k)])
 
 def healthy(df):
     "Radiographs in whose patients no pneumothorax was ever noted, and of whom none is among the labelled"
@@ -117,7 +138,7 @@ def report(a, df):
     y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
     mean = lambda v, k: np.mean([t[k] for t in tables[v]], 0)
     print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
-    print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | on positives by 0.5,2000,0.3 | AUROC | marked of the weak negatives | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|---|')
+    print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | Dice by 0.5,2000,0.3 | on positives | AUROC | marked of the weak negatives | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|')
     for v, ts in tables.items():
         n = len(ts)
         same = tables['base'][:n]
@@ -127,11 +148,12 @@ def report(a, df):
             c, diff = bootstrap_ci(d, who[rows_]), paired_bootstrap(d, b, who[rows_])
             spread = [t[k][rows_].mean() for t in ts]
             cells += [f'{c.value:.3f} ({min(spread):.3f}–{max(spread):.3f})', '' if v == 'base' else f'{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}']
-        fixed = [t.fixed[y].mean() for t in ts]
+        fixed = [[t.fixed[rows_].mean() for t in ts] for rows_ in (y | True, y)]
         au = [auroc(t.prob.to_numpy(), y) for t in ts]
         secs = [int((a.out/name_of(v, s, f)/'secs.txt').read_text()) for s in range(n) for f in FOLDS if (a.out/name_of(v, s, f)/'secs.txt').exists()]
         al = bootstrap_ci(np.mean(alarms[v], 0))
-        cells += [f'{np.mean(fixed):.3f} ({min(fixed):.3f}–{max(fixed):.3f})', f'{np.mean(au):.3f} ({min(au):.3f}–{max(au):.3f})', f'{al.value:.3f} {ends(al.lo, al.hi)}', f'{np.mean(secs)/60:.1f}' if secs else '']
+        cells += [f'{np.mean(v):.3f} ({min(v):.3f}–{max(v):.3f})' for v in fixed]
+        cells += [f'{np.mean(au):.3f} ({min(au):.3f}–{max(au):.3f})', f'{al.value:.3f} {ends(al.lo, al.hi)}', f'{np.mean(secs)/60:.1f}' if secs else '']
         print('| '+' | '.join(cells)+' |', flush=True)
     t = pd.concat(rows)
     t['patient_id'] = pd.factorize(t.patient_id)[0]
@@ -140,14 +162,14 @@ def report(a, df):
 if __name__ == '__main__':
     p = parser(__doc__, epochs=25, seeds=1)
     p.add_argument('--tta', default='hflip', help='views')
-    p.add_argument('--only', nargs='+', default=[''], help='variants whose names begin so')
+    p.add_argument('--only', nargs='+', default=[''], help='variants, or how their names begin, in this order')
     a = p.parse_args()
     same_recipe(a, ('epochs', 'size', 'weights', 'tta'))
     df = all_images()
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     if a.report: report(a, df)
     else:
-        todo = [(v, s, f) for s in range(a.seeds) for v in VARIANTS if v.startswith(tuple(a.only)) for f in FOLDS]
+        todo = [(v, s, f) for s in range(a.seeds) for v in chosen(a) for f in FOLDS]
         for size in {int(np.max(VARIANTS[v].get('size', a.size))) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
             left = [t for t in todo if not (a.out/f'{name_of(*t)}.maps'/'predict.json').exists() or not (a.out/f'{name_of(*t)}.healthy'/'predict.json').exists()]

@@ -188,5 +188,5 @@ def test_a_learner_names_unknown_arguments_and_says_what_it_is(phantoms):
     with pytest.raises(PtxError, match='encodr: no such argument of `xray_learner`, did you mean encoder'): xray_learner(dls, encodr=TINY)
     learn = xray_learner(dls, encoder=TINY, weights='none', model_dir='kept')
     said, n = repr(learn), sum(p.numel() for p in learn.model.parameters())
-    for part in (f'hyperunet with encoder {TINY}, {n:,} parameters', 'RAdam, learning rate 0.001', 'training', '64 px'): assert part in said
+    for part in (f'hyperunet with encoder {TINY}, {n:,} parameters', 'adamw, learning rate 0.001', 'training', '64 px'): assert part in said
     assert str(learn.model_dir) == 'kept' and len(said.splitlines()) == 6

@@ -229,7 +229,7 @@ def test_the_masks_are_looked_at_once_and_bool_ones_never(monkeypatch):
     assert len(looks) == 2
 
 def test_presets_and_names():
-    assert xray_loss().weights == {'bce': 1, 'dice': 1}
+    assert xray_loss().weights == {'bce': 30, 'pos_dice': 1}
     assert {k: xray_loss(k).weights for k in PRESETS} == {'3:1:4': {'bce': 3, 'batch_dice': 1, 'focal': 4}, '2:1:2': {'bce': 2, 'batch_dice': 1, 'focal': 2}, '1:1:1': {'bce': 1, 'batch_dice': 1, 'focal': 1}}
     for k in TERMS: assert xray_loss(k).weights == {k: 1}
     assert xray_loss(' 2*BCE + 0.5 * tversky ', thresh=.3).weights == {'bce': 2, 'tversky': .5}
