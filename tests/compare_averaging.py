@@ -78,7 +78,7 @@ def one(out, cache, ids, seed, fold, a):
     held = train.table.ImageId[split_by_patient(train.table, a.held, seed=fold)].tolist()
     set_seed(seed)
     dls = xray_dls(train, bs=a.bs, valid=held, seed=seed, workers=0)
-    learn = xray_learner(dls, 'hyperunet', ENCODER, a.weights, a.loss, metrics=[], seed=seed)
+    learn = xray_learner(dls, 'hyperunet', ENCODER, a.weights, a.loss, metrics=[], opt_func=a.opt, seed=seed)
     swa, ema, t0 = SWA(a.start, lr=a.swa_lr or None, seed=seed), EMA(a.decay), time.perf_counter()
     with tempfile.TemporaryDirectory() as tmp, learn.no_bar(), learn.no_logging():
         folder = Path(tmp)

@@ -33,7 +33,7 @@ def fit(cache, ids, pair, seed, a):
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
     run = a.out/f'run-{pair[0]}{pair[1]}-{seed}'
-    if not (run/'run.json').exists(): train(cache, run, 'stable', valid=ids, seed=seed, weights=a.weights, workers=0, progress=False, size=a.size, epochs=a.epochs, encoder=a.encoder)
+    if not (run/'run.json').exists(): train(cache, run, 'stable', valid=ids, seed=seed, weights=a.weights, workers=0, progress=False, size=a.size, epochs=a.epochs, encoder=a.encoder, loss=a.loss, opt=a.opt)
     return f'{run.name} trained'
 
 def train_all(a, df, cache):
@@ -107,7 +107,7 @@ if __name__ == '__main__':
     p.add_argument('--encoder', default='tf_efficientnet_lite0')
     p.add_argument('--tta', default='hflip', help='views of the fifth step')
     a = p.parse_args()
-    same_recipe(a, ('epochs', 'size', 'weights', 'encoder'))
+    same_recipe(a, ('epochs', 'size', 'weights', 'encoder', 'loss', 'opt'))
     df, cache = images(a), a.out/f'cache-{a.size}'
     prepare(df, cache, a.size, progress=False)
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')

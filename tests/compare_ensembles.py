@@ -36,7 +36,7 @@ def fit(cache, df, outer, inner, repeat, a):
         held = mine.ImageId[mine[f'inner{outer}-{repeat}'] == inner].tolist()
         if not (run/'run.json').exists():
             train(mine, run, 'stable', valid=held, seed=100*repeat+10*outer+inner, weights=a.weights, workers=0, progress=False,
-                  size=a.size, epochs=a.epochs, opt='adamw:wd=0.01')
+                  size=a.size, epochs=a.epochs, loss=a.loss, opt=a.opt)
         unseen = df[(df.outer == outer) | df.ImageId.isin(held)]
         predict_maps(run, unseen.path.tolist(), maps, tta=a.tta, workers=0, progress=False)
     return f'{name} done'
@@ -195,7 +195,7 @@ if __name__ == '__main__':
     p.add_argument('--halves', type=int, default=0, help='random halves on which the peak and the plateau are compared')
     p.add_argument('--csv', help='table to write, a row per test image; OUT/ensembles.csv if not given')
     a = p.parse_args()
-    same_recipe(a, ('epochs', 'size', 'weights', 'tta'))
+    same_recipe(a, ('epochs', 'size', 'weights', 'tta', 'loss', 'opt'))
     df = with_folds(all_images(), a.repeats)
     if a.train: train_all(a, df)
     else:

@@ -30,7 +30,7 @@ def one(out, cache, ids, model, seed, fold, a):
     torch.set_num_threads(a.threads)
     set_seed(seed)
     dls = xray_dls(cache, bs=a.bs, valid=ids, seed=seed, workers=0)
-    learn = xray_learner(dls, model, ENCODER, a.weights, a.loss, metrics=[], seed=seed)
+    learn = xray_learner(dls, model, ENCODER, a.weights, a.loss, metrics=[], opt_func=a.opt, seed=seed)
     t0 = time.perf_counter()
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(a.epochs, a.lr)
     secs = time.perf_counter()-t0

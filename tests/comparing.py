@@ -17,13 +17,14 @@ from conftest import SHARED
 from pneumothorax.cache import prepare
 from pneumothorax.decide import prob_to_mask
 from pneumothorax.folds import make_folds
+from pneumothorax.losses import LOSS
 from pneumothorax.metrics import image_prob, image_scores
 from pneumothorax.rle import rles_to_mask
 from pneumothorax.siim import siim_train
 
 ENCODER = 'tf_efficientnet_lite0'
-RECIPE = 'folds', 'epochs', 'size', 'bs', 'lr', 'thresh', 'min_area', 'loss', 'weights'
-DEFAULTS = {'seeds': 3, 'folds': 2, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800, 'loss': 'bce+dice', 'weights': 'lite0'}
+RECIPE = 'folds', 'epochs', 'size', 'bs', 'lr', 'thresh', 'min_area', 'loss', 'opt', 'weights'
+DEFAULTS = {'seeds': 3, 'folds': 2, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800, 'loss': LOSS, 'opt': 'adamw', 'weights': 'lite0'}
 
 def parser(doc, **defaults):
     "Arguments of a comparison: OUT, `DEFAULTS` and what differs from them, and --report"
