@@ -46,6 +46,8 @@ VARIANTS = {
     'ema 0.99': {'ema': .99},
     'swa 0.6': {'swa': .6},
     'share 0.6': {'sampling': 'share:0.6'},
+    '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},     # the share of positives is that of the labelled ones
+    'image branch': {'model': 'hyperunet:aux=True'},
     'unlabelled': {'recipe': 'student', 'teacher': 'base'},
     **{f'masks {n}': {'masks': n} for n in (20, 40, 80)},
     **{f'unlabelled, masks {n}': {'recipe': 'student', 'teacher': f'masks {n}', 'masks': n} for n in (20, 40, 80)},
@@ -64,10 +66,11 @@ def fit(a, df, variant, seed, fold):
     torch.set_num_threads(a.threads)
     out, kw = a.out/name_of(variant, seed, fold), {**BASE, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]}
     unseen, cache, t0 = df[df.fold == fold], a.out/f'cache-{np.max(kw["size"])}', time.perf_counter()
-    if 'masks' in kw:
-        n, seen = kw.pop('masks'), df[df.fold != fold]
-        kw['epochs'], cache = round(a.epochs*len(seen)/n), a.out/f'{out.name}.cache'     # as many steps as with all of them
-        prepare(pd.concat([some_of(seen, n, seed), unseen]), cache, a.size, progress=False)
+    if 'masks' in kw or 'healthy' in kw:
+        n, more, seen, cache = kw.pop('masks', None), kw.pop('healthy', 0), df[df.fold != fold], a.out/f'{out.name}.cache'
+        mine = pd.concat([some_of(seen, n, seed) if n else seen, weak_rows(df, fold).head(more)])
+        kw['epochs'] = round(a.epochs*len(seen)/len(mine))     # as many steps as with all of the labelled ones and no other
+        prepare(pd.concat([mine, unseen]), cache, a.size, progress=False)
     if 'teacher' in kw: kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]), teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
     if 'rival' in kw: trained = rival(kw['rival'], xray_dls(cache, a.size, 8, unseen.ImageId.tolist(), workers=0), seed, a.epochs, ENCODER, a.weights)
     elif not (out/'run.json').exists():
@@ -89,6 +92,12 @@ def healthy(df):
     t = pd.read_csv(SHARED/'unlabelled'/'metadata.csv', dtype=str)
     t = t[(t.weak_negative == '1') & ~t.patient_id.isin(df.patient_id)]
     return [SHARED/'unlabelled'/'images'/f'{i}.jpg' for i in t.ImageId]
+
+def weak_rows(df, fold):
+    "Rows of weak negatives as healthy radiographs to train on, without the third that is predicted by the network of this fold"
+    files = [f for k in FOLDS if k != fold for f in healthy(df)[k::len(FOLDS)]]
+    patients = pd.read_csv(SHARED/'unlabelled'/'metadata.csv', dtype=str).set_index('ImageId').patient_id
+    return pd.DataFrame({'ImageId': [f.stem for f in files], 'path': files, 'rles': [[] for _ in files], 'has_ptx': False, 'area': 0, 'patient_id': [patients[f.stem] for f in files]}).sample(frac=1, random_state=fold)
 
 def pool(folder, but):
     "A folder of links to the unlabelled radiographs but some"
