@@ -1,4 +1,4 @@
-"""What callbacks and optimisers add to training: `python tests/bench_training.py [--sections callbacks optimizers epochs] [--only GradientNoise …]`
+"""What callbacks and optimisers add to training: `python tests/bench_training.py [--sections parts callbacks optimizers epochs] [--only GradientNoise …]`
 
 A real setting: `hyperunet` around tf_efficientnet_lite0 with random weights, images of 256 px, on the CPU. Learners with a callback and without
 take turns in an order drawn anew each round, as in `bench_radiographs`, and the median of the rounds' ratios is printed with their 10th and 90th
@@ -8,13 +8,16 @@ is 1.03 at most.
 
 What acts once per epoch (averages, files, pictures) is not seen in steps. The section `epochs` trains with the recipe `everything` on the real radiographs,
 and times what each callback does in all its events, as a share of the rest of the epoch: the median over the epochs that follow the first, with the smallest
-and the largest. These events do not grow with the data, apart from those of each step and from the pass for batch norm."""
+and the largest. These events do not grow with the data, apart from those of each step and from the pass for batch norm.
+
+The section `parts` says how the seconds of the processor in a step of the default recipe divide into reading a batch from a cache, augmentation, loss (with its gradient), the
+network (forward and backward) and the optimiser, on the real radiographs; and how long the network of smp's `Unet` around the same encoder takes, in the same rounds."""
 import argparse
 import warnings
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from unittest.mock import patch
 
 import numpy as np
@@ -31,6 +34,7 @@ from fastai.learner import Learner
 from pneumothorax.averaging import EMA
 from pneumothorax.cache import prepare
 from pneumothorax.callbacks import Accumulate, EarlyStop, GradientNoise, StopNaN, mixed_precision
+from pneumothorax.data import xray_dls
 from pneumothorax.losses import AuxLoss, xray_loss
 from pneumothorax.models import xray_model
 from pneumothorax.optimizers import OPTIMIZERS, xray_optimizer
@@ -101,7 +105,46 @@ def epochs(a):
         shares = [c[name]/(t-c[name]) for t, c in laps.rows[1:]]
         print(f'{name:24} {100*np.median(shares):6.2f} %  ({100*min(shares):.2f} to {100*max(shares):.2f})')
 
-SECTIONS = {'callbacks': callbacks, 'optimizers': optimizers, 'epochs': epochs}
+def spent(what):
+    "Its value, and the seconds of the processor that it took"
+    t = process_time()
+    return what(), process_time()-t
+
+def backward(net, x, loss, y):
+    "Logits with their loss and gradients of all weights; seconds of the loss, and of the network"
+    z, ahead = spent(lambda: net(x))
+    top = z.detach().requires_grad_()
+    _, cost = spent(lambda: loss(top, y).backward())
+    return cost, ahead+spent(lambda: z.backward(top.grad))[1]
+
+def step_parts(dls, net, other, opt, loss, bs):
+    "Seconds of each part of a step on images drawn by chance"
+    ds, m = dls.train.dataset, dls.train.after_batch
+    pairs, read = spent(lambda: [ds[i] for i in torch.randperm(len(ds))[:bs].tolist()])
+    plain = tuple(type(o[0])(torch.stack([v.as_subclass(torch.Tensor) for v in o])) for o in zip(*pairs))
+    (x, y), aug = spent(lambda: m(plain))
+    x = x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
+    cost, main = backward(net, x, loss, y)
+    _, stepped = spent(opt.step)
+    opt.zero_grad()
+    _, rival = backward(other, x, loss, y)
+    other.zero_grad()
+    return {'reading': read, 'augmentation': aug, 'loss': cost, 'network': main, 'optimiser': stepped}, rival
+
+def parts(a):
+    "Where the time of a training step goes"
+    with TemporaryDirectory() as d:
+        dls = xray_dls(prepare(SHARED/'siim-small', Path(d)/'cache', a.size, progress=False), a.size, a.bs, workers=0)
+        net, other = (xray_model(k, a.encoder).to(memory_format=torch.channels_last).train() for k in ('hyperunet', 'unet'))
+        opt, loss = xray_optimizer()(list(net.parameters()), lr=1e-5), xray_loss()
+        rounds = [step_parts(dls, net, other, opt, loss, a.bs) for _ in range(a.rounds+2)][2:]
+    print(f'\na step of {a.encoder}, {a.bs} real radiographs of {a.size} px: {np.median([sum(p.values()) for p, _ in rounds]):.2f} s of the processor')
+    say = lambda v: f'{np.median(v):6.3f}  ({np.quantile(v, .1):.3f} to {np.quantile(v, .9):.3f})'
+    for k in rounds[0][0]: print(f'{k:32} {say([p[k]/sum(p.values()) for p, _ in rounds])}')
+    print(f"{'augmentation and loss together':32} {say([(p['augmentation']+p['loss'])/sum(p.values()) for p, _ in rounds])}")
+    print(f"{'network of smp/ours':32} {say([r/p['network'] for p, r in rounds])}")
+
+SECTIONS = {'parts': parts, 'callbacks': callbacks, 'optimizers': optimizers, 'epochs': epochs}
 
 def arguments():
     "The command line"
