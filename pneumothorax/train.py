@@ -148,7 +148,7 @@ RECIPES = dict(
     full=Recipe('the whole competition on a GPU, on paper: nobody here has run it. Loss and optimiser are what pays with few labels, encoder, sizes and sampling are as in the first places (2019)',
         encoder='tf_efficientnet_b4', size=[512,1024], epochs=[30,10], bs=[16,6], lr=[1e-3,3e-4], sampling='sliding:0.8,0.4', ema=.999, precision='mixed'),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
-        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], opt='radam', accumulate=8, noise=1e-12, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
+        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], opt='radam', accumulate=8, noise=3e-10, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
 
 def _value(name, v):
     "A value as the field has it, from Python or from text"
