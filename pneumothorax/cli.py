@@ -208,7 +208,7 @@ def ptx_prepare(
 def ptx_train(
     data:str=None, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
     out:str='run', # folder for the run; an unfinished training in it goes on
-    recipe:str='default', # or few, fast, stable, progressive, hypercolumns, first_place, full, everything, student; what follows below changes it
+    recipe:str='default', # or few, fast, stable, progressive, hypercolumns, first_place, full, everything; what follows below changes it
     unlabelled:str=None, # folder of radiographs without masks, or a cache of them: a second network learns from what the first believes of these
     teacher:str=None, # finished runs that mark them, separated by commas, instead of a first training
     show:bool=False, # print the recipe in full, and train nothing

@@ -22,7 +22,7 @@ from .data import XrayInput, _source
 from .files import written
 from .distributed import join_processes, on_main, run_device
 from .learner import FORMAT, RunError, load_run, read_run, versions
-from .train import FIELDS, _check_hours, _student, make_recipe, train
+from .train import FIELDS, _check_hours, make_recipe, train
 from .predict import Network, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
 from .decide import prob_to_mask
 from .tta import View
@@ -245,9 +245,7 @@ _OWN = 'device','labels','frame','weights','workers','progress','every','tensorb
 def _given(kwargs):
     "What the arguments of `train` come to, as its record has them"
     name = kwargs.get('recipe') or 'default'
-    changes = {k:v for k,v in kwargs.items() if k not in _OWN}
-    r = make_recipe(name, **changes)
-    if kwargs.get('unlabelled') is not None: name,r = 'student',_student(r, changes)
+    r = make_recipe(name, **{k:v for k,v in kwargs.items() if k not in _OWN})
     given = dict(recipe=name if isinstance(name,str) else 'own', labels=kwargs.get('labels'), weights=kwargs.get('weights'))
     if kwargs.get('unlabelled') is not None: given['unlabelled'] = str(kwargs['unlabelled'])
     if kwargs.get('frame') is not None: given['frame'] = list(frame_shape(kwargs['frame']))

@@ -68,7 +68,7 @@ class Recipe:
     patience:int=0 # stop after so many epochs without a new best; 0 for never
     precision:str='full' # 'full', or 'mixed' (float16 on CUDA, bfloat16 on the CPU)
     compile:bool=False # compile the network?
-    unlabelled_weight:float=2. # of the cross-entropy of unlabelled radiographs, where there are some
+    unlabelled_weight:float=15. # of the cross-entropy of unlabelled radiographs, where there are some: half of that of the labelled ones
 
 FIELDS = [f.name for f in fields(Recipe) if f.name!='source']
 PER_STAGE = dict(size=int, epochs=int, bs=int, lr=float, encoder_lr=float, freeze=int, schedule=str)
@@ -143,8 +143,6 @@ RECIPES = dict(
     first_place=Recipe('first place (Anuar, 2019): many positives at first, combo loss 3:1:4, best three checkpoints averaged; its plateau schedule is a flat one with a cosine end here, its stages end early by one patience',
         model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
         clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
-    student=Recipe('learns from labelled radiographs and, beside them, from what teachers believe of unlabelled ones (noisy student: Xie et al., 2020)',
-        unlabelled_weight=15.),
     full=Recipe('the whole competition on a GPU, on paper: nobody here has run it. Loss and optimiser are what pays with few labels, encoder, sizes and sampling are as in the first places (2019)',
         encoder='tf_efficientnet_b4', size=[512,1024], epochs=[30,10], bs=[16,6], lr=[1e-3,3e-4], sampling='sliding:0.8,0.4', ema=.999, precision='mixed'),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
@@ -329,24 +327,16 @@ class _Explain:
             raise PtxError(f'bs={self.learn.dls.train.bs}, size={x["size"]}: the deepest map of the network has a single value per channel, which cannot be normalised; give more images per batch, or larger ones') from e
 
 # %% ../nbs/29_train.ipynb #d90000a1
-_SHARED = 'model','encoder','size','bs','equalize','equalize_first','precision','compile'   # what a student has of its teacher's recipe
-
-def _student(r, changes):
-    "The recipe of the second training"
-    last = lambda v: v[-1] if isinstance(v,list) else v
-    return make_recipe('student', **{k:last(getattr(r,k)) for k in FIELDS if k in _SHARED or changes.get(k) is not None})
-
-def _runs(teacher, unlabelled, recipe):
-    "Folders of the teachers; raises `PtxError` where something is missing"
-    if unlabelled is None and (teacher is not None or recipe=='student'): raise PtxError('teachers mark unlabelled radiographs, from which a student learns; give unlabelled=, a folder of them')
-    if unlabelled is not None and teacher is None and recipe=='student': raise PtxError('recipe student: give its teachers too, as teacher=; or another recipe, by which a teacher is trained first')
+def _runs(teacher, unlabelled):
+    "Folders of the teachers; raises `PtxError` where there is nothing to mark"
+    if unlabelled is None and teacher is not None: raise PtxError('teachers mark unlabelled radiographs, from which a student learns; give unlabelled=, a folder of them')
     runs = [] if teacher is None else [Path(t) for t in (teacher if isinstance(teacher,(list,tuple)) else [teacher])]
     return [str(f) for r in runs for f in (sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r])]
 
-def _teach(data, out, r, hours, kw):
+def _teach(data, out, recipe, hours, kw):
     "Train the teacher, if it is not there; what `train` returns if time was up"
     there = lambda: on_main(lambda: (out/'run.json').exists())
-    learn = None if there() else train(data, out, r, max_hours=hours and max(hours,1e-9), **kw)
+    learn = None if there() else train(data, out, recipe, max_hours=hours and max(hours,1e-9), **kw)
     return None if there() else learn
 
 # %% ../nbs/29_train.ipynb #d9000063
@@ -383,9 +373,8 @@ def train(
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
-    first,teacher = r,_runs(teacher, unlabelled, recipe)
+    teacher = _runs(teacher, unlabelled)
     if unlabelled is not None and Path(unlabelled).resolve().is_relative_to((out/'unlabelled').resolve()): raise PtxError(f'unlabelled={unlabelled}: this is where the run in {out} keeps its own; give another folder for the run')
-    if unlabelled is not None and not teacher: recipe,r = 'student',_student(r, changes)
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
         seed=seed, labels=labels and str(labels), weights=weights and str(weights), **({} if frame is None else dict(frame=list(frame_shape(frame)))),
@@ -394,9 +383,9 @@ def train(
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         state = main_first(lambda: open_run(out, config, fresh and is_main()))
         if unlabelled is not None and not teacher:
-            kw = dict(valid=valid, seed=seed, labels=labels, frame=frame, weights=weights)
+            kw = dict(valid=valid, seed=seed, labels=labels, frame=frame, weights=weights, **changes)
             kw.update(workers=workers, progress=progress, every=every, sync_bn=sync_bn, device=device)
-            taught = _teach(data, out/'teacher', first, max_hours and max_hours-(time.monotonic()-start)/3600, kw)
+            taught = _teach(data, out/'teacher', recipe, max_hours and max_hours-(time.monotonic()-start)/3600, kw)
             if taught is not None: return taught
         set_seed(seed)
         loaders,sts = stage_loaders(data, r, valid, seed, labels, frame, workers, progress),stages(r)

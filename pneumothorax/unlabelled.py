@@ -181,7 +181,7 @@ class Unlabelled(Callback):
         cache:XrayCache, # where the radiographs are
         rows:list, # which of its rows
         marks:np.ndarray, # n×size×size uint8, from `mark`
-        weight:float=2., # of their cross-entropy beside the loss
+        weight:float=15., # of their cross-entropy beside the loss
         seed:int=0, # of their order and augmentation
     ):
         if len(rows)!=len(marks): raise UnlabelledError(f'{counted(len(rows),"radiographs")} and {counted(len(marks),"marks")}: give one for each')
@@ -246,7 +246,7 @@ def with_unlabelled(
     runs:list, # finished runs: the teachers
     out:str, # folder for the cache and the marks
     dls:object, # from `xray_dls`, at the largest size of the training
-    weight:float=2., # of the unlabelled radiographs' cross-entropy
+    weight:float=15., # of the unlabelled radiographs' cross-entropy
     seed:int=0, # of their order and augmentation
     workers:int=2, # processes that read files
     device:str='cpu', # where the teachers run

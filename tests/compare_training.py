@@ -48,9 +48,9 @@ VARIANTS = {
     'share 0.6': {'sampling': 'share:0.6'},
     '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},     # the share of positives is that of the labelled ones
     'image branch': {'model': 'hyperunet:aux=True'},
-    'unlabelled': {'recipe': 'student', 'teacher': 'base'},
+    'unlabelled': {'teacher': 'base'},
     **{f'masks {n}': {'masks': n} for n in (20, 40, 80)},
-    **{f'unlabelled, masks {n}': {'recipe': 'student', 'teacher': f'masks {n}', 'masks': n} for n in (20, 40, 80)},
+    **{f'unlabelled, masks {n}': {'teacher': f'masks {n}', 'masks': n} for n in (20, 40, 80)},
     **{k: {'rival': k} for k in RIVALS},
 }
 

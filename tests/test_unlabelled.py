@@ -46,7 +46,7 @@ def told(f):
 
 def test_the_command_trains_both(taught, others):
     r, first = read_run(taught), read_run(taught/'teacher')
-    assert (r['args']['recipe'], first['args']['recipe'], r['args']['epochs']) == ('student', 'own', 1)
+    assert (r['args']['recipe'], first['args']['recipe'], r['args']['epochs']) == ('default', 'default', 1)
     assert (r['data']['unlabelled']['n'], r['args']['unlabelled'], r['data']['valid']) == (12, str(others), first['data']['valid'])
     a, b = (load_run(f)[0].state_dict() for f in (taught, taught/'teacher'))
     assert any((a[k] != b[k]).any() for k in a)
@@ -56,9 +56,9 @@ def test_it_is_finished_and_fresh_begins_anew(taught, phantoms, others):
     with pytest.raises(RunError, match='holds a run already'): train(phantoms, taught, unlabelled=others, **KW)
 
 def test_several_teachers_and_none_of_them_is_trained(taught, phantoms, others, tmp_path):
-    learn = train(phantoms, tmp_path/'s', 'student', unlabelled=others, teacher=[taught, taught/'teacher'], **KW)
+    learn = train(phantoms, tmp_path/'s', unlabelled=others, teacher=[taught, taught/'teacher'], **KW)
     assert learn.dls.xray['unlabelled']['teachers'] == [str(taught), str(taught/'teacher')] and not (tmp_path/'s'/'teacher').exists()
-    said = told(lambda: train(phantoms, tmp_path/'other', 'student', unlabelled=others, teacher=taught, **{**KW, 'valid': .4, 'seed': 3}))
+    said = told(lambda: train(phantoms, tmp_path/'other', unlabelled=others, teacher=taught, **{**KW, 'valid': .4, 'seed': 3}))
     assert 'learnt from images that are held back here' in said
 
 def test_folds_have_a_teacher_each(phantoms, others, tmp_path):
@@ -71,17 +71,17 @@ def test_folds_have_a_teacher_each(phantoms, others, tmp_path):
     assert (tmp_path/'cv'/'fold-0'/'run.json').read_bytes() == before
     with pytest.raises(RunError): cross_validate(phantoms, tmp_path/'cv', tmp_path/'folds.csv', **kw)
     with pytest.raises(PtxError, match='teacher=: set by the folds'): cross_validate(phantoms, tmp_path/'cv2', unlabelled=others, teacher=['x'], **kw)
-    said = told(lambda: train(phantoms, tmp_path/'distilled', 'student', unlabelled=others, teacher=tmp_path/'cv', **KW))
+    said = told(lambda: train(phantoms, tmp_path/'distilled', unlabelled=others, teacher=tmp_path/'cv', **KW))
     assert len(read_run(tmp_path/'distilled')['args']['teacher']) == 2 and 'learnt from' in said
 
 @pytest.mark.parametrize('changes', [{'model': 'hyperunet:aux=True,deep_supervision=True'}, {'accumulate': 8}, {'precision': 'mixed'}, {'equalize': 'clahe', 'equalize_first': True},
     {'size': [32, 64], 'epochs': [1, 1]}, {'swa': .5, 'epochs': 2, 'keep': 1}], ids=str)
 def test_beside_everything_else(changes, taught, phantoms, others, tmp_path):
-    learn = train(phantoms, tmp_path/'r', 'student', unlabelled=others, teacher=taught/'teacher', **{**KW, **changes})
+    learn = train(phantoms, tmp_path/'r', unlabelled=others, teacher=taught/'teacher', **{**KW, **changes})
     assert np.isfinite(float(learn.unlabelled.cost)) and read_run(tmp_path/'r')['data']['unlabelled']['n'] == 12
 
 def test_a_teacher_that_marks_nothing_is_told(taught, phantoms, others, tmp_path):
-    said = told(lambda: train(phantoms, tmp_path/'r', 'student', unlabelled=others, teacher=taught/'teacher', **KW))
+    said = told(lambda: train(phantoms, tmp_path/'r', unlabelled=others, teacher=taught/'teacher', **KW))
     assert '1 teacher has marked nothing on 12 unlabelled radiographs' in said and 'largest probability 0.01' in said
 
 def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path):
@@ -91,7 +91,7 @@ def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path):
     assert (tmp_path/'r'/'run.json').exists() and (tmp_path/'r'/'teacher'/'run.json').exists()
 
 def test_folders_of_the_wrong_kind(taught, phantoms, others, tmp_path):
-    go = lambda name, folder, **kw: train(phantoms, tmp_path/name, 'student', unlabelled=folder, teacher=taught/'teacher', **{**KW, **kw})
+    go = lambda name, folder, **kw: train(phantoms, tmp_path/name, unlabelled=folder, teacher=taught/'teacher', **{**KW, **kw})
     with pytest.raises(UnlabelledError, match='can be used beside the labelled ones; the first: .* (is held back|is labelled)'): go('own', phantoms/'dicom-images-train')
     with pytest.raises(UnlabelledError, match='no such folder'): go('none', tmp_path/'nothing')
     (tmp_path/'torn').mkdir()
@@ -101,9 +101,8 @@ def test_folders_of_the_wrong_kind(taught, phantoms, others, tmp_path):
     prepare(pd.DataFrame({'ImageId': ['a'], 'path': [next(others.rglob('*.dcm'))], 'rles': [[]], 'has_ptx': False, 'area': 0}), cache, 32, workers=0, progress=False)
     with pytest.raises(UnlabelledError, match='a cache of 32 px, training takes 64'): go('small', cache)
     assert go('one', cache, size=32).dls.xray['unlabelled']['n'] == 1
-    with pytest.raises(RunError, match='no such run'): train(phantoms, tmp_path/'norun', 'student', unlabelled=others, teacher=tmp_path/'nothing', **KW)
-    with pytest.raises(PtxError, match='give its teachers too'): train(phantoms, tmp_path/'x', 'student', unlabelled=others, **KW)
-    with pytest.raises(PtxError, match='give unlabelled='): train(phantoms, tmp_path/'x', 'student', **KW)
+    with pytest.raises(RunError, match='no such run'): train(phantoms, tmp_path/'norun', unlabelled=others, teacher=tmp_path/'nothing', **KW)
+    with pytest.raises(PtxError, match='give unlabelled='): train(phantoms, tmp_path/'x', teacher=taught, **KW)
 
 def test_two_processes_make_the_run_of_one(phantoms, others, tmp_path):
     "Each takes its part of the unlabelled radiographs, too"
@@ -120,13 +119,13 @@ def test_fresh_removes_nothing_of_the_user(taught, phantoms, others, tmp_path):
     "Folders with the names of ours stay, and what is in them"
     out = tmp_path/'r'
     kw = {**KW, 'unlabelled': others, 'teacher': taught/'teacher'}
-    train(phantoms, out, 'student', **kw)
+    train(phantoms, out, **kw)
     mine = [out/'teacher'/'notes.txt', out/'unlabelled'/'a.png', out/'unlabelled'/'radiographs'/'b.png']
     for f in mine:
         f.parent.mkdir(parents=True, exist_ok=True)
         f.write_text('mine')
-    train(phantoms, out, 'student', fresh=True, **kw)
+    train(phantoms, out, fresh=True, **kw)
     assert all(f.read_text() == 'mine' for f in mine)
     for inside in (out/'unlabelled', out/'unlabelled'/'radiographs'):
-        with pytest.raises(PtxError, match='where the run in .* keeps its own'): train(phantoms, out, 'student', fresh=True, **{**kw, 'unlabelled': inside})
+        with pytest.raises(PtxError, match='where the run in .* keeps its own'): train(phantoms, out, fresh=True, **{**kw, 'unlabelled': inside})
     assert all(f.read_text() == 'mine' for f in mine)
