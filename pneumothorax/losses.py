@@ -306,13 +306,14 @@ class AuxLoss(nn.Module):
     y_int = True
     def __init__(self,
         main:nn.Module=None, # a loss with `reduction`, `activation` and `decodes`; `xray_loss()` if None
-        image:float=.1, # weight of the cross-entropy of the image-level logits; 0 leaves it out
+        image:float=None, # weight of the cross-entropy of the image-level logits; 0 leaves it out, None is a 27th of that of the map's cross-entropy, or 0.1 where `main` has none
         deep:float=.4, # weight of the mean of `main` over the coarser maps; 0 leaves it out
     ):
         super().__init__()
         self.main = xray_loss() if main is None else main
         if isinstance(self.main, type) or not all(hasattr(self.main,k) for k in ('reduction','activation','decodes')):
             raise LossError(f'main={main!r}: give an instance with `reduction`, `activation` and `decodes`, such as `xray_loss()`')
+        if image is None: image = getattr(self.main,'weights',{}).get('bce',2.7)/27
         self.image,self.deep = (v if v==0 and not isinstance(v,bool) else _positive(k,v) for k,v in (('image',image),('deep',deep)))
 
     @property

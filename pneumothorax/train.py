@@ -27,7 +27,7 @@ from .checkpoints import Checkpoint
 from .distributed import is_main, join_processes, main_first, on_main, processes, run_device
 from .losses import LOSS, AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
-from .learner import RunError, _learner, _network, describe, save_run, weights_file, write_record
+from .learner import RunError, _learner, _network, describe, read_run, save_run, weights_file, write_record
 from .averaging import EMA, SWA, average_checkpoints
 from .watch import Watch
 from .unlabelled import _TINY, with_unlabelled
@@ -68,7 +68,7 @@ class Recipe:
     patience:int=0 # stop after so many epochs without a new best; 0 for never
     precision:str='full' # 'full', or 'mixed' (float16 on CUDA, bfloat16 on the CPU)
     compile:bool=False # compile the network?
-    unlabelled_weight:float=15. # of the cross-entropy of unlabelled radiographs, where there are some: half of that of the labelled ones
+    unlabelled_weight:float=.5 # of the cross-entropy of unlabelled radiographs, as a share of that of the labelled ones in `loss` (of 1, where it has none)
 
 FIELDS = [f.name for f in fields(Recipe) if f.name!='source']
 PER_STAGE = dict(size=int, epochs=int, bs=int, lr=float, encoder_lr=float, freeze=int, schedule=str)
@@ -132,21 +132,21 @@ def _check_hours(hours):
 # %% ../nbs/29_train.ipynb #d9000013
 RECIPES = dict(
     default=Recipe('a pretrained U-Net, cross-entropy that is heard plus Dice of positives (measured in `20_losses` and below), one cycle (Smith, 2018), AdamW (Loshchilov and Hutter, 2019)'),
-    few=Recipe('two hundred masks or fewer: the default at 384 px, where more is found (measured below); with unlabelled=, its student too', size=384),
+    few=Recipe('two hundred masks or fewer: the default at 384 px, where more is found (measured below)', size=384),
     fast=Recipe('a first look in a minute or two: the default at 128 px for six epochs', size=128, epochs=6, bs=16),
     stable=Recipe('the default with weights averaged over the last part of a longer training (Izmailov et al., 2018) and a running average beside it',
-        epochs=16, swa=.6, ema=.99),
+        epochs=40, swa=.6, ema=.99),
     progressive=Recipe('sizes that grow, as in the DAWNBench entry of fast.ai (Howard et al., 2018): most epochs where they are cheap',
-        size=[256,512,1024], epochs=[8,4,2], bs=[16,8,4], lr=[2e-3,1e-3,5e-4]),
+        size=[256,512,1024], epochs=[16,8,4], bs=[16,8,4], lr=[2e-3,1e-3,5e-4]),
     hypercolumns=Recipe('Kaggle kernel "Hypercolumns pneumothorax fastai" (iafoss, 2019): decoder first, then all of it gently, 64 images per step; its loss was cross-entropy over two classes',
         encoder='resnet34', loss='bce', size=256, epochs=[6,12], bs=32, lr=[1e-3,5e-4], encoder_lr=[1.,1/40], freeze=[1,0], opt='adamw', accumulate=64, bn_momentum=True, clip=1.),
     first_place=Recipe('first place (Anuar, 2019): many positives at first, combo loss 3:1:4, best three checkpoints averaged; its plateau schedule is a flat one with a cosine end here, its stages end early by one patience',
         model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
         clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
-    full=Recipe('the whole competition on a GPU, on paper: nobody here has run it. Loss and optimiser are what pays with few labels, encoder, sizes and sampling are as in the first places (2019)',
+    full=Recipe('the whole competition on a GPU, on paper: nobody here has run it, and its encoder wants weights=. Loss and optimiser are what pays with few labels, encoder, sizes and sampling are as in the first places (2019)',
         encoder='tf_efficientnet_b4', size=[512,1024], epochs=[30,10], bs=[16,6], lr=[1e-3,3e-4], sampling='sliding:0.8,0.4', ema=.999, precision='mixed'),
     everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
-        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], opt='radam', accumulate=8, noise=3e-10, clip=1., sampling='sliding:0.8,0.4', smooth=.02, swa=.7, ema=.99, keep=3))
+        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], opt='radam', accumulate=8, noise=3e-10, clip=10., sampling='sliding:0.8,0.4', smooth=.001, swa=.7, ema=.99, keep=3))
 
 def _value(name, v):
     "A value as the field has it, from Python or from text"
@@ -249,6 +249,10 @@ def _clear(out, names=_FILES):
     "Remove what a training wrote"
     for f in (f for n in names for f in out.glob(n)): shutil.rmtree(f) if f.is_dir() else f.unlink()
 
+def _changed(theirs, ours):
+    "What differs between two configurations, in words"
+    return ', '.join(f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in {**theirs,**ours} if theirs.get(k)!=ours.get(k))
+
 def open_run(
     out:str, # folder
     config:dict, # what determines the result, as JSON has it
@@ -263,8 +267,8 @@ def open_run(
     if any(out.glob('checkpoint*.pt')):
         try: theirs = json.loads(f.read_text(encoding='utf-8'))
         except (ValueError,OSError) as e: raise RunError(f'{f}: not readable ({e}); begin anew with fresh=True') from None
-        if other := [f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in {**theirs,**ours} if theirs.get(k)!=ours.get(k)]:
-            raise RunError(f'{out}: holds an unfinished training with {", ".join(other)}; give the same, another folder, or begin anew with fresh=True')
+        if other := _changed(theirs, ours):
+            raise RunError(f'{out}: holds an unfinished training with {other}; give the same, another folder, or begin anew with fresh=True')
         return last_state(out)
     out.mkdir(parents=True, exist_ok=True)
     write_record(config, f)
@@ -333,9 +337,12 @@ def _runs(teacher, unlabelled):
     runs = [] if teacher is None else [Path(t) for t in (teacher if isinstance(teacher,(list,tuple)) else [teacher])]
     return [str(f) for r in runs for f in (sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r])]
 
-def _teach(data, out, recipe, hours, kw):
-    "Train the teacher, if it is not there; what `train` returns if time was up"
+def _teach(data, out, recipe, hours, config, kw):
+    "Train the teacher, if it is not there; what `train` returns if time was up. Raises `RunError` for a teacher of another configuration"
     there = lambda: on_main(lambda: (out/'run.json').exists())
+    ours = json.loads(json.dumps(config))
+    theirs = {k:v for k,v in read_run(out)['args'].items() if k in ours} if there() else ours
+    if other := _changed({**theirs,'unlabelled_weight':ours['unlabelled_weight']}, ours): raise RunError(f'{out}: holds a teacher with {other}; give the same, another folder, or begin anew with fresh=True')
     learn = None if there() else train(data, out, recipe, max_hours=hours and max(hours,1e-9), **kw)
     return None if there() else learn
 
@@ -376,16 +383,16 @@ def train(
     teacher = _runs(teacher, unlabelled)
     if unlabelled is not None and Path(unlabelled).resolve().is_relative_to((out/'unlabelled').resolve()): raise PtxError(f'unlabelled={unlabelled}: this is where the run in {out} keeps its own; give another folder for the run')
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
-    config = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
-        seed=seed, labels=labels and str(labels), weights=weights and str(weights), **({} if frame is None else dict(frame=list(frame_shape(frame)))),
-        **({} if unlabelled is None else dict(unlabelled=str(unlabelled), teacher=teacher)))
+    plain = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
+        seed=seed, labels=labels and str(labels), weights=weights and str(weights), **({} if frame is None else dict(frame=list(frame_shape(frame)))))
+    config = {**plain, **({} if unlabelled is None else dict(unlabelled=str(unlabelled), teacher=teacher))}
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         state = main_first(lambda: open_run(out, config, fresh and is_main()))
         if unlabelled is not None and not teacher:
             kw = dict(valid=valid, seed=seed, labels=labels, frame=frame, weights=weights, **changes)
             kw.update(workers=workers, progress=progress, every=every, sync_bn=sync_bn, device=device)
-            taught = _teach(data, out/'teacher', recipe, max_hours and max_hours-(time.monotonic()-start)/3600, kw)
+            taught = _teach(data, out/'teacher', recipe, max_hours and max_hours-(time.monotonic()-start)/3600, plain, kw)
             if taught is not None: return taught
         set_seed(seed)
         loaders,sts = stage_loaders(data, r, valid, seed, labels, frame, workers, progress),stages(r)
@@ -399,7 +406,7 @@ def train(
         cbs = [*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt]
         if unlabelled is not None:
             big = max(loaders, key=lambda d: d.xray['size'])
-            cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, r.unlabelled_weight, seed, workers, str(loaders[0].device), progress))
+            cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, r.unlabelled_weight*loss_func.main.weights.get('bce',1), seed, workers, str(loaders[0].device), progress))
             for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:

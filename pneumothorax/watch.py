@@ -150,7 +150,7 @@ def epoch_line(
     return '  '.join(p for p in parts if p)
 
 # %% ../nbs/27_watch.ipynb #d7000061
-_COLLAPSE = 'trainings have collapsed: the loss falls and Dice on positives goes to 0, so nothing is marked any more; stop, and take a loss that does not prefer empty masks, such as loss=bce+batch_dice, fewer epochs, or a lower lr='
+_COLLAPSE = 'trainings have collapsed: the loss falls and Dice on positives goes to 0, so nothing is marked any more; stop, and take a loss that does not prefer empty masks, such as the default, loss=30*bce+pos_dice, fewer epochs, or a lower lr='
 
 def collapsed(
     rows:list, # of the epochs so far, dicts with train_loss and dice_pos

@@ -40,7 +40,7 @@ def same_recipe(a, keys=RECIPE):
     f, ours = a.out/'recipe.json', {k: getattr(a, k) for k in keys}
     if not f.exists(): f.write_text(json.dumps(ours)+'\n')
     theirs = json.loads(f.read_text())
-    if other := {k: theirs.get(k) for k in keys if theirs.get(k) != ours[k]}: sys.exit(f'{a.out} holds runs made with {other}; give these arguments, or another folder')
+    if other := {k: theirs.get(k, 'what was the default') for k in keys if theirs.get(k) != ours[k]}: sys.exit(f'{a.out} holds runs made with {other}; give these arguments, or another folder')
 
 def write(t, f):
     "A table that is there as a whole or not at all"

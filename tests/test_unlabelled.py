@@ -1,5 +1,6 @@
 "Unlabelled radiographs as a user has them: from the command line, with folds, several teachers, other networks, too little time, and folders of the wrong kind"
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -104,9 +105,14 @@ def test_folders_of_the_wrong_kind(taught, phantoms, others, tmp_path):
     with pytest.raises(RunError, match='no such run'): train(phantoms, tmp_path/'norun', unlabelled=others, teacher=tmp_path/'nothing', **KW)
     with pytest.raises(PtxError, match='give unlabelled='): train(phantoms, tmp_path/'x', teacher=taught, **KW)
 
+def test_a_teacher_of_another_training_is_not_taken_for_ours(taught, phantoms, others, tmp_path):
+    "As after a stop between the two trainings, when the second call has other arguments"
+    shutil.copytree(taught/'teacher', tmp_path/'r'/'teacher')
+    with pytest.raises(RunError, match=r'holds a teacher with .*lr=.* \(now 0.0007\)'): train(phantoms, tmp_path/'r', unlabelled=others, **{**KW, 'lr': 7e-4})
+
 def test_two_processes_make_the_run_of_one(phantoms, others, tmp_path):
     "Each takes its part of the unlabelled radiographs, too"
-    args = [phantoms, *TINY, '--epochs', 2, '--bs', 4, '--valid', .5, '--augment', 0, '--unlabelled', others]
+    args = [phantoms, *TINY, '--epochs', 2, '--bs', 4, '--valid', .5, '--augment', 0, '--opt', 'radam', '--unlabelled', others]
     p = launch(2, *args, '--out', tmp_path/'two')
     assert p.returncode == 0, p.stdout[-1500:]+p.stderr[-3000:]
     assert p.stdout.count('run in ') == 1

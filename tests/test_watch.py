@@ -136,7 +136,7 @@ def test_a_collapse_is_told_once_while_it_happens(tmp_path, dice, epoch):
         fit(learn, len(dice))
     assert rows(tmp_path).train_loss.is_monotonic_decreasing
     said = [str(w.message) for w in told if 'collapsed' in str(w.message)]
-    assert [f'epoch {epoch}' in s and 'loss=bce+batch_dice' in s for s in said] == [True]*(epoch is not None)
+    assert [f'epoch {epoch}' in s and 'loss=30*bce+pos_dice' in s for s in said] == [True]*(epoch is not None)
 
 @pytest.fixture(scope='module')
 def dls(phantoms): return xray_dls(phantoms, size=64, bs=2, workers=0)
