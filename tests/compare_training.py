@@ -9,6 +9,7 @@ left out. `outlines` is Dice on positives where each of them is marked, by the o
 somebody who knows that there is a pneumothorax. tests/results/training.csv has a row per image, variant and seed."""
 import multiprocessing
 import re
+import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -41,12 +42,14 @@ VARIANTS = {
     'size 384, loss bce+dice': {'size': 384, 'loss': 'bce+dice'},
     'size 384, 50 epochs': {'size': 384, 'epochs': 50},
     'size 256, then 384': {'size': [256, 384], 'epochs': [16, 8], 'lr': [2e-3, 1e-3]},
+    **{f'lr {v:g}': {'lr': v} for v in (1e-3, 5e-4)},
+    'loss bce+dice, eps 1e-8': {'loss': 'bce+dice', 'opt': 'adamw:eps=1e-8'},     # its gradients are smaller, and ε is 1e-5 else
     'encoder_lr 0.1': {'encoder_lr': .1},
     'without hypercolumns': {'model': 'hyperunet:hypercolumns=False'},
     'ema 0.99': {'ema': .99},
     'swa 0.6': {'swa': .6},
-    'share 0.6': {'sampling': 'share:0.6'},
-    '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},     # the share of positives is that of the labelled ones
+    'share 0.6': {'sampling': 'share:0.6', 'epochs': 44},     # as many steps: an epoch has fewer images
+    '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},     # share of positives and number of steps are those of the labelled ones
     'image branch': {'model': 'hyperunet:aux=True'},
     'unlabelled': {'teacher': 'base'},
     **{f'masks {n}': {'masks': n} for n in (20, 40, 80)},
@@ -69,7 +72,7 @@ def fit(a, df, variant, seed, fold):
     if 'masks' in kw or 'healthy' in kw:
         n, more, seen, cache = kw.pop('masks', None), kw.pop('healthy', 0), df[df.fold != fold], a.out/f'{out.name}.cache'
         mine = pd.concat([some_of(seen, n, seed) if n else seen, weak_rows(df, fold).head(more)])
-        kw['epochs'] = round(a.epochs*len(seen)/len(mine))     # as many steps as with all of the labelled ones and no other
+        if n: kw['epochs'] = round(a.epochs*len(seen)/n)     # as many steps as with all
         prepare(pd.concat([mine, unseen]), cache, a.size, progress=False)
     if 'teacher' in kw: kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]), teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
     if 'rival' in kw: trained = rival(kw['rival'], xray_dls(cache, a.size, 8, unseen.ImageId.tolist(), workers=0), seed, a.epochs, ENCODER, a.weights)
@@ -173,7 +176,9 @@ if __name__ == '__main__':
     p.add_argument('--tta', default='hflip', help='views')
     p.add_argument('--only', nargs='+', default=[''], help='variants, or how their names begin, in this order')
     a = p.parse_args()
-    same_recipe(a, ('epochs', 'size', 'weights', 'tta'))
+    a.base = BASE
+    if bad := [k for k in a.only if not any(v.startswith(k) for v in VARIANTS)]: sys.exit(f'no variant begins with {", ".join(bad)}; there are {", ".join(VARIANTS)}')
+    same_recipe(a, ('epochs', 'size', 'weights', 'tta', 'base'))
     df = all_images()
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     if a.report: report(a, df)
