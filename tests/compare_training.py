@@ -59,7 +59,7 @@ VARIANTS = {
 
 def chosen(a): return list(dict.fromkeys(v for k in a.only for v in VARIANTS if v == k or (k not in VARIANTS and v.startswith(k))))
 
-def name_of(variant, seed, fold): return f'{re.sub("[^a-z0-9.]+", "-", variant)}.seed{seed}.fold{fold}'
+def name_of(variant, seed, fold): return f'{re.sub("[^a-z0-9.]+", "-", variant.lower())}.seed{seed}.fold{fold}'
 
 def fit(a, df, variant, seed, fold):
     "Train one network and write its maps of the fold that it has not seen"
