@@ -238,7 +238,7 @@ def fit_stage(
     scheds = schedule(s['schedule'], np.array([h['lr'] for h in learn.opt.hypers]), learn.moms)
     learn.fit(s['epochs'], lrs, cbs=ParamScheduler(scheds) if scheds else None)
 
-# %% ../nbs/29_train.ipynb #d9000051
+# %% ../nbs/29_train.ipynb #d90000f1
 _RUN = ('run.json','config.json','checkpoint*','.*.part','model*.safetensors','history.csv','history.png','valid.png',
     'epochs','overlays','tensorboard')
 _FILES = *_RUN,*(f'teacher/{f}' for f in _RUN),*(f'unlabelled/{f}' for f in ('marks.npy','marks.json','radiographs/cache.json','radiographs/index.csv','radiographs/rows.npy'))
@@ -253,6 +253,7 @@ def _changed(theirs, ours):
     "What differs between two configurations, in words"
     return ', '.join(f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in {**theirs,**ours} if theirs.get(k)!=ours.get(k))
 
+# %% ../nbs/29_train.ipynb #d9000051
 def open_run(
     out:str, # folder
     config:dict, # what determines the result, as JSON has it
@@ -406,7 +407,8 @@ def train(
         cbs = [*recipe_callbacks(r,seed,str(loaders[0].device)), Watch(out,tensorboard=tensorboard,line=progress), ckpt]
         if unlabelled is not None:
             big = max(loaders, key=lambda d: d.xray['size'])
-            cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, r.unlabelled_weight*loss_func.main.weights.get('bce',1), seed, workers, str(loaders[0].device), progress))
+            weight = r.unlabelled_weight*loss_func.main.weights.get('bce',1)
+            cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, weight, seed, workers, str(loaders[0].device), progress))
             for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:
