@@ -111,7 +111,7 @@ def test_a_run_trained_anew_is_predicted_anew(trained, phantoms, tmp_path):
 
 def test_another_configuration_is_refused(trained, phantoms, tmp_path):
     cross_validate(phantoms, tmp_path/'a', epochs=2, **KW)
-    for other, why in (({'epochs': 3}, 'epochs=2, not 3'), ({'epochs': 2, 'lr': 1.}, 'lr=0.002, not 1.0'), ({}, 'epochs=2, not 12')):
+    for other, why in (({'epochs': 3}, 'epochs=2, not 3'), ({'epochs': 2, 'lr': 1.}, 'lr=0.002, not 1.0'), ({}, 'epochs=2, not 25')):
         with pytest.raises(RunError, match=why): cross_validate(phantoms, tmp_path/'a', **other, **KW)
     (tmp_path/'a'/'crossval.json').unlink()     # the runs remember, too
     with pytest.raises(RunError, match='fold-0: a run with epochs=2, not 3'): cross_validate(phantoms, tmp_path/'a', epochs=3, **KW)

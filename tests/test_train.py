@@ -57,7 +57,7 @@ def test_show_prints_every_field_and_trains_nothing(name, tmp_path, monkeypatch,
 
 def test_show_from_the_command_line():
     out = ok('ptx_train', '--recipe', 'progressive', '--size', '64,128', '--show').stdout
-    assert re.search(r'^\* size +64,128$', out, re.MULTILINE) and re.search(r'^2 +128 +2 +4 ', out, re.MULTILINE)
+    assert re.search(r'^\* size +64,128$', out, re.MULTILINE) and re.search(r'^2 +128 +4 +4 ', out, re.MULTILINE)
 
 @pytest.mark.parametrize('bad', [{'size': '64,x'}, {'epochs': '0'}, {'lr': '-1'}, {'freeze': '-1'}, {'clip': float('nan')}, {'swa': 1.5}, {'ema': -.1}, {'opt': 'adan'},
     {'sampling': 'sliding:2'}, {'swa_cycle': 2, 'swa': .5}, {'swa_lr': 1e-3}, {'schedule': 'cosine:3'}, {'precision': 'fp8'}, {'monitor': 'dise', 'patience': 1}, {'smooth': 1.}, {'bs': []}, {'smooth': .1, 'loss': 'dice'}])
