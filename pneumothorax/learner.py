@@ -22,7 +22,7 @@ from .files import written
 from .states import last_state, read_tensors, save_weights
 from .loop import XrayLearner
 from .optimizers import xray_optimizer
-from .losses import AuxLoss, xray_loss
+from .losses import LOSS, AuxLoss, xray_loss
 from .metrics import KaggleDice, DicePos, DiceNeg
 from .models import xray_model
 
@@ -68,7 +68,7 @@ def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **
     "A `Learner` of a network that is there already"
     shares = _shares(weights)
     _of_phantoms(shares[0], weights, dls)
-    if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func) if loss_func else xray_loss())
+    if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or LOSS))
     learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
         cbs=[Seeded(seed),*L(cbs)], **kwargs)
     before = max((s for s in shares if s is not None), default=None)

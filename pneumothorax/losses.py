@@ -306,7 +306,7 @@ class AuxLoss(nn.Module):
     y_int = True
     def __init__(self,
         main:nn.Module=None, # a loss with `reduction`, `activation` and `decodes`; `xray_loss()` if None
-        image:float=None, # weight of the cross-entropy of the image-level logits; 0 leaves it out, None is a 27th of that of the map's cross-entropy, or 0.1 where `main` has none
+        image:float=None, # weight of the image-level cross-entropy, 0 for none; a 27th of the map's if None (0.1 where `main` has none)
         deep:float=.4, # weight of the mean of `main` over the coarser maps; 0 leaves it out
     ):
         super().__init__()

@@ -341,11 +341,12 @@ def _runs(teacher, unlabelled):
 def _teach(data, out, recipe, hours, config, kw):
     "Train the teacher, if it is not there; what `train` returns if time was up. Raises `RunError` for a teacher of another configuration"
     there = lambda: on_main(lambda: (out/'run.json').exists())
+    if not there():
+        learn = train(data, out, recipe, max_hours=hours and max(hours,1e-9), **kw)
+        return None if there() else learn
     ours = json.loads(json.dumps(config))
-    theirs = {k:v for k,v in read_run(out)['args'].items() if k in ours} if there() else ours
+    theirs = {k:v for k,v in read_run(out)['args'].items() if k in ours}
     if other := _changed({**theirs,'unlabelled_weight':ours['unlabelled_weight']}, ours): raise RunError(f'{out}: holds a teacher with {other}; give the same, another folder, or begin anew with fresh=True')
-    learn = None if there() else train(data, out, recipe, max_hours=hours and max(hours,1e-9), **kw)
-    return None if there() else learn
 
 # %% ../nbs/29_train.ipynb #d9000063
 def _place(device):

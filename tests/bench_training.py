@@ -105,27 +105,27 @@ def epochs(a):
         shares = [c[name]/(t-c[name]) for t, c in laps.rows[1:]]
         print(f'{name:24} {100*np.median(shares):6.2f} %  ({100*min(shares):.2f} to {100*max(shares):.2f})')
 
-def spent(what):
+def seconds(what):
     "Its value, and the seconds of the processor that it took"
     t = process_time()
     return what(), process_time()-t
 
 def backward(net, x, loss, y):
     "Logits with their loss and gradients of all weights; seconds of the loss, and of the network"
-    z, ahead = spent(lambda: net(x))
+    z, ahead = seconds(lambda: net(x))
     top = z.detach().requires_grad_()
-    _, cost = spent(lambda: loss(top, y).backward())
-    return cost, ahead+spent(lambda: z.backward(top.grad))[1]
+    _, cost = seconds(lambda: loss(top, y).backward())
+    return cost, ahead+seconds(lambda: z.backward(top.grad))[1]
 
 def step_parts(dls, net, other, opt, loss, bs):
     "Seconds of each part of a step on images drawn by chance"
     ds, m = dls.train.dataset, dls.train.after_batch
-    pairs, read = spent(lambda: [ds[i] for i in torch.randperm(len(ds))[:bs].tolist()])
+    pairs, read = seconds(lambda: [ds[i] for i in torch.randperm(len(ds))[:bs].tolist()])
     plain = tuple(type(o[0])(torch.stack([v.as_subclass(torch.Tensor) for v in o])) for o in zip(*pairs))
-    (x, y), aug = spent(lambda: m(plain))
+    (x, y), aug = seconds(lambda: m(plain))
     x = x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
     cost, main = backward(net, x, loss, y)
-    _, stepped = spent(opt.step)
+    _, stepped = seconds(opt.step)
     opt.zero_grad()
     _, rival = backward(other, x, loss, y)
     other.zero_grad()

@@ -7,11 +7,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from compare_training import FOLDS, maps_of
+from compare_training import FOLDS, by_other_folds, maps_of
 from comparing import SHARED, all_images, ends
 
 from pneumothorax.bootstrap import paired_bootstrap
-from pneumothorax.decide import BOTTOMS, TOPS, Triplet, count_pixels, dice_of, search
+from pneumothorax.decide import TOPS, count_pixels
 from pneumothorax.folds import make_folds
 from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.priors import position_prior
@@ -28,11 +28,8 @@ def logits_of_places(df, size):
 
 def scored(df, probs):
     "Dice by a rule of the other folds, Dice on positives by their best threshold, AUROC of each fold"
-    c, y, fold = count_pixels((probs*255).round().astype(np.uint8), df.rles.tolist(), TOPS), df.has_ptx.to_numpy(bool), df.fold.to_numpy()
-    cuts, dice, outline = np.stack([dice_of(c, Triplet(b, 0, b)) for b in BOTTOMS], 1), np.zeros(len(df)), np.zeros(len(df))
-    for f in FOLDS:
-        dice[fold == f] = dice_of(c[fold == f], search(c[fold != f])[0])
-        outline[fold == f] = cuts[fold == f, cuts[y & (fold != f)].mean(0).argmax()]
+    y, fold = df.has_ptx.to_numpy(bool), df.fold.to_numpy()
+    _, dice, outline = by_other_folds(df, count_pixels((probs*255).round().astype(np.uint8), df.rles.tolist(), TOPS))
     return dice, outline, np.mean([auroc(image_prob(probs[fold == f], 64), y[fold == f]) for f in FOLDS])
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), in three folds by patient. Each variant of `VARIANTS` is the base recipe with one thing
 changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored by the triplet that was chosen on the maps of the
-other two folds, of the same variant and seed, so no test image had a say; beside it stand both by a triplet that was chosen on nothing (0.5,2000,0.3), the
+other two folds, of the same variant and seed, so no test image had a say; beside it stands the same by a triplet that was chosen on nothing (0.5,2000,0.3), the
 AUROC of images, the share of the 598 weak negatives of `$PTX_SHARED/unlabelled` that the rule marks (each third by the network of one fold), and what differs from the base in
 pairs, with 95 % intervals by patient. What stands in OUT is not made again; variants whose runs are not all there are
 left out. `outlines` is Dice on positives where each of them is marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to
@@ -30,7 +30,6 @@ from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.predict import open_maps
 
 FOLDS, FIXED = range(3), Triplet(.5, 2000, .3)
-BASE = {'recipe': 'default', 'loss': '30*bce+pos_dice', 'opt': 'adamw:wd=0.01'}     # for so many epochs at such a size as the arguments say
 OTHER = 'bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice'
 VARIANTS = {
     'base': {},
@@ -67,7 +66,7 @@ def fit(a, df, variant, seed, fold):
     from pneumothorax.train import train
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
-    out, kw = a.out/name_of(variant, seed, fold), {**BASE, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]}
+    out, kw = a.out/name_of(variant, seed, fold), {'recipe': 'default', 'loss': a.loss, 'opt': a.opt, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]}
     unseen, cache, t0 = df[df.fold == fold], a.out/f'cache-{np.max(kw["size"])}', time.perf_counter()
     if 'masks' in kw or 'healthy' in kw:
         n, more, seen, cache = kw.pop('masks', None), kw.pop('healthy', 0), df[df.fold != fold], a.out/f'{out.name}.cache'
@@ -126,17 +125,23 @@ def empty_counts(maps):
     index, m, _ = open_maps(maps)
     return count_pixels(m[index.row.to_numpy()], [[]]*len(index), TOPS)
 
+def by_other_folds(df, counts):
+    "Rule of each fold, searched on the others; Dice of each image by it; and by the one threshold that suits the positives of the others best"
+    fold, y, dice, outline = df.fold.to_numpy(), df.has_ptx.to_numpy(bool), np.zeros(len(df)), np.zeros(len(df))
+    rules, cuts = [search(counts[fold != f])[0] for f in FOLDS], np.stack([dice_of(counts, Triplet(b, 0, b)) for b in BOTTOMS], 1)
+    for f, r in zip(FOLDS, rules):
+        dice[fold == f] = dice_of(counts[fold == f], r)
+        outline[fold == f] = cuts[fold == f, cuts[y & (fold != f)].mean(0).argmax()]
+    return rules, dice, outline
+
 def scored(a, df, variant, seed):
     "False alarms (0 or 1) on the weak negatives; and a row per image: Dice by a rule of the other folds, Dice by the fixed one, probability"
     m = maps_of(a, df, variant, seed)
-    c, fold, dice = count_pixels(m, df.rles.tolist(), TOPS), df.fold.to_numpy(), np.zeros(len(df))
-    rules = [search(c[fold != f])[0] for f in FOLDS]
-    for f, r in zip(FOLDS, rules): dice[fold == f] = dice_of(c[fold == f], r)
+    c = count_pixels(m, df.rles.tolist(), TOPS)
+    rules, dice, outline = by_other_folds(df, c)
     alarms = np.concatenate([1-dice_of(empty_counts(a.out/f'{name_of(variant, seed, f)}.healthy'), r) for f, r in zip(FOLDS, rules)])
-    cuts, y = np.stack([dice_of(c, Triplet(b, 0, b)) for b in BOTTOMS], 1), df.has_ptx.to_numpy(bool)
-    best = [cuts[y & (fold != f)].mean(0).argmax() for f in FOLDS]
     return alarms, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4),
-        outline=cuts[np.arange(len(df)), np.array(best)[fold]].round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
+        outline=outline.round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
 
 def report(a, df):
     "A line per variant"
@@ -176,9 +181,8 @@ if __name__ == '__main__':
     p.add_argument('--tta', default='hflip', help='views')
     p.add_argument('--only', nargs='+', default=[''], help='variants, or how their names begin, in this order')
     a = p.parse_args()
-    a.base = BASE
     if bad := [k for k in a.only if not any(v.startswith(k) for v in VARIANTS)]: sys.exit(f'no variant begins with {", ".join(bad)}; there are {", ".join(VARIANTS)}')
-    same_recipe(a, ('epochs', 'size', 'weights', 'tta', 'base'))
+    same_recipe(a, ('epochs', 'size', 'weights', 'tta', 'loss', 'opt'))
     df = all_images()
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     if a.report: report(a, df)
