@@ -22,7 +22,7 @@ from .data import XrayInput, _source
 from .files import written
 from .distributed import join_processes, on_main, run_device
 from .learner import FORMAT, RunError, load_run, read_run, versions
-from .train import FIELDS, _check_hours, make_recipe, train
+from .train import FIELDS, _changed, _check_hours, make_recipe, train
 from .predict import Network, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
 from .decide import prob_to_mask
 from .tta import View
@@ -256,8 +256,7 @@ def _record(out, want):
     f = out/'crossval.json'
     if f.exists():
         have = json.loads(f.read_text(encoding='utf-8'))
-        other = [f'{k}={have.get(k)!r}, not {want.get(k)!r}' for k in sorted(have.keys()|want.keys()) if have.get(k)!=want.get(k)]
-        if other: raise RunError(f'{out}: a cross-validation with {"; ".join(other)}; give the same arguments, or another folder')
+        if other := _changed(have, want): raise RunError(f'{out}: holds a cross-validation with {other}; give the same arguments, or another folder')
         return
     with written(f) as part: part.write_text(json.dumps(want,indent=1)+'\n', encoding='utf-8')
 
@@ -265,10 +264,11 @@ def _finished(run, valid, args):
     "Is the run of a fold there? Raises `RunError` if it is another one"
     if not (run/'run.json').exists(): return False
     r = read_run(run)
-    other = [f'{k}={r["args"][k]!r}, not {v!r}' for k,v in args.items() if k in r['args'] and r['args'][k]!=v]
+    both = args.keys()&r['args'].keys()
+    other = [o for o in [_changed(*({k:a[k] for k in args if k in both} for a in (r['args'],args)))] if o]
     held = set(r['data']['valid'])^(set(valid)-set(r['data']['broken']))
     if held: other.append(f'other images held back, such as {few(sorted(held),2)}')
-    if other: raise RunError(f'{run}: a run with {"; ".join(other)}; give the same arguments and folds, or remove it')
+    if other: raise RunError(f'{run}: holds a run with {", ".join(other)}; give the same arguments and folds, or remove it')
     return True
 
 # %% ../nbs/35_crossval.ipynb #d9000056

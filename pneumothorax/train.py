@@ -304,9 +304,9 @@ def _odd(t):
 def _suits(r, sts, loaders, state, out):
     "Do the images suit the recipe, and the training that goes on? Raises `PtxError`"
     x,has,then = loaders[0].xray,loaders[0].valid.items.has_ptx,json.loads(state['record'])['data'] if state else {}
-    if other := [k for k in ('n_train','n_train_pos','valid','broken') if k in then and then[k]!=x[k]]:
-        now = ', '.join(f'{k}={_brief(then[k])}, now {_brief(x[k])}' for k in other)
-        raise RunError(f'{out}: the radiographs or labels changed since this training began ({now}); put them back, or begin anew with fresh=True')
+    there = [k for k in ('n_train','n_train_pos','valid','broken') if k in then]
+    if other := _changed(*({k:o[k] for k in there} for o in (then,x))):
+        raise RunError(f'{out}: the radiographs or labels changed since this training began: {other}; put them back, or begin anew with fresh=True')
     by = [f'{k}={getattr(r,k)}' for k in ('keep','patience') if getattr(r,k)]
     if by and not x['valid'] and r.monitor!='train_loss':
         raise PtxError(f'{", ".join(by)}: epochs are chosen by {r.monitor} of images held back, and valid=0 holds none back; give 0 there, or a share such as valid=0.2')
