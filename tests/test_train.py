@@ -309,7 +309,7 @@ def test_folds_from_the_command_line(phantoms, tmp_path):
     ok('ptx_submit', tmp_path/'cv'/'oof', '--out', tmp_path/'oof.csv')
     assert len(pd.read_csv(tmp_path/'oof.csv')) == 12
     p = ptx('ptx_train', *args, '--lr', '1e-4')
-    assert p.returncode == 1 and '--lr 0.002, not 0.0001' in p.stderr and 'Traceback' not in p.stderr
+    assert p.returncode == 1 and '--lr 0.002 (now 0.0001)' in p.stderr and 'Traceback' not in p.stderr
 
 @pytest.mark.parametrize(('args', 'why'), [(['--fold', 1], 'name it with --folds'), (['--folds', 'f.csv', '--valid', .3], 'leave one of the two out')])
 def test_folds_and_a_share_are_not_ignored(phantoms, tmp_path, args, why):
