@@ -8,6 +8,7 @@ from pneumothorax.siim import PtxNotice, SiimFiles, audit_figure, audit_labels, 
 from pneumothorax.phantom import make_phantoms, phantom
 from pneumothorax.folds import fold_report, leakage, make_folds, near_duplicates, read_folds, save_folds
 from pneumothorax.cache import XrayCache, prepare
+from pneumothorax.source import XrayData, open_data
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
 from pneumothorax.samplers import SlidingSampleRate, seed_all
 from pneumothorax.equalize import CLAHE, Equalize, FreqHist, Gamma, HistEqualize, PercentileStretch, Quantize, TensorXray, equalizer

@@ -412,7 +412,7 @@ def _room(out, n, kind):
 
 # %% ../nbs/05_cache.ipynb #c5000031
 def prepare(
-    data:str, # folder of radiographs with labels, a `SiimFiles`, or a table from `siim_train`; found by `find_siim` if None
+    data:object, # folder of radiographs with labels, a `SiimFiles`, a table from `siim_train`, or what has one as `table`; found by `find_siim` if None
     out:str, # folder of the cache; made anew, or gone on with
     size:int=512, # pixels along one side
     fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
@@ -427,7 +427,8 @@ def prepare(
     if workers<0: raise PtxError(f'workers={workers}: give a number of processes, or 0 for none')
     inner_box((1,1), size, fit)
     out,want = Path(out),json.loads(json.dumps(dict(format=CACHE_FORMAT, size=size, fit=fit, before=_recorded(before))))   # as they will be read again
-    df = data.reset_index(drop=True) if isinstance(data,pd.DataFrame) else siim_train(data,labels,frame=frame)
+    data = getattr(data,'table',data)
+    df = data.drop(columns='row',errors='ignore').reset_index(drop=True) if isinstance(data,pd.DataFrame) else siim_train(data,labels,frame=frame)
     if len(twice := df.ImageId[df.ImageId.duplicated()]): raise PtxError(f'the table has {few(twice)} more than once; give one row per radiograph')
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the cache')
     try:

@@ -286,11 +286,10 @@ def ptx_train(
 # %% ../nbs/41_cli.ipynb #fold0001
 def _table(data, labels, frame=None):
     "The table of a label file, a cache, or a folder"
-    from pneumothorax.siim import read_labels, siim_train
+    from pneumothorax.siim import read_labels
     if Path(data).is_file(): return read_labels(data, frame)
-    if not (Path(data)/'cache.json').exists(): return siim_train(data, labels, frame=frame)
-    from pneumothorax.cache import XrayCache
-    return XrayCache(data).table
+    from pneumothorax.source import open_data
+    return open_data(data, labels, frame).table
 
 @command(inputs=('data','patients','labels'), example='ptx_folds sample --out folds.csv --n 4')
 def ptx_folds(

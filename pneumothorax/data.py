@@ -18,10 +18,11 @@ from fastai.vision.all import (Transform, TensorMask, TransformBlock, CutMix, Da
     Normalize, IndexSplitter, TfmdDL, aug_transforms, patch, to_cpu)
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, picture_pixels, read_xray, xray_sheet
-from .siim import bar, counted, find_siim, notice, siim_train, without_shared
+from .siim import bar, counted, find_siim, notice, without_shared
 from .folds import fold_strata, spread
 from .bootstrap import score_areas
 from .cache import XrayCache, from_grey16, refuse_random, shrink, shrink_mask, to_grey16
+from .source import XrayData, as_cache, open_data
 from .samplers import XrayDL
 from .equalize import Equalize, TensorXray, equalizer, grey_counts
 
@@ -169,22 +170,17 @@ def xray_batches(
     return DataLoader(XrayFiles(files,load), bs, num_workers=workers, collate_fn=collate, generator=torch.Generator())
 
 # %% ../nbs/11_data.ipynb #0f145857
-def _cache(path):
-    "The cache, if it is one or its folder"
-    if isinstance(path,XrayCache): return path
-    if isinstance(path,(str,Path)) and (Path(path)/'cache.json').exists(): return XrayCache(path)
-
 def _resized(cache):
     "Raise `PtxError`: it is too late"
     raise PtxError(f'{cache.path}: a cache is resized already; equalise before the resize, with before= of `prepare`')
 
-def _table(source):
-    "The cache, or None; and a table with the column `path`, or `row` for a cache"
-    if cache := _cache(source): return cache,cache.table
-    if isinstance(source,pd.DataFrame): return None,source.reset_index(drop=True)
-    if isinstance(source,(list,tuple)): return None,pd.DataFrame(dict(path=list(source)))
-    files = find_siim(source)
-    return None,siim_train(files) if files.labels else pd.DataFrame(dict(path=list(files.images.values())))
+def _any_data(source):
+    "Labelled or not"
+    if isinstance(source,(list,tuple)): return XrayData(pd.DataFrame(dict(path=list(source))))
+    if isinstance(source,(str,Path)) and not as_cache(source):
+        source = find_siim(source)
+        if not source.labels: return XrayData(pd.DataFrame(dict(path=list(source.images.values()))))
+    return open_data(source)
 
 # %% ../nbs/11_data.ipynb #0f145856
 @dataclass
@@ -204,7 +200,7 @@ class XrayStats:
         return f'{counted(ok.sum(),"radiographs")} ({(~ok).sum()} broken): mean {self.norm()[0]:.4f}, deviation {self.norm()[1]:.4f}, mask coverage {self.images.coverage.mean():.4f}'
 
 def xray_stats(
-    source:object, # a folder, a table from `siim_train`, a list of files, an `XrayCache` or its folder
+    source:object, # what `open_data` takes, or radiographs without labels: a folder, or a list of files
     tfms:object=None, # equalisation to look through: an `Equalize`, or what `equalizer` takes
     size:int=256, # pixels along one side
     before:bool=False, # equalise before the resize?
@@ -212,8 +208,8 @@ def xray_stats(
     progress:bool=False, # show a bar?
 )->XrayStats: # moments and errors of each image, counts of all
     "Read every radiograph once, in bounded memory"
-    cache,t = _table(source)
-    eq = equalizer(tfms)
+    data = _any_data(source)
+    cache,t,eq = data.cache,data.table,equalizer(tfms)
     if cache and before: _resized(cache)
     load = LoadXray(size, before=eq if before else None, cache=cache)
     out = pd.DataFrame(dict(mean=np.nan,square=np.nan,coverage=[np.nan]*len(t) if 'area' not in t else t.area/2**20,error=''), index=range(len(t)))
@@ -292,13 +288,6 @@ def _sound(df, looks):
     return df[~bad].reset_index(drop=True),looks[~bad].reset_index(drop=True),df.ImageId[bad].tolist()
 
 # %% ../nbs/11_data.ipynb #f63b8f2b
-def _source(path, labels, frame=None):
-    "The cache, if it is one, and the table"
-    cache = _cache(path)
-    if frame is not None and (cache or isinstance(path,pd.DataFrame)): raise PtxError('frame: masks of a cache or a table are of the 1024² frame already; leave it out')
-    if cache: return cache,cache.table
-    return None,(path if isinstance(path,pd.DataFrame) else siim_train(path, labels, frame=frame)).reset_index(drop=True)
-
 def _input(cache, size, equalize, first):
     "The `XrayInput` that was asked for, statistics apart"
     eq,made = equalizer(equalize),cache and cache.settings['before']
@@ -327,7 +316,7 @@ class XrayDataLoaders(DataLoaders):
         return f'{n}; {held}\n{x["size"]} px ({x["fit"]}), batches of {self.train.bs}, {eq}, mean {x["stats"][0]:.3f} and deviation {x["stats"][1]:.3f}'
 
 def xray_dls(
-    path:str=None, # folder of radiographs with labels, a `SiimFiles`, a table from `siim_train`, an `XrayCache` or its folder; found by `find_siim` if None
+    path:object=None, # what `open_data` takes: a folder of radiographs with labels, a table, a cache, …; found by `find_siim` if None
     size:int=None, # pixels along one side; the cache's if None, or else 256
     bs:int=8, # images per batch
     valid:object=.2, # share of images to hold back by patient, or a list of ImageIds; 0 (with a notice) or None to train on all
@@ -342,10 +331,11 @@ def xray_dls(
     equalize_first:bool=False, # before the resize? only what is the same for every image
 )->DataLoaders: # of `TensorXray` and `TensorXrayMask`; what it is made of is in `.xray`
     "From a folder to batches; raises `PtxError`"
-    cache,df = _source(path, labels, frame)
+    data = open_data(path, labels, frame)
+    cache,df = data.cache,data.table
     how,broken = _input(cache, size, equalize, equalize_first),[]
     if not stats:
-        s = xray_stats(cache or df, None if cache and how.equalize_first else how.equalize, how.size, how.equalize_first and not cache, workers, progress)
+        s = xray_stats(data, None if cache and how.equalize_first else how.equalize, how.size, how.equalize_first and not cache, workers, progress)
         df,looks,broken = _sound(df, s.images)
     held = _held_back(df, valid, seed)
     train = df.drop(index=held)

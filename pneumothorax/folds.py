@@ -95,7 +95,7 @@ def spread(
 # %% ../nbs/04_folds.ipynb #f0100019
 def _labels(labels):
     "A table of labels, sorted by ImageId"
-    t = read_labels(labels) if isinstance(labels,(str,Path)) else labels
+    t = read_labels(labels) if isinstance(labels,(str,Path)) else getattr(labels,'table',labels)
     if not {'ImageId','has_ptx'}<=set(t): raise FoldError(f'labels: columns {few(t.columns)}; give a table of read_labels or siim_train, or a label file')
     lost = [str(k) for k,v in zip(t.index,t.ImageId) if v is None or v!=v or not str(v).strip()]
     if lost: raise FoldError(f'labels: {counted(len(lost),"rows have no ImageId")} (index {few(lost)}); correct the table')
@@ -118,7 +118,7 @@ def known_patients(
 
 # %% ../nbs/04_folds.ipynb #f0100021
 def make_folds(
-    labels:object, # table of `read_labels` or `siim_train`, or the path of a label file of the 1024² frame
+    labels:object, # table of `read_labels` or `siim_train`, what has one as `table`, or the path of a label file of the 1024² frame
     groups:object=None, # patients, as in `patient_groups`; if None, the column `patient_id` of `labels`, and without one every image for itself
     n:int=5, # folds
     seed:int=0, # which of the possible folds

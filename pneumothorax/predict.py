@@ -49,6 +49,7 @@ def list_images(
     images:object, # a folder, a file, a list of files, or a dict identifier → path
 )->dict: # identifier → path
     "Radiographs to predict; raises `PtxError` where there are none"
+    images = getattr(images,'files',images)     # of an `XrayData`
     if isinstance(images,(str,Path)):
         p = Path(images)
         if p.is_file(): return {image_id(p):p}
@@ -371,7 +372,7 @@ def predict_jobs(
 # %% ../nbs/31_predict.ipynb #0f3f6239
 def predict_maps(
     run:object, # run folder, `Learner`, folder of a cross-validation (all its folds), or a list of these
-    images:object, # a folder, a file, a list of files, or a dict identifier → path
+    images:object, # a folder, a file, a list of files, a dict identifier → path, or an `XrayData`
     out:str, # folder for the predictions; an interrupted prediction in it goes on
     bs:int=8, # images per batch
     workers:int=2, # processes that read files

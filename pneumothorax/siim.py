@@ -637,7 +637,7 @@ def _files_of(images):
     return files.images,files.test
 
 def audit_labels(
-    labels:object, # table of `read_labels` or `siim_train`, or the path of a label file of the 1024² frame; for another frame, what `read_labels` makes of it
+    labels:object, # table of `read_labels` or `siim_train`, an `XrayData`, or the path of a label file of the 1024² frame; for another frame, what `read_labels` makes of it
     images:object=None, # dict ImageId → path, a folder or its `SiimFiles`; without it pixels and missing radiographs are not looked at
     findings:object=None, # table with ImageId and a column of findings, or its path
     column:str=None, # the column of `findings`; if None the one called pneumothorax, else the first with such a label
@@ -648,8 +648,8 @@ def audit_labels(
     progress:bool=False, # show a bar while radiographs are read?
 )->pd.DataFrame: # ImageId, what, value, detail
     "What deserves a second look in a set of labels"
-    df = read_labels(labels) if isinstance(labels,(str,Path)) else labels
-    found,exempt = _files_of(images)
+    df = read_labels(labels) if isinstance(labels,(str,Path)) else getattr(labels,'table',labels)
+    found,exempt = _files_of(getattr(labels,'files',None) if images is None else images)
     known = set(df.ImageId)
     rows = [(i,'radiograph without label',np.nan,str(found[i])) for i in sorted(set(found)-known-exempt)]
     if found: rows += [(i,'label without radiograph',np.nan,counted(n,'masks')) for i,n in zip(df.ImageId,df.n_masks) if i not in found]

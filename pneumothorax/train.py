@@ -16,7 +16,7 @@ from fastai.vision.all import GradientClip, Learner, ParamScheduler, SchedCos, c
 from .rle import PtxError, frame_shape
 from .siim import counted, few, notice, watched
 from .samplers import sampling
-from .cache import XrayCache
+from .source import data_name, open_data
 from .data import xray_dls
 from .encoders import ENCODER
 from .optimizers import xray_optimizer
@@ -201,7 +201,7 @@ def recipe_callbacks(
 
 # %% ../nbs/29_train.ipynb #d9000041
 def stage_loaders(
-    data:object, # as for `xray_dls`
+    data:object, # what `open_data` takes
     r:Recipe, # with stages
     valid:object=.2, # share of images to hold back by patient, or ImageIds
     seed:int=0, # of split and order
@@ -213,14 +213,14 @@ def stage_loaders(
     "Loaders of all stages with one split and one measurement; raises `PtxError`"
     sts,kw = stages(r),dict(seed=seed, workers=workers, equalize=r.equalize, equalize_first=r.equalize_first, tfms=None if r.augment else [])
     big = max(sts, key=lambda s: s['size'] or 0)
-    first = xray_dls(data, big['size'], big['bs'], valid, labels=labels, frame=frame, progress=progress, **kw)
+    data = open_data(data, labels, frame)
+    first = xray_dls(data, big['size'], big['bs'], valid, progress=progress, **kw)
     held,made = first.xray['valid'],{(big['size'],big['bs']):first}
-    cached = isinstance(data,XrayCache) or (isinstance(data,(str,Path)) and (Path(data)/'cache.json').exists())
-    rows = data if cached else pd.concat([first.train.items,*([first.valid.items] if held else [])]).sort_index()
+    sound = replace(data, table=data.table[~data.table.ImageId.isin(first.xray['broken'])].reset_index(drop=True))
     for s in sts:
         key = s['size'],s['bs']
         if key in made: continue
-        made[key] = xray_dls(rows, *key, held or None, stats=first.xray['stats'], **kw)
+        made[key] = xray_dls(sound, *key, held or None, stats=first.xray['stats'], **kw)
         made[key].xray['broken'] = first.xray['broken']
     return [made[s['size'],s['bs']] for s in sts]
 
@@ -284,8 +284,7 @@ def _find_lr(learn, progress):
 
 def _config(data, r, name, **kwargs):
     "What determines the result"
-    named = str(data) if isinstance(data,(str,Path)) else str(data.path) if isinstance(data,XrayCache) else f'{type(data).__name__} of {len(getattr(data,"images",data))}'
-    return dict(data=named, recipe=name, **kwargs, **{k:getattr(r,k) for k in FIELDS})
+    return dict(data=data_name(data), recipe=name, **kwargs, **{k:getattr(r,k) for k in FIELDS})
 
 def _record(learn, config, total):
     "What a checkpoint needs to be predicted with"
@@ -355,7 +354,7 @@ def _place(device):
     if str(device)!='auto': raise PtxError(f'device={device}: several processes take a device each; leave it out')
 
 def train(
-    data:str, # folder of radiographs with labels, a cache made by `prepare`, or what else `xray_dls` takes
+    data:object, # folder of radiographs with labels, a cache made by `prepare`, or what else `open_data` takes
     out:str, # folder for the run; an unfinished training in it goes on
     recipe:object='default', # a name of `RECIPES`, or a `Recipe`
     valid:object=.2, # share of images held back, by patient, or a list of ImageIds
@@ -391,6 +390,7 @@ def train(
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         state = main_first(lambda: open_run(out, config, fresh and is_main()))
+        data = open_data(data, labels, frame)
         if unlabelled is not None and not teacher:
             kw = dict(valid=valid, seed=seed, labels=labels, frame=frame, weights=weights, **changes)
             kw.update(workers=workers, progress=progress, every=every, sync_bn=sync_bn, device=device)
