@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from .rle import PtxError
-from .siim import SiimFiles, counted, siim_train
+from .siim import counted, siim_train
 from .cache import XrayCache, _read_index
 
 # %% ../nbs/05a_source.ipynb #a5a00008
