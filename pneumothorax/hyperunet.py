@@ -123,10 +123,10 @@ class DecoderLevel(nn.Module):
         return self.attention(self.convs(x if skip is None else torch.cat([x,skip],1)))
 
 # %% ../nbs/16_hyperunet.ipynb #e1600041
-def _score(nf, prior):
-    "A logit per pixel, from small weights and the bias of the prior"
+def _score(nf, prior, small=False):
+    "A logit per pixel, with the bias of the prior, and torch's initial weights or small ones"
     conv = nn.Conv2d(nf, 1, 1)
-    nn.init.normal_(conv.weight, std=0.01)
+    if small: nn.init.normal_(conv.weight, std=0.01)
     nn.init.constant_(conv.bias, math.log(prior/(1-prior)))
     return conv
 
@@ -141,7 +141,7 @@ class ColumnHead(nn.Module):
     ):
         super().__init__()
         self.convs = nn.ModuleList(nn.Sequential(_conv(w,nf,norm), nn.Dropout2d(drop)) for w in widths)
-        self.score = _score(len(widths)*nf, prior)
+        self.score = _score(len(widths)*nf, prior, small=len(widths)>1)
 
     def shares(self,
         maps:list, # N×C×h×w each, coarsest first

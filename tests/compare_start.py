@@ -4,7 +4,6 @@ A small encoder with random weights learns phantoms of 128 px: with hypercolumns
 two kinds of initial weights of the last layer. What counts is how well it ranks the pixels of phantoms that it has not seen: average precision over all their pixels, which
 is the share of positive pixels (about 0.01) for a network that learnt nothing. What stands in OUT is not made again; tests/results/start.csv has a row per training."""
 import itertools
-import math
 import multiprocessing
 import time
 import warnings
@@ -13,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 import pandas as pd
 import torch
 from comparing import parser, same_recipe, write
-from torch import nn
 
 from pneumothorax import hyperunet
 from pneumothorax.cache import prepare
@@ -24,13 +22,7 @@ PLAIN = hyperunet._score
 MODELS, SIZES = ('hyperunet', 'hyperunet:hypercolumns=False'), (8, 2)
 LOSSES = 'bce+dice', '30*bce+pos_dice'
 
-def torchs(nf, prior):
-    "The last layer with the initial weights of torch"
-    conv = nn.Conv2d(nf, 1, 1)
-    nn.init.constant_(conv.bias, math.log(prior/(1-prior)))
-    return conv
-
-HEADS = {'std 0.01': PLAIN, "torch's own": torchs}
+HEADS = {'std 0.01': True, "torch's own": False}
 
 def name_of(*words): return '.'.join(''.join(c if c.isalnum() else '-' for c in str(w)) for w in words)
 
@@ -39,7 +31,7 @@ def one(a, model, bs, loss, head, seed):
     from pneumothorax.train import train
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
-    hyperunet._score, f, t0 = HEADS[head], a.out/f'{name_of(model, bs, loss, head, seed)}.csv', time.perf_counter()
+    hyperunet._score, f, t0 = lambda nf, prior, small: PLAIN(nf, prior, HEADS[head]), a.out/f'{name_of(model, bs, loss, head, seed)}.csv', time.perf_counter()
     learn = train(a.out/'cache', f.with_suffix(''), loss=loss, model=model, encoder=a.encoder, weights='none', bs=bs, epochs=a.epochs, seed=seed, valid=.25, workers=0, progress=False, fresh=True)
     learn.model.eval()
     with torch.inference_mode(): p, y = (torch.cat(o).numpy().ravel() for o in zip(*[(learn.model(x), y) for x, y in learn.dls.valid]))
