@@ -43,6 +43,7 @@ def one(a, model, bs, loss, head, seed):
 def report(a):
     "A line per way to start"
     t = pd.concat([pd.read_csv(f) for f in sorted(a.out.glob('*.csv'))], ignore_index=True)
+    (a.out/'table').mkdir(exist_ok=True)
     write(t, a.out/'table'/'start.csv')
     print(t.groupby(['loss', 'head', 'model', 'bs']).ap.agg(['mean', 'min', 'max', 'count']).round(3).to_string())
 
