@@ -250,11 +250,10 @@ def _finished(run, valid, args):
     "Is the run of a fold there? Raises `RunError` if it is another one"
     if not (run/'run.json').exists(): return False
     r = read_run(run)
-    both = args.keys()&r['args'].keys()
-    other = [o for o in [_changed(*({k:a[k] for k in args if k in both} for a in (r['args'],args)))] if o]
+    other = [_changed(r['args'], args, [k for k in args if k in r['args']])]
     held = set(r['data']['valid'])^(set(valid)-set(r['data']['broken']))
     if held: other.append(f'other images held back, such as {few(sorted(held),2)}')
-    if other: raise RunError(f'{run}: holds a run with {", ".join(other)}; give the same arguments and folds, or remove it')
+    if any(other): raise RunError(f'{run}: holds a run with {", ".join(filter(None,other))}; give the same arguments and folds, or remove it')
     return True
 
 # %% ../nbs/35_crossval.ipynb #d9000056
@@ -350,7 +349,8 @@ def predict_oof(
     if other := [str(c) for c in cvs if not (c/'crossval.json').exists()]: raise RunError(f'{few(other)}: no cross-validation; give folders of `cross_validate`')
     asked = json.loads((cvs[0]/'crossval.json').read_text(encoding='utf-8'))
     data = asked['data'] if data is None else data
-    data = open_data(data, *((labels,) if as_cache(data) else (labels or asked.get('labels'),asked.get('frame'))))
+    cache = as_cache(data)     # has its masks
+    data = open_data(cache or data, *((labels,) if cache else (labels or asked.get('labels'),asked.get('frame'))))
     cache,table = data.cache,data.everything()
     folds = [fold_table(table, c, c/'folds.csv') for c in cvs]
     for c,f in zip(cvs,folds):

@@ -22,7 +22,7 @@ from .siim import bar, counted, find_siim, notice, without_shared
 from .folds import fold_strata, spread
 from .bootstrap import score_areas
 from .cache import XrayCache, from_grey16, refuse_random, shrink, shrink_mask, to_grey16
-from .source import XrayData, as_cache, open_data
+from .source import XrayData, _who, as_cache, open_data
 from .samplers import XrayDL
 from .equalize import Equalize, TensorXray, equalizer, grey_counts
 
@@ -177,7 +177,8 @@ def _resized(cache):
 def _any_data(source):
     "Labelled or not"
     if isinstance(source,(list,tuple)): return XrayData(pd.DataFrame(dict(path=list(source))))
-    if isinstance(source,(str,Path)) and not as_cache(source):
+    source = as_cache(source) or source     # opened once
+    if isinstance(source,(str,Path)):
         source = find_siim(source)
         if not source.labels: return XrayData(pd.DataFrame(dict(path=list(source.images.values()))))
     return open_data(source)
@@ -303,17 +304,12 @@ def _input(cache, size, equalize, first):
 # %% ../nbs/11_data.ipynb #639020f2
 class XrayDataLoaders(DataLoaders):
     "Training and validation, which say what they are"
-    def _part(self, dl, what):
-        t = dl.items
-        who = f' of {counted(t.patient_id.nunique(),"patients")}' if 'patient_id' in t and t.patient_id.notna().all() else ''
-        return f'{what} {counted(len(t),"radiographs")}{who}, {int(t.has_ptx.sum()):,} with a pneumothorax'
     def __repr__(self):
         x = self.__dict__.get('xray')
         if x is None or not hasattr(self.train.items,'has_ptx'): return super().__repr__()
-        held = self._part(self.valid,'validation') if x['valid'] else 'nothing held back'
+        held = f'validation {_who(self.valid.items)}' if x['valid'] else 'nothing held back'
         eq = f'{x["equalize"]["name"]} {"before" if x["equalize_first"] else "after"} the resize' if x['equalize'] else 'not equalised'
-        n = self._part(self.train,'training')
-        return f'{n}; {held}\n{x["size"]} px ({x["fit"]}), batches of {self.train.bs}, {eq}, mean {x["stats"][0]:.3f} and deviation {x["stats"][1]:.3f}'
+        return f'training {_who(self.train.items)}; {held}\n{x["size"]} px ({x["fit"]}), batches of {self.train.bs}, {eq}, mean {x["stats"][0]:.3f} and deviation {x["stats"][1]:.3f}'
 
 def xray_dls(
     path:object=None, # what `open_data` takes: a folder of radiographs with labels, a table, a cache, …; found by `find_siim` if None

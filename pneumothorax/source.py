@@ -7,6 +7,7 @@ __all__ = ['XrayData', 'data_name', 'as_cache', 'open_data']
 
 # %% ../nbs/05a_source.ipynb #a5a00004
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 import pandas as pd
 from .rle import PtxError
@@ -14,6 +15,11 @@ from .siim import counted, siim_train
 from .cache import XrayCache, _read_index
 
 # %% ../nbs/05a_source.ipynb #a5a00008
+def _who(t):
+    "How many radiographs, patients and positives a table has, in words"
+    who = f' of {counted(t.patient_id.nunique(),"patients")}' if 'patient_id' in t and t.patient_id.notna().all() else ''
+    return f'{counted(len(t),"radiographs")}{who}, {int(t.has_ptx.sum()):,} with a pneumothorax'
+
 @dataclass
 class XrayData:
     "Labelled radiographs, opened once"
@@ -26,7 +32,7 @@ class XrayData:
     def files(self)->dict: # identifier → path
         "Where the radiographs are"
         return dict(zip(self.table.ImageId, map(Path,self.table.path)))
-    @property
+    @cached_property
     def lost(self)->pd.DataFrame: # columns of `table`, and `error`
         "Images that a cache has not prepared, and why"
         if self.cache is None: return self.table.head(0).assign(error='')
@@ -39,11 +45,9 @@ class XrayData:
         return pd.concat([t, *([self.lost] if len(self.lost) else [])]).sort_values('ImageId', kind='stable', ignore_index=True)
     def __len__(self): return len(self.table)
     def __repr__(self):
-        t = self.table
-        who = f' of {counted(t.patient_id.nunique(),"patients")}' if 'patient_id' in t and t.patient_id.notna().all() else ''
         where = f'{self.cache.size} px, fit {self.cache.fit}' if self.cache else 'files'
         lost = f'; {len(self.lost):,} could not be prepared' if len(self.lost) else ''
-        return f'{self.name}: {counted(len(t),"radiographs")}{who}, {int(t.has_ptx.sum()):,} with a pneumothorax ({where}){lost}'
+        return f'{self.name}: {_who(self.table)} ({where}){lost}'
 
 # %% ../nbs/05a_source.ipynb #a5a0000a
 def data_name(

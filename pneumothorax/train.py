@@ -249,9 +249,9 @@ def _clear(out, names=_FILES):
     "Remove what a training wrote"
     for f in (f for n in names for f in out.glob(n)): shutil.rmtree(f) if f.is_dir() else f.unlink()
 
-def _changed(theirs, ours):
-    "What differs between two configurations, in words"
-    return ', '.join(f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in {**theirs,**ours} if theirs.get(k)!=ours.get(k))
+def _changed(theirs, ours, keys=None):
+    "What differs between two configurations, or between these keys of them, in words"
+    return ', '.join(f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in ({**theirs,**ours} if keys is None else keys) if theirs.get(k)!=ours.get(k))
 
 # %% ../nbs/29_train.ipynb #d9000051
 def open_run(
@@ -304,7 +304,7 @@ def _suits(r, sts, loaders, state, out):
     "Do the images suit the recipe, and the training that goes on? Raises `PtxError`"
     x,has,then = loaders[0].xray,loaders[0].valid.items.has_ptx,json.loads(state['record'])['data'] if state else {}
     there = [k for k in ('n_train','n_train_pos','valid','broken') if k in then]
-    if other := _changed(*({k:o[k] for k in there} for o in (then,x))):
+    if other := _changed(then, x, there):
         raise RunError(f'{out}: the radiographs or labels changed since this training began: {other}; put them back, or begin anew with fresh=True')
     by = [f'{k}={getattr(r,k)}' for k in ('keep','patience') if getattr(r,k)]
     if by and not x['valid'] and r.monitor!='train_loss':

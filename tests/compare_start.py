@@ -21,7 +21,6 @@ from pneumothorax.phantom import make_phantoms
 PLAIN = hyperunet._score
 MODELS, SIZES = ('hyperunet', 'hyperunet:hypercolumns=False'), (8, 2)
 LOSSES = 'bce+dice', '30*bce+pos_dice'
-
 HEADS = {'std 0.01': True, "torch's own": False}
 
 def name_of(*words): return '.'.join(''.join(c if c.isalnum() else '-' for c in str(w)) for w in words)
