@@ -6,6 +6,7 @@ from pneumothorax.rle import PtxError, rle_area, rle_decode, rle_encode, rles_to
 from pneumothorax.dicom import outline, read_dicom, read_xray, show_xray, xray_meta, xray_metadata
 from pneumothorax.siim import PtxNotice, SiimFiles, audit_figure, audit_labels, find_siim, read_labels, read_patients, siim_train
 from pneumothorax.phantom import make_phantoms, phantom
+from pneumothorax.masks import mask_sheet, read_masks, save_labels
 from pneumothorax.folds import fold_report, leakage, make_folds, near_duplicates, read_folds, save_folds
 from pneumothorax.cache import XrayCache, prepare
 from pneumothorax.source import XrayData, open_data

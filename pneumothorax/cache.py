@@ -16,7 +16,8 @@ import cv2, numpy as np, pandas as pd
 from filelock import FileLock, Timeout
 from .rle import PtxError, rles_to_mask
 from .dicom import XrayError, read_xray
-from .siim import bar, counted, few, notice, siim_train, write_index
+from .siim import bar, counted, few, notice, write_index
+from .masks import labelled
 
 # %% ../nbs/05_cache.ipynb #c5000005
 FITS = ('stretch','pad')
@@ -416,7 +417,7 @@ def prepare(
     out:str, # folder of the cache; made anew, or gone on with
     size:int=512, # pixels along one side
     fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
-    labels:str=None, # label file, its run-lengths of the 1024² frame unless frame= says another; found by its header if None
+    labels:object=None, # label file, its run-lengths of the 1024² frame unless frame= says another, or masks as for `read_masks`; found by its header if None
     before:object=None, # function of H×W float32 in [0,1], applied before the resize; the same for every image; its `spec()`, or else its name, is recorded
     workers:int=2, # processes; 0 for none
     progress:bool=True, # show a bar?
@@ -427,8 +428,9 @@ def prepare(
     if workers<0: raise PtxError(f'workers={workers}: give a number of processes, or 0 for none')
     inner_box((1,1), size, fit)
     out,want = Path(out),json.loads(json.dumps(dict(format=CACHE_FORMAT, size=size, fit=fit, before=_recorded(before))))   # as they will be read again
-    data = getattr(data,'table',data)
-    df = data.drop(columns='row',errors='ignore').reset_index(drop=True) if isinstance(data,pd.DataFrame) else siim_train(data,labels,frame=frame)
+    data,given = getattr(data,'table',data),[k for k,v in dict(labels=labels,frame=frame).items() if v is not None]
+    if given and isinstance(data,pd.DataFrame): raise PtxError(f'{given[0]}: a table has its masks already; leave it out')
+    df = data.drop(columns='row',errors='ignore').reset_index(drop=True) if isinstance(data,pd.DataFrame) else labelled(data,labels,frame,progress)
     if len(twice := df.ImageId[df.ImageId.duplicated()]): raise PtxError(f'the table has {few(twice)} more than once; give one row per radiograph')
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the cache')
     try:

@@ -18,7 +18,7 @@ from .siim import bar, counted, few, notice, write_index
 from .folds import FoldError, check_folds, leakage, make_folds, read_folds
 from .cache import XrayCache
 from .bootstrap import Interval, bootstrap_ci, bootstrap_stat, score_areas
-from .source import as_cache, open_data
+from .source import XrayData, as_cache, data_name, open_data
 from .data import XrayInput
 from .files import written
 from .distributed import join_processes, on_main, run_device
@@ -232,7 +232,7 @@ def _given(kwargs):
     "What the arguments of `train` come to, as its record has them"
     name = kwargs.get('recipe') or 'default'
     r = make_recipe(name, **{k:v for k,v in kwargs.items() if k not in _OWN})
-    given = dict(recipe=name if isinstance(name,str) else 'own', labels=kwargs.get('labels'), weights=kwargs.get('weights'))
+    given = dict(recipe=name if isinstance(name,str) else 'own', labels=None if kwargs.get('labels') is None else data_name(kwargs['labels']), weights=kwargs.get('weights'))
     if kwargs.get('unlabelled') is not None: given['unlabelled'] = str(kwargs['unlabelled'])
     if kwargs.get('frame') is not None: given['frame'] = list(frame_shape(kwargs['frame']))
     return json.loads(json.dumps({**given, **{k:getattr(r,k) for k in FIELDS}}, default=str))
@@ -338,7 +338,7 @@ def predict_oof(
     cvs:object, # folder of a cross-validation whose folds are all trained, or a list of such folders with the same folds
     out:str, # folder for the predictions; an interrupted prediction in it goes on
     data:object=None, # where the images are; where they were in training if None
-    labels:str=None, # label file, its run-lengths of the 1024² frame; that of the training if None
+    labels:object=None, # label file, its run-lengths of the 1024² frame, or masks as for `read_masks`; those of the training if None
     which:str=None, # weights 'plain', 'swa', 'ema' or 'avg'; those that each run recommends if None
     device:str='cpu', # where the networks run
     **kwargs # further arguments of `predict_jobs`, such as tta='hflip', dtype='uint16', spread=True
@@ -349,8 +349,8 @@ def predict_oof(
     if other := [str(c) for c in cvs if not (c/'crossval.json').exists()]: raise RunError(f'{few(other)}: no cross-validation; give folders of `cross_validate`')
     asked = json.loads((cvs[0]/'crossval.json').read_text(encoding='utf-8'))
     data = asked['data'] if data is None else data
-    cache = as_cache(data)     # has its masks
-    data = open_data(cache or data, *((labels,) if cache else (labels or asked.get('labels'),asked.get('frame'))))
+    has_masks = isinstance(data,(XrayData,pd.DataFrame)) or as_cache(data) is not None
+    data = open_data(data, labels) if has_masks else open_data(data, asked.get('labels') if labels is None else labels, asked.get('frame'))
     cache,table = data.cache,data.everything()
     folds = [fold_table(table, c, c/'folds.csv') for c in cvs]
     for c,f in zip(cvs,folds):

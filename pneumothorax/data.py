@@ -317,7 +317,7 @@ def xray_dls(
     bs:int=8, # images per batch
     valid:object=.2, # share of images to hold back by patient, or a list of ImageIds; 0 (with a notice) or None to train on all
     seed:int=0, # of the split and of the order of images
-    labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
+    labels:object=None, # label file, its run-lengths of the 1024² frame, or masks as for `read_masks`; found by its header if None
     frame:object=None, # of the run-lengths if another one: side of a square, (height, width) or '256x320'
     tfms:list=None, # batch transforms; `xray_tfms()` if None
     stats:tuple=None, # mean and deviation; if None, every file is read once to measure them and to leave out the broken ones

@@ -311,7 +311,7 @@ def _files(root, exts, but=()):
 _TABLES = '.csv','.csv.gz'
 _PICTURES = {'.png','.jpg','.jpeg','.tif','.tiff','.bmp','.jp2','.j2k'}
 _MARKED = {'.ima','.img','.dic'}   # endings of DICOM files, and of other things
-_NEVER = set('.txt .md .rst .json .jsonl .py .ipynb .html .htm .css .js .xml .yml .yaml .toml .ini .cfg .log .pdf .sh .bat .npy .npz .safetensors .pth .pt .pkl .onnx .part .lock .whl'.split())
+_NEVER = set('.txt .md .rst .json .jsonl .py .ipynb .html .htm .css .js .xml .yml .yaml .toml .ini .cfg .log .pdf .sh .bat .npy .npz .nii .safetensors .pth .pt .pkl .onnx .part .lock .whl'.split())
 
 def _marked(f):
     "Does a file hold the mark of DICOM?"
@@ -323,7 +323,7 @@ def _wanted(f):
     "Is it a table or a radiograph? None if it is certainly neither"
     name,end = f.name.lower(),f.suffix.lower()
     if name.endswith(_TABLES) or end in XRAY_EXTS-_MARKED: return True
-    return None if end in _NEVER or name=='dicomdir' or name[0]=='.' else _marked(f)
+    return None if end in _NEVER or name.endswith('.nii.gz') or name=='dicomdir' or name[0]=='.' else _marked(f)
 
 def _survey(path, but=()):
     "Tables and radiographs below a folder, or several, each with the names of folders that count"
@@ -524,21 +524,25 @@ def unmatched(
 
 def siim_train(
     path:str=None, # a folder, or the `SiimFiles` of one
-    labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
+    labels:object=None, # label file, its run-lengths of the 1024² frame, or the table of `read_labels`; found by its header if None
     patients:bool=True, # look up patient, age, sex and view, and whether it is synthetic?
     frame:object=None, # of the run-lengths, as in `read_labels`; if None that of `find_siim`, or 1024×1024
 )->pd.DataFrame: # ImageId, path, rles, n_masks, area, has_ptx, and patient_id, age, sex, view, synthetic
     "One row per labelled radiograph; raises `PtxError` where there are none"
-    files = path if isinstance(path,SiimFiles) else find_siim(path, labels, frame=frame)
-    if files.labels is None: raise LabelError(f'{files.root}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it with labels=')
-    df = read_labels(files.labels, files.frame if frame is None else frame)
+    there = isinstance(labels,pd.DataFrame)
+    files = path if isinstance(path,SiimFiles) else find_siim(path, 'a table' if there else labels, frame=frame)
+    if files.labels is None and not there: raise LabelError(f'{files.root}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it, or masks of another kind (pictures, DICOM segmentations, NIfTI, COCO, labelme, a table), with labels=')
+    df = labels if there else read_labels(files.labels, files.frame if frame is None else frame)
     alone,lost = unmatched(files, df)
     df = df[df.ImageId.isin(files.images)].reset_index(drop=True)
-    if not len(df): raise LabelError(f'{files.labels}: no image of its {len(lost):,} is below {files.root}; are labels and radiographs of the same set? The labels name {lost[0]!r} for example, the radiographs {min(files.images)!r}')
+    if not len(df): raise LabelError(f'{"the table" if there else files.labels}: no image of its {len(lost):,} is below {files.root}; are labels and radiographs of the same set? The labels name {lost[0]!r} for example, the radiographs {min(files.images)!r}')
     notice('radiographs without a label, left out', alone)
     notice('labels without a radiograph, left out', lost)
     df.insert(1, 'path', [files.images[i] for i in df.ImageId])
-    return df.join(find_patients(files, df.ImageId.tolist()), on='ImageId') if patients else df
+    if not patients: return df
+    who = find_patients(files, df.ImageId.tolist())
+    if 'patient_id' in df: who['patient_id'] = df.set_index('ImageId').patient_id.fillna(who.patient_id)
+    return df.drop(columns='patient_id',errors='ignore').join(who, on='ImageId')
 
 # %% ../nbs/02_siim.ipynb #aud00001
 def body_mask(

@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 import pandas as pd
 from .rle import PtxError
-from .siim import counted, siim_train
+from .siim import counted
+from .masks import labelled, mask_sheet
 from .cache import XrayCache, _read_index
 
 # %% ../nbs/05a_source.ipynb #a5a00008
@@ -26,7 +27,7 @@ class XrayData:
     table:pd.DataFrame # a row per radiograph: `ImageId`, `path` (and `row`, if there is a cache), `rles` over 1024×1024, `area`, `has_ptx`, and patient_id, age, sex, view, synthetic where known
     cache:XrayCache=None # where the pixels are; in the files of `path` if None
     name:str='' # what it was opened from
-    labels:str=None # label file that was asked for
+    labels:object=None # label file or masks that were asked for
     frame:object=None # of its run-lengths, as it was asked for
     @property
     def files(self)->dict: # identifier → path
@@ -43,6 +44,11 @@ class XrayData:
         "All images that have labels, those included whose pixels are lost"
         t = self.table.assign(error='')
         return pd.concat([t, *([self.lost] if len(self.lost) else [])]).sort_values('ImageId', kind='stable', ignore_index=True)
+    def show(self,
+        n:int=12, # radiographs
+            )->object: # a matplotlib `Figure`
+        "The first radiographs that have an outline, read from their files"
+        return mask_sheet(self.table, self.files, n)
     def __len__(self): return len(self.table)
     def __repr__(self):
         where = f'{self.cache.size} px, fit {self.cache.fit}' if self.cache else 'files'
@@ -67,7 +73,7 @@ def as_cache(
 
 def open_data(
     source:object=None, # folder of radiographs with labels, a `SiimFiles`, a table from `siim_train`, an `XrayCache` or its folder, an `XrayData`; found by `find_siim` if None
-    labels:str=None, # label file, its run-lengths of the 1024² frame unless frame= says another; found by its header if None
+    labels:object=None, # label file, its run-lengths of the 1024² frame unless frame= says another, or masks as for `read_masks`; found by its header if None
     frame:object=None, # of its run-lengths, as in `read_labels`; 1024×1024 if None
 )->XrayData: # what is known of it
     "Open a set of labelled radiographs; raises `PtxError`"
@@ -80,5 +86,5 @@ def open_data(
     if given and (cache or isinstance(source,pd.DataFrame)):
         raise PtxError(f'{given[0]}: the masks of a cache or a table are there already, of the 1024² frame; leave it out')
     if cache: return XrayData(cache.table, cache, str(cache.path))
-    t = source if isinstance(source,pd.DataFrame) else siim_train(source, labels, frame=frame)
+    t = source if isinstance(source,pd.DataFrame) else labelled(source, labels, frame)
     return XrayData(t.reset_index(drop=True), None, name, **asked)

@@ -205,7 +205,7 @@ def stage_loaders(
     r:Recipe, # with stages
     valid:object=.2, # share of images to hold back by patient, or ImageIds
     seed:int=0, # of split and order
-    labels:str=None, # label file, its run-lengths of the 1024² frame unless frame= says another; found by its header if None
+    labels:object=None, # label file, its run-lengths of the 1024² frame, or masks as for `read_masks`; found by its header if None
     frame:object=None, # of its run-lengths, as for `xray_dls`
     workers:int=2, # processes that read files
     progress:bool=False, # show a bar while every file is read?
@@ -359,7 +359,7 @@ def train(
     recipe:object='default', # a name of `RECIPES`, or a `Recipe`
     valid:object=.2, # share of images held back, by patient, or a list of ImageIds
     seed:int=0, # of split, order, augmentation, noise and random weights
-    labels:str=None, # label file, its run-lengths of the 1024² frame; found by its header if None
+    labels:object=None, # label file, its run-lengths of the 1024² frame, or masks as for `read_masks`; found by its header if None
     frame:object=None, # of the run-lengths if another one: side of a square, (height, width) or '256x320'
     weights:str=None, # what `start_weights` takes
     workers:int=2, # processes that read files
@@ -385,7 +385,8 @@ def train(
     if unlabelled is not None and Path(unlabelled).resolve().is_relative_to((out/'unlabelled').resolve()): raise PtxError(f'unlabelled={unlabelled}: this is where the run in {out} keeps its own; give another folder for the run')
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     plain = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
-        seed=seed, labels=labels and str(labels), weights=weights and str(weights), **({} if frame is None else dict(frame=list(frame_shape(frame)))))
+        seed=seed, labels=None if labels is None else data_name(labels), weights=weights and str(weights),
+        **({} if frame is None else dict(frame=list(frame_shape(frame)))))
     config = {**plain, **({} if unlabelled is None else dict(unlabelled=str(unlabelled), teacher=teacher))}
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))

@@ -1,0 +1,256 @@
+"Masks that other tools drew: every real outline through every format and back, and what people get wrong"
+import base64
+import io
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from conftest import TINY, ok, ptx
+from PIL import Image
+
+from pneumothorax.cache import prepare
+from pneumothorax.crossval import cross_validate, predict_oof
+from pneumothorax.masks import FaultyMasks, labelled, read_masks
+from pneumothorax.phantom import make_phantoms
+from pneumothorax.predict import open_oof
+from pneumothorax.rle import LabelError, PtxError, rle_encode, rles_to_mask
+from pneumothorax.siim import PtxNotice, read_labels, siim_train
+from pneumothorax.source import open_data
+
+
+def shape_of(t, i): return tuple(t.loc[t.ImageId == i, ['height', 'width']].iloc[0])
+
+def as_png(ms, d):
+    for i, m in ms.items(): Image.fromarray(m*255).save(d/f'{i}_mask.png')
+def as_palette(ms, d):
+    for i, m in ms.items():
+        im = Image.fromarray(m, 'P')
+        im.putpalette([0, 0, 0, 255, 0, 0])
+        im.save(d/f'seg-{i}.gif')
+def as_bits(ms, d):
+    for i, m in ms.items(): Image.fromarray(m > 0).save(d/f'{i}.tif')
+def as_array(ms, d):
+    for i, m in ms.items(): np.save(d/f'{i}.npy', m[None, ..., None] > 0)
+def as_nifti(ms, d):
+    import nibabel as nib
+    for i, m in ms.items(): nib.save(nib.Nifti1Image(m.T[..., None], np.diag([-.2, -.2, 1, 1])), d/f'{i}.nii.gz')
+def packed(m):
+    from pycocotools import mask as coco
+    c = coco.encode(np.asfortranarray(m))
+    return {**c, 'counts': c['counts'].decode()}
+def coco_of(ms):
+    images = [{"id": k+7, "file_name": f'C:\\scans\\{i}.jpeg', "height": m.shape[0], "width": m.shape[1]} for k, (i, m) in enumerate(ms.items())]
+    notes = [{"id": k, "image_id": k+7, "category_id": 3, "segmentation": packed(m)} for k, m in enumerate(ms.values())]
+    return {"images": images, "annotations": notes, "categories": [{"id": 3, "name": 'lesion'}]}
+def as_coco(ms, d): (d/'instances.json').write_text(json.dumps(coco_of(ms)))
+def as_labelme(ms, d):
+    for i, m in ms.items():
+        y, x = (np.flatnonzero(m.any(a)) for a in (1, 0))
+        f = io.BytesIO()
+        Image.fromarray(m[y[0]:y[-1]+1, x[0]:x[-1]+1] > 0).save(f, 'PNG')
+        s = {"label": 'PTX', "shape_type": 'mask', "points": [[int(x[0]), int(y[0])], [int(x[-1]), int(y[-1])]], "mask": base64.b64encode(f.getvalue()).decode()}
+        (d/f'{i}.json').write_text(json.dumps({"imagePath": f'{i}.png', "imageHeight": m.shape[0], "imageWidth": m.shape[1], "shapes": [s]}))
+def as_table(ms, d):
+    as_array(ms, d)
+    pd.DataFrame({'Scan': [f'{i}.dcm' for i in ms], 'Outline': [f'{i}.npy' for i in ms]}).to_csv(d/'mine.csv', index=False)
+
+FORMATS = {f.__name__: f for f in (as_png, as_palette, as_bits, as_array, as_nifti, as_coco, as_labelme, as_table)}
+
+def written(kind, ms, d):
+    d.mkdir()
+    FORMATS[kind](ms, d)
+    return d/'mine.csv' if kind == 'as_table' else d
+
+@pytest.fixture(scope='module')
+def real(shared):
+    "Real radiographs, half of them outlined"
+    t = siim_train(shared/'siim-small')
+    dcm = t.path.astype(str).str.endswith('.dcm')
+    return pd.concat([t[dcm], t[~dcm & t.has_ptx].head(12), t[~dcm & ~t.has_ptx].head(6)]).reset_index(drop=True)
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_real_outlines_come_back_to_the_pixel(real, kind, tmp_path):
+    ms = {i: rles_to_mask(r) for i, r in zip(real.ImageId, real.rles) if r}
+    t = read_masks(written(kind, ms, tmp_path/'m'), dict(zip(real.ImageId, real.path)), empty='negative')
+    assert t.ImageId.tolist() == real.ImageId.tolist() and t.has_ptx.tolist() == real.has_ptx.tolist()
+    assert [rles_to_mask(r).tobytes() for r in t.rles] == [rles_to_mask(r).tobytes() for r in real.rles]
+    assert t.area.tolist() == real.area.tolist()
+
+def seg(xray, mask, path, label='Pneumothorax', uid=None):
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+    src = pydicom.dcmread(xray)
+    if uid: src.SOPInstanceUID = src.file_meta.MediaStorageSOPInstanceUID = uid
+    what = [hd.seg.SegmentDescription(k+1, n, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Pneumothorax, hd.seg.SegmentAlgorithmTypeValues.MANUAL) for k, n in enumerate(label.split('|'))]
+    m = np.stack([mask, *[1-mask]*(len(what)-1)], -1)[None].astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        hd.seg.Segmentation([src], m, 'BINARY', what, hd.UID(), 1, hd.UID(), 1, 'pencil', 'model', '1', '0').save_as(path)
+
+def test_real_dicom_segmentations(real, tmp_path):
+    t = real[real.path.astype(str).str.endswith('.dcm')]
+    pos = t[t.has_ptx]
+    for k, (p, r) in enumerate(zip(pos.path, pos.rles)): seg(p, rles_to_mask(r), tmp_path/f'{k}.dcm', 'Pneumothorax|rest' if k else 'anything')
+    got = read_masks(f'{tmp_path}:empty=negative', dict(zip(t.ImageId, t.path)))
+    assert [rles_to_mask(r).tobytes() for r in got.rles] == [rles_to_mask(r).tobytes() for r in t.rles] and len(pos) > 2
+    spacing = [np.prod(pydicom.dcmread(p).PixelSpacing) for p in t.path]
+    assert np.allclose(got.area_mm2, t.area*spacing)
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+    "Radiographs of several sizes and spacings, with drawings at their own size"
+    d = tmp_path_factory.mktemp('odd')
+    rng, ms = np.random.default_rng(0), {}
+    for k, (h, w) in enumerate([(300, 200), (256, 320), (1000, 900), (128, 128), (2048, 1500), (200, 200)]):
+        i, m = f'IM-{k:04d}', np.zeros((h, w), np.uint8)
+        Image.fromarray(rng.integers(0, 255, (h, w), np.uint8)).save(d/f'{i}.png')
+        m[h//5:h//3, w//2:w//2+1+w//7] = 1
+        ms[i] = m
+    return d, ms
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_outlines_of_any_size(odd, kind, tmp_path):
+    d, ms = odd
+    t = read_masks(written(kind, ms, tmp_path/'m'), d)
+    for i, own, h, w in zip(t.ImageId, t.own, t.height, t.width): assert (rles_to_mask(own, (h, w)) == ms[i]).all()
+    share = t.area/2**20
+    assert np.allclose(share, [ms[i].mean() for i in t.ImageId], atol=.004) and t.area_mm2.isna().all()
+
+def test_several_masks_are_united(odd, tmp_path):
+    d, ms = odd
+    for i, m in ms.items():
+        left = m.copy()
+        left[:, m.shape[1]//2+3:] = 0
+        Image.fromarray(left).save(tmp_path/f'{i}_1.png')
+        Image.fromarray(m-left).save(tmp_path/f'{i}_2.png')
+    t = read_masks(tmp_path, d)
+    assert t.n_masks.tolist() == [2]*len(t)
+    for i, own, h, w in zip(t.ImageId, t.own, t.height, t.width): assert (rles_to_mask(own, (h, w)) == ms[i]).all()
+
+def refused(source, images, *lines, **kw):
+    with pytest.raises(PtxError) as e: read_masks(source, images, **kw)
+    for line in lines: assert line in str(e.value)
+    return str(e.value)
+
+def test_what_people_get_wrong_is_told_at_once(odd, tmp_path):
+    d, ms = odd
+    a, b, c, s, e, f = ms
+    Image.fromarray(ms[a].T*255).save(tmp_path/f'{a}_mask.png')
+    Image.fromarray(ms[b][::2, ::2]*255).save(tmp_path/f'{b}_mask.png')
+    Image.fromarray(np.dstack([ms[c]*255, ms[c]*0, ms[c]*0])).save(tmp_path/f'{c}_mask.png')
+    Image.fromarray(ms[s]*3+1).save(tmp_path/f'{s}_mask.png')
+    (tmp_path/f'{e}_mask.png').write_bytes(b'no picture')
+    Image.fromarray(ms[f]).save(tmp_path/f'{f}_mask.png')
+    np.save(tmp_path/f'{f}_mask.npy', ms[f])
+    refused(tmp_path, d, '1 mask is on their side, rows and columns exchanged: IM-0000_mask.png: 200×300, radiograph 300×200', 'another size than their radiograph: IM-0001_mask.png: 128×160',
+        'coloured: IM-0002_mask.png', 'several values besides 0: IM-0003_mask.png: 1, 4; say which counts', 'cannot be read as masks: IM-0004_mask.png', 'there twice: IM-0005_mask.npy, IM-0005_mask.png')
+    p = ptx('ptx_import', tmp_path, d, '--out', tmp_path/'y.csv')
+    assert p.returncode == 1 and 'Traceback' not in p.stderr and len(p.stderr.strip().splitlines()) == 7 and not (tmp_path/'y.csv').exists()
+
+def test_a_mask_for_no_image_and_an_image_for_no_mask(odd, tmp_path):
+    d, ms = odd
+    some = dict(list(ms.items())[:3])
+    as_png({**some, 'IM-9999': ms['IM-0000']}, tmp_path)
+    with pytest.warns(PtxNotice, match='1 mask is of no radiograph here, left out: IM-9999_mask.png'): refused(tmp_path, d, '3 radiographs have no mask: IM-0003, IM-0004, IM-0005; if they are healthy say so (empty=negative)')
+    with pytest.warns(PtxNotice): assert len(read_masks(tmp_path, d, empty='skip')) == 3
+    with pytest.warns(PtxNotice): assert read_masks(tmp_path, d, empty='negative').has_ptx.tolist() == [True]*3+[False]*3
+    with pytest.raises(PtxError, match='give one of error, negative, skip'): read_masks(tmp_path, d, empty='no')
+    other = {f'x{i}': f for i, f in zip(ms, d.glob('*.png'))}
+    with pytest.raises(LabelError, match='the masks are called IM-0000_mask.png, IM-0001_mask.png and 2 more, the radiographs x'): read_masks(tmp_path, other)
+
+def test_faults_of_coco_files(odd, tmp_path):
+    d, ms = odd
+    def told(change, *lines, **kw):
+        j = coco_of(ms)
+        change(j)
+        (tmp_path/'c.json').write_text(json.dumps(j))
+        return refused(tmp_path/'c.json', d, *lines, **kw)
+    def outside(j):
+        for n in j['annotations'][:2]: n['segmentation'] = [[0, 0, 5000, 0, 5000, 10]]
+    told(outside, '2 polygons are partly outside their radiograph: ')
+    told(lambda j: j['annotations'][0].update(segmentation=[]), '1 annotation has a box and no outline')
+    told(lambda j: j['annotations'][0].update(image_id=99), '1 file has annotations of images that they do not list: c.json: image 99')
+    told(lambda j: j['categories'].append({"id": 4, "name": 'heart'}), 'say which, as in value=lesion', 'lesion, heart')
+    told(lambda j: j['annotations'][0]['segmentation'].update(size=[3, 3]), 'another size than their image')
+    told(lambda j: j['images'][0].update(height=7, width=9) or j['annotations'][0].update(segmentation=packed(np.ones((7, 9), np.uint8))), '7×9, radiograph 300×200')
+    told(lambda j: j.pop('images'), 'neither COCO nor labelme')
+    (tmp_path/'c.json').write_text('{')
+    refused(tmp_path/'c.json', d, 'cannot be read as masks')
+
+def test_dicom_objects_that_are_no_segmentation_of_these(phantoms, tmp_path):
+    t = siim_train(phantoms)
+    pos = t[t.has_ptx].iloc[0]
+    images = {pos.ImageId: pos.path}
+    seg(pos.path, np.ones((64, 64), np.uint8), tmp_path/'a.dcm', uid='1.2.3.4')
+    with pytest.raises(LabelError, match=r'the masks are called a.dcm \(1.2.3.4\)'): read_masks(tmp_path, images)
+    seg(pos.path, np.eye(64, dtype=np.uint8), tmp_path/'a.dcm', 'left|right')
+    refused(tmp_path, images, 'several labels, or not the one that counts: a.dcm: left, right')
+    assert read_masks(f'{tmp_path}:value=right', images).area.item() == 2**20-64*256 and read_masks(tmp_path, images, value=1).area.item() == 64*256
+    (tmp_path/'a.dcm').write_bytes(pos.path.read_bytes())
+    refused(tmp_path, images, 'no segmentations: a.dcm')
+    ds = pydicom.dcmread(pos.path)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.481.3'
+    ds.save_as(tmp_path/'a.dcm')
+    refused(tmp_path, images, 'RT structure sets', 'export a DICOM segmentation or PNG')
+
+def test_tables_that_contradict_themselves(odd, tmp_path):
+    d, ms = odd
+    as_array(ms, tmp_path)
+    def told(*rows, head='image,mask,label,patient'):
+        (tmp_path/'t.csv').write_text('\n'.join([head, *rows]))
+        return tmp_path/'t.csv'
+    rest = [f'IM-000{k},IM-000{k}.npy,1,p{k}' for k in range(1, 6)]
+    refused(told('IM-0000,IM-0000.npy,0,p0', *rest), d, '1 row has a mask and say no')
+    refused(told('IM-0000,gone.npy,1,p0', *rest), d, 'not there: IM-0000: gone.npy')
+    refused(told('IM-0000,IM-0000.npy,1,p0', 'IM-0000,IM-0000.npy,1,p1', *rest), d, '1 radiograph is of several patients: IM-0000: p0, p1')
+    refused(told('IM-0000,,1,p0', 'IM-0000,,0,p0', *rest), d, 'said to be positive and to be healthy: IM-0000')
+    refused(told('IM-0000,,,p0', *rest), d, '1 radiograph has no mask: IM-0000')
+    refused(told('a,b', head='scan,drawing'), d, 'columns scan, drawing; say which one names the file of the mask (mask=)')
+    t = read_masks(told('IM-0000,,1,p0', *rest), d)
+    assert t.outlined.tolist() == [False]+[True]*5 and t.has_ptx.all() and t.patient_id.tolist() == [f'p{k}' for k in range(6)]
+    frame = rle_encode(np.pad(np.ones((9, 9), np.uint8), ((0, 1015), (0, 1015))))
+    t = read_masks(told(*(f'{i},{frame}' for i in ms), head='file,rle'), d)
+    assert t.area.tolist() == [81]*6 and t.own.tolist() == [['']]*6
+
+@pytest.fixture(scope='module')
+def hospital(tmp_path_factory):
+    "Phantoms as a hospital keeps them: masks beside the radiographs, in one folder, and no label file"
+    d = tmp_path_factory.mktemp('hospital')
+    t = siim_train(make_phantoms(d/'sample', n=12, size=64, n_test=4, positive=.5, progress=False))
+    (d/'both').mkdir()
+    for i, p, r in zip(t.ImageId, t.path, t.rles):
+        (d/'both'/f'{i}.dcm').write_bytes(p.read_bytes())
+        if r: Image.fromarray(rles_to_mask(r)[8::16, 8::16]*255).save(d/'both'/f'{i} mask.png')
+    return d/'both', t
+
+def test_one_folder_for_everything_that_takes_labels(hospital, tmp_path):
+    d, t = hospital
+    spec = f'{d}:empty=negative'
+    data = open_data(d, spec)
+    assert data.table.has_ptx.sum() == t.has_ptx.sum() and len(data) == len(t) and data.table.patient_id.notna().all()
+    assert prepare(d, tmp_path/'cache', 64, labels=spec, workers=0, progress=False).table.has_ptx.sum() == t.has_ptx.sum()
+    with pytest.raises(PtxError, match='a table has its masks already'): prepare(data, tmp_path/'other', 64, labels=spec)
+    with pytest.raises(PtxError, match='or masks of another kind'): labelled(d)
+    assert '12 radiographs: 6 outlined (6 masks), 6 healthy' in ok('ptx_import', d, d, '--empty', 'negative', '--out', tmp_path/'y.csv').stdout
+    assert read_labels(tmp_path/'y.csv').area.sum() == data.table.area.sum() and (tmp_path/'y.png').exists()
+    ok('ptx_audit', d, '--labels', spec, '--out', tmp_path/'audit')
+    ok('ptx_folds', d, '--labels', spec, '--n', '2', '--out', tmp_path/'folds.csv')
+    ok('ptx_train', d, '--labels', spec, '--out', tmp_path/'run', *TINY)
+    assert json.loads((tmp_path/'run'/'run.json').read_text())['args']['labels'] == spec
+    assert 'no such file or folder' in ptx('ptx_train', d, '--labels', f'{tmp_path}/none:empty=negative').stderr
+
+def test_a_cross_validation_finds_its_masks_again(hospital, tmp_path):
+    d, t = hospital
+    cross_validate(d, tmp_path/'cv', n=2, labels=f'{d}:empty=negative', encoder='mobilenetv3_small_050', weights='none', size=64, bs=4, epochs=1, workers=0, progress=False)
+    predict_oof(tmp_path/'cv', tmp_path/'again', workers=0, progress=False)
+    y, _ = open_oof(tmp_path/'again')
+    assert y.has_ptx.sum() == t.has_ptx.sum()
+
+def test_a_table_that_was_read_is_taken_too(hospital):
+    d = hospital[0]
+    y = read_masks(d, d, empty='negative')
+    assert open_data(d, y).table.area.sum() == open_data(d, f'{d}:empty=negative').table.area.sum()
+    with pytest.raises(FaultyMasks): read_masks(d, d)
