@@ -29,10 +29,12 @@ from pneumothorax.watch import Watch
 from pneumothorax.unlabelled import Unlabelled, with_unlabelled
 from pneumothorax.train import RECIPES, Recipe, make_recipe, show_recipe, train
 from pneumothorax.tta import TTA_PRESETS, tta_probs, views
-from pneumothorax.predict import open_maps, open_oof, predict_maps
+from pneumothorax.predict import predict_maps
+from pneumothorax.records import open_maps, open_oof
 from pneumothorax.decide import Decision, Triplet, decide, explain, explain_figure, keep_large, prob_to_mask
 from pneumothorax.gate import Gate, fit_gate, load_gate
-from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, predict_like, read_decision, write_submission
+from pneumothorax.outlines import at_size, masks_of, predict_like
+from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, read_decision, write_submission
 from pneumothorax.crossval import cross_validate, predict_oof
 from pneumothorax.scoring import check_submission, report_text, score_report, score_submission, submission_figure
 from pneumothorax.bundle import bundle, find_inputs, go_on, start_from, unmet

@@ -16,7 +16,8 @@ import pneumothorax
 from .rle import PtxError
 from .siim import KAGGLE, SiimFiles, _TABLES, _files, attached, counted, few, find_siim, notice, read_labels
 from .files import disk_errors, written_folder
-from .learner import _synthetic_only, load_run, read_run, weights_file, write_record
+from .learner import _synthetic_only, load_run, read_run, weights_file
+from .records import write_record
 from .equalize import equalizer
 from .data import XrayInput
 from .models import SMP

@@ -397,7 +397,8 @@ def ptx_predict(
     fresh:bool=False, # remove what an earlier prediction left in the folder
 ):
     "Predict radiographs by one network or the mean of several: writes maps.npy, index.csv, and failed.csv for what could not be read. Stopped, it goes on when it is started again."
-    from pneumothorax.predict import is_main, open_maps, predict_maps
+    from pneumothorax.predict import is_main, predict_maps
+    from pneumothorax.records import open_maps
     kw = dict(out=out, bs=bs, workers=workers, device=device, which=which, variant=variant, tta=tta, mean=mean, weights=_numbers(weights,'weights'),
         size=size, dtype=dtype, spread=spread, mean_only=mean_only, fresh=fresh)
     folds = [(Path(f)/'crossval.json').exists() for f in files]

@@ -22,9 +22,11 @@ from .source import XrayData, as_cache, data_name, open_data
 from .data import XrayInput
 from .files import written
 from .distributed import join_processes, on_main, run_device
-from .learner import FORMAT, RunError, load_run, read_run, versions
+from .learner import load_run, read_run
+from .records import FORMAT, RunError, versions
 from .train import FIELDS, _changed, _check_hours, make_recipe, train
-from .predict import Network, fold_runs, image_digest, networks, predict_batches, predict_jobs, to_bytes
+from .predict import Network, fold_runs, image_digest, networks, predict_batches, predict_jobs
+from .records import to_bytes
 from .decide import prob_to_mask
 from .tta import View
 

@@ -35,7 +35,7 @@ from .encoders import ENCODER, create_encoder, encoder_levels, load_weights, _ti
 from .distributed import run_device
 from .files import written
 from .metrics import ece
-from .predict import from_bytes, oof_folder, open_each, open_maps, open_oof
+from .records import from_bytes, oof_folder, open_each, open_maps, open_oof
 from .decide import FRAME, MapKind, prob_to_mask
 
 # %% ../nbs/33_gate.ipynb #f78c355a

@@ -27,7 +27,8 @@ from .checkpoints import Checkpoint
 from .distributed import is_main, join_processes, main_first, on_main, processes, run_device
 from .losses import LOSS, AuxLoss, xray_loss
 from .callbacks import Accumulate, DivergedError, EarlyStop, GradientNoise, StopNaN, mixed_precision
-from .learner import RunError, _learner, _network, describe, read_run, save_run, weights_file, write_record
+from .learner import _learner, _network, describe, read_run, save_run, weights_file
+from .records import RunError, write_record
 from .averaging import EMA, SWA, average_checkpoints
 from .watch import Watch
 from .unlabelled import _TINY, with_unlabelled

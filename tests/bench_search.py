@@ -90,7 +90,7 @@ def resampled(c, who, n, seed=0):
 
 def on_real(a):
     "Out-of-fold maps of a cross-validation"
-    from pneumothorax.predict import open_oof
+    from pneumothorax.records import open_oof
     t, maps = open_oof(a.oof)
     maps, rles = [maps[r] for r in t.row], t.rle.tolist()
     start = time.perf_counter()

@@ -20,7 +20,8 @@ from pneumothorax.decide import TOPS, Decision, Triplet, count_pixels, decide, s
 from pneumothorax.folds import make_folds
 from pneumothorax.gate import Gate, dice_if_kept, features
 from pneumothorax.metrics import auroc
-from pneumothorax.predict import from_bytes, open_maps, predict_maps
+from pneumothorax.predict import predict_maps
+from pneumothorax.records import from_bytes, open_maps
 
 FOLDS = range(4)
 PAIRS = list(itertools.combinations(FOLDS, 2))

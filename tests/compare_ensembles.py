@@ -18,7 +18,7 @@ from comparing import all_images, ends, parser, same_recipe
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap, score_areas
 from pneumothorax.decide import AREAS, BOTTOMS, TOPS, Triplet, count_pixels, decide, dice_of, prob_to_mask, search, surface, vote
 from pneumothorax.folds import make_folds
-from pneumothorax.predict import open_maps
+from pneumothorax.records import open_maps
 from pneumothorax.rle import rles_to_mask
 
 OUTER, INNER = range(3), range(4)

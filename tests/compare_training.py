@@ -27,7 +27,7 @@ from pneumothorax.data import xray_dls
 from pneumothorax.decide import BOTTOMS, TOPS, Triplet, count_pixels, dice_of, search
 from pneumothorax.folds import make_folds
 from pneumothorax.metrics import auroc, image_prob
-from pneumothorax.predict import open_maps
+from pneumothorax.records import open_maps
 
 FOLDS, FIXED = range(3), Triplet(.5, 2000, .3)
 OTHER = 'bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice'

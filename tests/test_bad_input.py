@@ -26,8 +26,9 @@ from pneumothorax.encoders import ModelError
 from pneumothorax.equalize import EQUALIZERS, FreqHist, Gamma, TensorXray, clahe, equalizer
 from pneumothorax.folds import read_folds
 from pneumothorax.hyperunet import HyperUnet
-from pneumothorax.learner import RunError, load_run
-from pneumothorax.predict import open_maps, predict_maps
+from pneumothorax.learner import load_run
+from pneumothorax.predict import predict_maps
+from pneumothorax.records import RunError, open_maps
 from pneumothorax.rle import LabelError, PtxError, rle_area, rle_decode, rles_to_mask
 from pneumothorax.scoring import score_report, score_submission
 from pneumothorax.siim import PtxNotice, find_siim, read_labels, read_patients, siim_train

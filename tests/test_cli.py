@@ -122,7 +122,7 @@ def test_every_argument_in_a_message_can_be_said_by_a_command():
     assert set(cli._COMMANDS.values()) <= {*COMMANDS, 'ptx_train --folds'} and set(cli._CALLED.values()) <= options
 
 def test_both_say_it_in_their_own_words(phantoms, tiny_run, capsys):
-    from pneumothorax.learner import RunError
+    from pneumothorax.records import RunError
     from pneumothorax.train import train
     with pytest.raises(RunError, match='replace it with fresh=True$'): train(phantoms, tiny_run)
     assert run(capsys, 'ptx_train', phantoms, '--out', tiny_run)[2].rstrip().endswith('replace it with --fresh')

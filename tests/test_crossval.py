@@ -13,8 +13,7 @@ import pneumothorax.crossval as cv
 from pneumothorax.cache import prepare
 from pneumothorax.crossval import cross_validate
 from pneumothorax.folds import FoldError
-from pneumothorax.learner import FORMAT, RunError
-from pneumothorax.predict import open_maps
+from pneumothorax.records import FORMAT, RunError, open_maps
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import siim_train
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, TINY, ok, ptx
 from safetensors.numpy import load_file
 
-from pneumothorax.predict import open_maps, predict_maps
+from pneumothorax.predict import predict_maps
+from pneumothorax.records import open_maps
 from pneumothorax.train import train
 
 

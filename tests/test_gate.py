@@ -25,7 +25,7 @@ from pneumothorax.gate import (
     soft_dice,
     weigh_map,
 )
-from pneumothorax.learner import FORMAT
+from pneumothorax.records import FORMAT
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import PtxNotice, siim_train
 

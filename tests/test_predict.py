@@ -16,6 +16,7 @@ from conftest import ok, ptx
 from pneumothorax.averaging import average_files
 from pneumothorax.encoders import read_weights
 from pneumothorax.predict import *
+from pneumothorax.records import *
 from pneumothorax.rle import PtxError
 from pneumothorax.tta import TTA_PRESETS, View, views
 

@@ -15,7 +15,7 @@ from pneumothorax.cache import prepare
 from pneumothorax.crossval import cross_validate, predict_oof
 from pneumothorax.masks import FaultyMasks, labelled, read_masks
 from pneumothorax.phantom import make_phantoms
-from pneumothorax.predict import open_oof
+from pneumothorax.records import open_oof
 from pneumothorax.rle import LabelError, PtxError, rle_encode, rles_to_mask
 from pneumothorax.siim import PtxNotice, read_labels, siim_train
 from pneumothorax.source import open_data

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 
 from pneumothorax import cli, scoring, submission
-from pneumothorax.learner import FORMAT
 from pneumothorax.merging import merge_submissions, vote_runs
+from pneumothorax.records import FORMAT
 from pneumothorax.rle import PtxError, mask_runs, rle_encode, rle_runs, rles_to_mask
 from pneumothorax.siim import PtxNotice, read_labels
 from pneumothorax.submission import contact_sheet, write_submission
@@ -230,7 +230,7 @@ def test_a_gate_is_asked_about_each_network(oof, ensemble, tmp_path):
     "As by hand: features, probability and verdict of each network, then votes"
     from pneumothorax.decide import decide, vote
     from pneumothorax.gate import features, fit_gate, weigh_map
-    from pneumothorax.predict import open_maps
+    from pneumothorax.records import open_maps
     p, each, says = ensemble
     like(oof)
     gate, _ = quietly(fit_gate, oof, 'map', progress=False, kind='logistic')

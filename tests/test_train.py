@@ -26,7 +26,8 @@ from pneumothorax.cache import prepare
 from pneumothorax.callbacks import DivergedError
 from pneumothorax.crossval import cross_validate
 from pneumothorax.folds import FoldError, make_folds, save_folds
-from pneumothorax.learner import RunError, load_run, read_run
+from pneumothorax.learner import load_run, read_run
+from pneumothorax.records import RunError
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import PtxNotice, siim_train
 from pneumothorax.states import CheckpointError, last_state, read_state, write_state

@@ -14,8 +14,9 @@ from pneumothorax import cli
 from pneumothorax.cache import prepare
 from pneumothorax.crossval import cross_validate
 from pneumothorax.folds import make_folds, save_folds
-from pneumothorax.learner import RunError, load_run, read_run
+from pneumothorax.learner import load_run, read_run
 from pneumothorax.phantom import make_phantoms
+from pneumothorax.records import RunError
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import PtxNotice, siim_train
 from pneumothorax.train import train
