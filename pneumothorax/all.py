@@ -3,7 +3,7 @@
 # What is not here is imported from its module, errors too: all are of the family `PtxError`. `?` behind a name shows its parameters.
 # (One line above: nbdev 3 would write a longer docstring into that of the package.)
 from pneumothorax.rle import PtxError, rle_area, rle_decode, rle_encode, rles_to_mask
-from pneumothorax.dicom import outline, read_dicom, read_xray, show_xray, xray_meta, xray_metadata
+from pneumothorax.dicom import read_dicom, read_xray, show_xray, xray_meta, xray_metadata
 from pneumothorax.siim import PtxNotice, SiimFiles, audit_figure, audit_labels, find_siim, read_labels, read_patients, siim_train
 from pneumothorax.phantom import make_phantoms, phantom
 from pneumothorax.masks import mask_sheet, read_masks, save_labels
@@ -33,10 +33,13 @@ from pneumothorax.predict import predict_maps
 from pneumothorax.records import open_maps, open_oof
 from pneumothorax.decide import Decision, Triplet, decide, explain, explain_figure, keep_large, prob_to_mask
 from pneumothorax.gate import Gate, fit_gate, load_gate
+from pneumothorax.chest import describe_mask, extent, lung_fields, midline, sides
 from pneumothorax.outlines import at_size, masks_of, predict_like
 from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, read_decision, write_submission
 from pneumothorax.crossval import cross_validate, predict_oof
 from pneumothorax.scoring import check_submission, report_text, score_report, score_submission, submission_figure
+from pneumothorax.export import export_masks
+from pneumothorax.show import Outline, outline, outlines
 from pneumothorax.bundle import bundle, find_inputs, go_on, start_from, unmet
 from pneumothorax.merging import merge_submissions
 from pneumothorax.docs import tell_parameters as _tell

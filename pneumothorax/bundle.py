@@ -23,7 +23,8 @@ from .data import XrayInput
 from .models import SMP
 from .predict import fold_runs
 from .gate import load_gate
-from .submission import _said, read_decision, sample_ids
+from .outlines import _said
+from .submission import read_decision, sample_ids
 
 # %% ../nbs/37_bundle.ipynb #b7000010
 class BundleError(PtxError): "A bundle that cannot be made or used"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'as_command', 'manners', 'command', 'ptx_sample', 'ptx_prepare', 'ptx_train', 'ptx_folds', 'ptx_import',
-           'ptx_audit', 'ptx_predict', 'ptx_submit', 'ptx_merge', 'ptx_score', 'ptx_bundle', 'demo', 'ptx_demo']
+           'ptx_audit', 'ptx_predict', 'ptx_show', 'ptx_submit', 'ptx_export', 'ptx_merge', 'ptx_score', 'ptx_bundle',
+           'demo', 'ptx_demo']
 
 # %% ../nbs/41_cli.ipynb #55830e74
 import argparse, errno, inspect, json as _json, os, re, shlex, sys, warnings
@@ -20,8 +21,8 @@ from .files import disk_full
 
 # %% ../nbs/41_cli.ipynb #aae78815
 _COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
-    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', score_report='ptx_score', bundle='ptx_bundle')
-_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision')   # parameters of functions that commands call otherwise
+    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
+_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as')   # parameters of functions that commands call otherwise
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
 
 def as_command(
@@ -104,7 +105,7 @@ def _argument(k, v, may_miss):
     if k in may_miss: return k,{**kw,'nargs':'*' if v.anno is list else '?','default':v.default}
     if v.anno is bool: kw['action'] = 'store_true'
     elif v.default is not None: kw['help'] += f' (default: {v.default})'
-    return f'--{k}',{**kw,'default':v.default}
+    return f'--{k.rstrip("_")}',{**kw,'default':v.default,'dest':k}     # `as_`: a word that Python keeps for itself
 
 # %% ../nbs/41_cli.ipynb #20dcb2a5
 def _parser(f, may_miss, example):
@@ -414,7 +415,26 @@ def ptx_predict(
     elif any(folds) and not tta and not variant: _next('ptx_submit', Path(out), '--labels', Path(next(f for f,k in zip(files,folds) if k)), '--out submission.csv')
     else: _next('ptx_submit', Path(out), '--out submission.csv')
 
-# %% ../nbs/41_cli.ipynb #e8d7753c
+# %% ../nbs/41_cli.ipynb #sho00002
+@command(inputs=('files','decision'), example='ptx_show run chest.dcm')
+def ptx_show(
+    files:list, # a run of ptx_train, or of ptx_train --folds, and then radiographs (.dcm, .png, .jpg), or a folder of them
+    out:str='shown', # folder for the pictures, NAME.png; those that are there already are replaced
+    triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3; default: the one that was chosen out of fold, or the plain rule
+    decision:str=None, # record of a submission (.json): decide as it did
+    tta:str=None, # views to average, as for ptx_predict
+    device:str='auto', # where the networks run: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
+):
+    "Outline single radiographs: what was found, in words, and a picture of each. Research use only."
+    from pneumothorax.submission import decision_from
+    if len(files)<2: raise PtxError(f'{files[0]}: which radiograph? give a run and then files, as in ptx_show RUN chest.dcm')
+    how = decision_from(triplet, file=decision)
+    from pneumothorax.show import outlines
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for o in outlines(files[0], files[1] if len(files)==2 else files[1:], how.get('decision'), tta=tta, device=device):
+        print(f'{o}\n{o.save(Path(out)/f"{o.path.stem}.png")}\n')
+
+# %% ../nbs/41_cli.ipynb #exp00001
 def _sheet(f, out):
     "Refuse a picture that could not be written, or would take the place of the submission, before the work"
     f,out = Path(f),Path(out)
@@ -423,6 +443,21 @@ def _sheet(f, out):
     if f.resolve()==out.resolve(): raise PtxError(f'--sheet {f}: the submission has this name; give another')
     writable(f)
 
+def _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule, **parts):
+    "What decides, as the options of a command say it: a note for a record, and arguments of `masks_of`"
+    from pneumothorax.submission import decision_from, gate_verdict, open_gate
+    if gate_rule and not gate: raise PtxError(f'--gate_rule {gate_rule}: of which gate? name it with --gate')
+    plain = dict(thresh=thresh,min_area=min_area)
+    first = open_gate(gate) if gate and labels and gate_rule=='weigh' else None   # the triplet is chosen on maps that it has weighed
+    how = decision_from(triplet, labels, decision, first and first.out_of_fold(), **parts)
+    if how and plain!=dict(thresh=.5,min_area=800): raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
+    if labels:
+        s = how['note']['source']
+        print(f'triplet {how["decision"].triplet}, chosen on {counted(s["n"],"images")}, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
+    said = gate_verdict(pred, first or gate, gate_rule, how.get('decision'), **plain) if gate else {}
+    return {**how.pop('note',{}), **said.pop('note',{})},{**plain,**how,**said}
+
+# %% ../nbs/41_cli.ipynb #e8d7753c
 @command(inputs=('pred','labels','decision','gate','sample'), example='ptx_submit pred --triplet .75,2000,.3 --sheet sheet.png')
 def ptx_submit(
     pred:str, # folder of ptx_predict
@@ -445,23 +480,35 @@ def ptx_submit(
     blank:bool=False, # accept maps that are empty, or full, in every pixel
 ):
     "Turn probability maps into masks and write a submission (ImageId,EncodedPixels; run-lengths of a 1024x1024 frame)."
-    from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, open_gate, write_submission
+    from pneumothorax.submission import contact_sheet, write_submission
     if sheet: _sheet(sheet, out)
-    if gate_rule and not gate: raise PtxError(f'--gate_rule {gate_rule}: of which gate? name it with --gate')
-    plain = dict(thresh=thresh,min_area=min_area)
-    first = open_gate(gate) if gate and labels and gate_rule=='weigh' else None   # the triplet is chosen on maps that it has weighed
-    how = decision_from(triplet, labels, decision, first and first.out_of_fold(), min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
-    if how and plain!=dict(thresh=.5,min_area=800): raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
-    if labels:
-        s = how['note']['source']
-        print(f'triplet {how["decision"].triplet}, chosen on {counted(s["n"],"images")}, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
-    said = gate_verdict(pred, first or gate, gate_rule, how.get('decision'), **plain) if gate else {}
-    note = {**how.pop('note',{}), **said.pop('note',{})}
-    df = write_submission(pred, out, **plain, sample=sample, missing=missing, rows=rows, blank=blank, note=note, **how, **said)
+    note,how = _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule, min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
+    df = write_submission(pred, out, sample=sample, missing=missing, rows=rows, blank=blank, note=note, **how)
     if sheet: contact_sheet(out, pred, sheet)
     drawn = df.ImageId[df.EncodedPixels!='-1'].nunique()
     print(f'{counted(df.ImageId.nunique(),"images")}, {drawn} with a mask; written to {out}'+(f', a sheet of them to {sheet}' if sheet else ''))
     _next('ptx_score', Path(out), 'LABELS')
+
+# %% ../nbs/41_cli.ipynb #exp00003
+@command(inputs=('pred','labels','decision','gate'), example='ptx_export pred --as dicomseg --triplet .75,2000,.3 --out segmentations')
+def ptx_export(
+    pred:str, # folder of ptx_predict
+    as_:str='png', # png, npy, nifti: a file for each mask; coco: one for all; dicomseg, sc: DICOM segmentations, or captures with the outline burnt in; csv: a table of areas, sides and shares of the lung
+    out:str='export', # folder to write, new or empty
+    maps:bool=False, # with png, npy and nifti: the probabilities, too
+    thresh:float=.5, # the plain rule: a pixel counts from this probability on
+    min_area:int=800, # the plain rule: smallest piece of a mask that is kept, pixels of the 1024² frame
+    triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3
+    labels:str=None, # folder of a cross-validation, or of ptx_predict on one: choose the triplet on its out-of-fold predictions
+    decision:str=None, # record of a submission (.json): decide as it did
+    gate:str=None, # a saved gate, or a folder as for --labels to fit one on: says which images have a pneumothorax
+    gate_rule:str=None, # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker
+):
+    "Write the masks of a prediction for other programs, at the radiographs' own size. Research use only."
+    from pneumothorax.export import export_masks
+    _,how = _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule)
+    t = export_masks(pred, out, as_, maps=maps, progress=sys.stdout.isatty(), **how)
+    print(f'{counted(len(t),"radiographs")}, {int(t.positive.eq(True).sum())} with a mask; written as {as_} to {out}')
 
 # %% ../nbs/41_cli.ipynb #merg0002
 @command(inputs=('subs','sample'), example='ptx_merge a.csv b.csv c.csv --out merged.csv')

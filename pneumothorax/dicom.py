@@ -6,8 +6,8 @@
 __all__ = ['OVERSHOOT', 'MAX_PIXELS', 'DECODERS', 'CODECS', 'LOSSY', 'XRAY_EXTS', 'COLOURS', 'XrayError', 'collected',
            'stored_range', 'stored_values', 'checked_values', 'to_unit', 'read_header', 'decode', 'luminance',
            'modality_values', 'apply_window', 'read_dicom', 'picture_pixels', 'read_image', 'read_xray', 'age_years',
-           'xray_meta', 'xray_metadata', 'outline', 'contours', 'draw_outlines', 'outline_legend', 'show_xray',
-           'plt_axes', 'xray_sheet']
+           'xray_meta', 'xray_metadata', 'contours', 'draw_outlines', 'outline_legend', 'show_xray', 'plt_axes',
+           'xray_sheet']
 
 # %% ../nbs/01_dicom.ipynb #1a104f74
 import copy, io, math, os, stat, threading, warnings, zlib
@@ -708,16 +708,6 @@ _WIDE,_NARROW = 2.6,.9   # points
 def _rgb(name): return tuple(int(COLOURS[name][i:i+2],16) for i in (1,3,5))
 
 # %% ../nbs/01_dicom.ipynb #a7ce17c1
-def outline(
-    mask:np.ndarray, # h×w in {0,1}
-    size:tuple, # height and width of the picture to draw upon
-)->np.ndarray: # H×W bool: the outermost pixels of the mask
-    "The border of a mask at the size of a picture"
-    m = np.asarray(mask).astype(np.uint8)
-    if m.shape!=tuple(size): m = cv2.resize(m*255, tuple(size)[::-1], interpolation=cv2.INTER_AREA if m.shape[0]>size[0] else cv2.INTER_LINEAR)>127
-    m = np.pad(m.astype(np.uint8),1)
-    return (m-cv2.erode(m, np.ones((3,3),np.uint8)))[1:-1,1:-1]>0
-
 def contours(
     mask:np.ndarray, # h×w in {0,1}
     size:tuple, # height and width of the picture to draw upon

@@ -272,7 +272,7 @@ def _mask_files(path):
     fs = [path] if path.is_file() else _files(path, ('',))
     kind = lambda f: _end(f) in (*_PIXELS,'.json') or _marked(f)
     notice('files are no masks by name or content, left out', [f for f in fs if not kind(f) and not f.name.lower().endswith(_TABLES)])
-    return [f for f in fs if kind(f)]
+    return [f for f in fs if kind(f) and f.name!='export.json']     # the record of `export_masks`
 
 def _reads(f, value):
     "What one file says"

@@ -13,7 +13,7 @@ from .rle import PtxError
 from .dicom import xray_meta
 from .siim import bar, counted, few
 from .records import open_each, open_maps
-from .decide import Decision, MapKind, decide, prob_to_mask, suits, vote
+from .decide import Decision, MapKind, decide, explain, prob_to_mask, suits, vote
 
 # %% ../nbs/33a_outlines.ipynb #sub00014
 def _by_image(s, ids, name):
@@ -53,12 +53,16 @@ def mask_rule(
     d = Decision.of(decision)
     return lambda p: decide(p, d)
 
+def _weighed(p, prob):
+    "A map, made stronger or weaker by a gate"
+    from pneumothorax.gate import weigh_map   # scikit-learn is not waited for without need
+    return weigh_map(p, prob)
+
 def _decider(cut, keep, weigh):
     "A function of an identifier and its map that gives the mask"
-    if weigh: from pneumothorax.gate import weigh_map   # scikit-learn is not waited for without need
     def mask(i, p):
         if not keep.get(i,True): return np.zeros((1024,1024),np.uint8)
-        return cut(weigh_map(p,weigh[i]) if i in weigh else p)
+        return cut(_weighed(p,weigh[i]) if i in weigh else p)
     return mask
 
 # %% ../nbs/33a_outlines.ipynb #sub00094
@@ -67,10 +71,15 @@ def _kind(pred, **kwargs):
     r = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8'))
     return MapKind.of(r, **kwargs),np.array(r.get('weights') or [1.]*r.get('networks',1),float)
 
+def _said(decision):
+    "A decision as plain data, which `mask_rule` takes"
+    return decision if decision is None or isinstance(decision,dict) or callable(decision) else Decision.of(decision).spec()
+
 def _decision(x):
     "A `Decision` where there is one; None for the plain rule and for functions"
     return None if x is None or callable(x) or isinstance(x,dict) and set(x)=={'thresh','min_area'} else Decision.of(x)
 
+# %% ../nbs/33a_outlines.ipynb #out000d1
 def _voters(pred, decision, weighed):
     "Arrays that decide on an image, and their weights; raises `PtxError`"
     d,(kind,w) = _decision(decision),_kind(pred, weighed=weighed)
@@ -112,7 +121,7 @@ class MaskSet:
         weigh:object=None, # by ImageId: p(pneumothorax), by which its map is weighed, see `weigh_map`; or such a table
         progress:bool=False): # show a bar?
         if size not in SIZES: raise PtxError(f'size={size!r}: give one of {", ".join(SIZES)}')
-        self.size,self.progress,self.gated = size,progress,keep is not None
+        self.size,self.progress,self.gated,self.about = size,progress,keep is not None,_said(decision) or dict(thresh=thresh,min_area=min_area)
         self.index,self.maps,self.failed = open_maps(pred)
         (self.voters,self.weights),cut,k = _voters(pred,decision,weigh is not None),mask_rule(decision,thresh,min_area),_kind(pred)[1]
         self.said = [_verdicts(s if len(self.voters)>1 else _joint(s,what,k), self.index.ImageId, what, len(self.voters)) for s,what in ((keep,'keep'),(weigh,'weigh'))]
@@ -131,6 +140,18 @@ class MaskSet:
         each = [rule(image,m[row]) for rule,m in zip(self.rules,self.voters)]
         m = each[0] if len(each)==1 else vote(each, self.weights)
         return m if path is None else at_size(m, xray_meta(path)['size'])
+    def reason(self,
+        image:str, # ImageId
+        row:int, # of the maps
+    )->str: # such as 'triplet: 2,345 px: positive'
+        "What the decision went by"
+        if len(self.voters)>1: return f'{sum(bool(rule(image,m[row]).any()) for rule,m in zip(self.rules,self.voters))} of {len(self.voters)} networks mark it'
+        (keep,),(weigh,),p = *self.said,self.voters[0][row]
+        if not keep.get(image,True): return 'a gate holds it to be healthy'
+        if image in weigh: p = _weighed(p, weigh[image])
+        if (d := _decision(self.about)) is None: return f'plain rule: pieces from {self.about["min_area"]:,} px on at {self.about["thresh"]:g} or above' if isinstance(self.about,dict) else 'a function'
+        t = explain(p, d)
+        return '; '.join(f'{s}: {f}' for s,f in zip(t.step,t.found))
     def __iter__(self):
         for i,path,row in bar(list(zip(self.index.ImageId,self.index.path,self.index.row)), self.progress):
             yield i,self.maps[row],self.mask(i, row, path if self.size=='original' else None)

@@ -76,11 +76,6 @@ def _record_file(out):
         if not ours: raise PtxError(f'{f}: the record of the submission belongs there, and another file has the name; move it, or give another name than {out.name}')
     return f
 
-def _said(decision):
-    "A decision as plain data, which `mask_rule` takes"
-    if decision is None or isinstance(decision,dict) or callable(decision): return decision
-    return Decision.of(decision).spec()
-
 def _plain(o):
     "What JSON can hold"
     if hasattr(o,'_asdict'): o = o._asdict()
@@ -145,7 +140,7 @@ def write_submission(
     ids = _images_of([*index.ImageId,*failed.ImageId], sample, missing, pred)
     made = masks_of(pred, decision, thresh=thresh, min_area=min_area, keep=keep, weigh=weigh, progress=progress)
     full = np.iinfo(maps.dtype).max if maps.dtype.kind=='u' else 1
-    about = dict(pred=str(pred), decision=_said(decision) or dict(thresh=thresh,min_area=min_area), votes_of=len(made.voters), weighed=weigh is not None,
+    about = dict(pred=str(pred), decision=made.about, votes_of=len(made.voters), weighed=weigh is not None,
         dropped=made.dropped, sample=sample and str(sample), versions=versions(), **(note or {}))
     df = _save(_told(made,blank,full), ids, out, rows, **about)
     notice('unreadable radiographs are submitted as empty', failed.ImageId.tolist())

@@ -1,0 +1,177 @@
+"Masks on their way out: every real radiograph in every format and back, what cannot be referred to, the commands"
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from conftest import ok, ptx
+from PIL import Image
+
+from pneumothorax.chest import describe_mask
+from pneumothorax.dicom import read_xray
+from pneumothorax.export import KINDS, export_masks
+from pneumothorax.masks import read_masks
+from pneumothorax.outlines import masks_of
+from pneumothorax.records import FORMAT, to_bytes
+from pneumothorax.rle import PtxError, rle_encode, rles_to_mask
+from pneumothorax.show import outline
+from pneumothorax.siim import read_table, siim_train, write_index
+
+
+def predictions(out, t, size=256, soft=False):
+    "A folder of predictions that believe the truth"
+    import cv2
+    maps = np.stack([to_bytes(cv2.resize(rles_to_mask(r).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)) for r in t.rles])
+    out.mkdir(parents=True)
+    np.save(out/'maps.npy', maps)
+    (out/'predict.json').write_text(json.dumps({'format': FORMAT, 'run': 'truth'}))
+    write_index(pd.DataFrame({'ImageId': t.ImageId, 'path': t.path.astype(str), 'row': range(len(t)), 'max_prob': maps.max((1, 2))/255}), out/'index.csv')
+    write_index(pd.DataFrame(columns=['ImageId', 'path', 'error']), out/'failed.csv')
+    return out
+
+@pytest.fixture(scope='module')
+def real(shared, tmp_path_factory):
+    "The real DICOM radiographs, a prediction of them, and its masks"
+    t = siim_train(shared/'siim-small')
+    t = t[t.path.astype(str).str.endswith('.dcm')].reset_index(drop=True)
+    pred = predictions(tmp_path_factory.mktemp('real')/'pred', t)
+    return t, pred, {i: m for i, _, m in masks_of(pred, '.5,0,.5', 'original')}
+
+@pytest.mark.parametrize('kind', ['png', 'npy', 'nifti', 'coco', 'dicomseg'])
+def test_real_masks_in_each_format_and_back(real, kind, tmp_path):
+    t, pred, masks = real
+    got = export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False)
+    assert got.positive.sum() == t.has_ptx.sum() > 2
+    back = read_masks(f'{tmp_path/kind}:empty=negative', dict(zip(t.ImageId, t.path)))
+    for i, own, h, w in zip(back.ImageId, back.own, back.height, back.width): assert (rles_to_mask(own, (h, w)) == masks[i]).all()
+    iou = [(rles_to_mask(r)&masks[i]).sum()/(rles_to_mask(r)|masks[i]).sum() for i, r in zip(t.ImageId, t.rles) if r]
+    assert min(iou) > .6     # they were cut out of maps of 256 pixels
+
+def test_dicom_objects_say_what_they_are(real, tmp_path):
+    t, pred, masks = real
+    for kind in ('dicomseg', 'sc'): export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False)
+    sources = {pydicom.dcmread(p).SOPInstanceUID: pydicom.dcmread(p) for p in t.path}
+    for f in (tmp_path/'dicomseg').glob('*.dcm'):
+        ds = pydicom.dcmread(f)
+        uid = ds.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        src = sources[uid]
+        assert (ds.StudyInstanceUID, ds.PatientID) == (src.StudyInstanceUID, src.PatientID) and ds.SeriesInstanceUID != src.SeriesInstanceUID
+        s = ds.SegmentSequence[0]
+        assert s.SegmentedPropertyTypeCodeSequence[0].CodeValue == '36118008' and s.SegmentAlgorithmType == 'AUTOMATIC'
+        assert s.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == 'pneumothorax' and 'research use only' in ds.SeriesDescription
+        assert ds.pixel_array.sum() == masks[f.stem].sum()
+    for f in (tmp_path/'sc').glob('*.dcm'):
+        ds = pydicom.dcmread(f)
+        assert ds.BurnedInAnnotation == 'YES' and ds.StudyInstanceUID == sources[f.stem].StudyInstanceUID and ds.pixel_array.shape[1:] == (1024, 3) and ds.pixel_array.shape[0] > 1024
+    assert len(list((tmp_path/'sc').glob('*.dcm'))) == t.has_ptx.sum()
+
+def test_the_table_of_real_radiographs(real, tmp_path):
+    t, pred, masks = real
+    ok('ptx_export', pred, '--as', 'csv', '--out', tmp_path/'csv', '--triplet', '.5,0,.5')
+    got = pd.read_csv(tmp_path/'csv'/'masks.csv')
+    assert got.area.tolist() == [int(masks[i].sum()) for i in got.ImageId]
+    spacing = [np.prod(pydicom.dcmread(p).PixelSpacing) for p in t.path]
+    assert np.allclose(got.area_mm2, got.area*spacing, atol=.06)
+    assert got.side[got.positive].isin(['left', 'right', 'both']).all() and got.side[~got.positive].isna().all()
+    assert got.reason.str.startswith('triplet: ').all()
+
+def test_sides_follow_the_picture(real, tmp_path):
+    "A mirrored radiograph has its pneumothorax on the other side, and a header that says so has it on the same"
+    t, _, _ = real
+    pos = t[t.has_ptx].reset_index(drop=True)
+    def sides(change):
+        rows = []
+        for k, (p, r) in enumerate(zip(pos.path, pos.rles)):
+            ds = pydicom.dcmread(p)
+            ds.decompress()
+            a, m = ds.pixel_array, rles_to_mask(r)
+            if change: ds.PixelData, m = np.ascontiguousarray(a[:, ::-1]).tobytes(), m[:, ::-1]
+            if change == 'told': ds.PatientOrientation = ['R', 'F']
+            f = tmp_path/f'{change}-{k}.dcm'
+            ds.save_as(f)
+            rows.append(describe_mask(m, read_xray(f), f)['side'])
+        return rows
+    as_is, other, told = sides(''), sides('mirrored'), sides('told')
+    swap = {'left': 'right', 'right': 'left', 'both': 'both'}
+    assert other == [swap[s] for s in as_is] and told == as_is and 'left' in as_is and 'right' in as_is
+
+def test_what_dicom_cannot_refer_to(shared, tmp_path):
+    stage2 = sorted((shared/'siim-small'/'dicom-images-test').glob('*.dcm'))[:2]
+    png = next((shared/'siim-small'/'png-images-train').glob('*.png'))
+    t = pd.DataFrame({'ImageId': ['a', 'b', 'c'], 'path': [*stage2, png], 'rles': [['0 99999']]*3})
+    pred = predictions(tmp_path/'pred', t)
+    for kind in ('dicomseg', 'sc'):
+        with pytest.raises(PtxError, match='3 radiographs have no place in DICOM, so nothing can refer to them: .*no valid StudyInstanceUID.*is no DICOM file'): export_masks(pred, tmp_path/'x', kind)
+        assert not (tmp_path/'x').exists()
+    assert export_masks(pred, tmp_path/'png', 'png', '.5,0,.5', progress=False).positive.all()
+
+def test_radiographs_of_any_shape(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for k, (h, w) in enumerate([(300, 200), (2048, 1500), (90, 400)]):
+        Image.fromarray(rng.integers(0, 255, (h, w), np.uint8)).save(tmp_path/f'{k}.png')
+        m = np.zeros((1024, 1024), np.uint8)
+        m[100:400, 200:500] = 1
+        rows.append((str(k), tmp_path/f'{k}.png', [rle_encode(m)]))
+    pred = predictions(tmp_path/'pred', pd.DataFrame(rows, columns=['ImageId', 'path', 'rles']))
+    for kind in ('png', 'coco', 'nifti', 'csv'): export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False)
+    for kind in ('png', 'coco', 'nifti'):
+        t = read_masks(tmp_path/kind, {k: p for k, p, _ in rows})
+        assert np.allclose(t.area, 300*300, rtol=.03) and list(zip(t.height, t.width)) == [(300, 200), (2048, 1500), (90, 400)]
+
+@pytest.fixture(scope='module')
+def seen(tiny_run, phantoms, tmp_path_factory):
+    d = tmp_path_factory.mktemp('seen')
+    images = d/'images'
+    shutil.copytree(phantoms/'dicom-images-test', images)
+    (images/'broken.dcm').write_bytes(b'no radiograph')
+    ok('ptx_predict', tiny_run, images, '--out', d/'pred', '--workers', '0')
+    return d/'pred', images
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_command(seen, kind, tmp_path):
+    pred, images = seen
+    p = ok('ptx_export', pred, '--as', kind, '--out', tmp_path/'out', '--thresh', '.001', '--min-area', '0')
+    assert 'could not be read' in p.stderr and f'written as {kind}' in p.stdout
+    assert json.loads((tmp_path/'out'/'export.json').read_text())['kind'] == kind
+    again = ptx('ptx_export', pred, '--as', kind, '--out', tmp_path/'out')
+    assert again.returncode == 1 and 'not an empty folder' in again.stderr
+
+def test_an_export_and_a_submission_agree(seen, tmp_path):
+    pred, _ = seen
+    how = ['--triplet', '.001,5,.002']
+    ok('ptx_submit', pred, '--out', tmp_path/'s.csv', *how, '--blank')
+    ok('ptx_export', pred, '--as', 'csv', '--out', tmp_path/'t', *how)
+    s, t = read_table(tmp_path/'s.csv').groupby('ImageId').EncodedPixels.first(), pd.read_csv(tmp_path/'t'/'masks.csv').set_index('ImageId')
+    assert ((s != '-1') == t.positive.reindex(s.index).fillna(False).astype(bool)).all()
+
+def test_radiographs_that_went_away(seen, tmp_path):
+    pred = seen[0]
+    moved = tmp_path/'pred'
+    shutil.copytree(pred, moved)
+    t = pd.read_csv(moved/'index.csv')
+    t['path'] = t.path.str.replace('images', 'elsewhere')
+    t.to_csv(moved/'index.csv', index=False)
+    p = ptx('ptx_export', moved, '--out', tmp_path/'out')
+    assert p.returncode == 1 and 'are no longer there' in p.stderr and not (tmp_path/'out').exists()
+
+def test_show(seen, tiny_run, tmp_path):
+    _, images = seen
+    one = next(f for f in sorted(images.rglob('*.dcm')) if f.name != 'broken.dcm')
+    p = ok('ptx_show', tiny_run, one, '--out', tmp_path/'one')
+    assert 'research use only' in p.stdout and 'chosen on no data' in p.stdout
+    with Image.open(tmp_path/'one'/f'{one.stem}.png') as im: assert min(im.size) > 500 and abs(im.info['dpi'][0]-150) < 1
+    p = ok('ptx_show', tiny_run, images, '--out', tmp_path/'all', '--triplet', '.5,0,.5')
+    assert len(list((tmp_path/'all').glob('*.png'))) == 4 and 'broken' in p.stderr and '(given)' in p.stdout
+    bad = ptx('ptx_show', tiny_run, images/'broken.dcm')
+    assert bad.returncode == 1 and 'broken' in bad.stderr and 'Traceback' not in bad.stderr
+    assert ptx('ptx_show', tiny_run).returncode == 1
+
+def test_an_outline_in_python(tiny_run, phantoms):
+    f = next((phantoms/'dicom-images-test').rglob('*.dcm'))
+    o = outline(tiny_run, f)
+    assert o.mask.shape == o.x.shape and o.map.shape == (64, 64) and 0 <= o.prob <= 1
+    assert np.isnan(o.extent) or 0 <= o.extent <= 1
+    assert o.area_mm2 == 0 or o.positive
+    with pytest.raises(PtxError, match='none.dcm'): outline(tiny_run, f.parent/'none.dcm')
