@@ -21,7 +21,7 @@ $(READY): | settings.ini constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info<(3,10) and "Python 3.10 or newer is needed, $(PYTHON) is "+sys.version.split()[0]+"; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,codecs,weights,smp,tensorboard,distributed]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,codecs,weights,masks,smp,tensorboard,distributed]'
 	rm -f $(VENV)/.ready-*; touch $@
 
 env: $(READY) ## make or update the environment

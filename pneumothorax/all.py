@@ -33,13 +33,13 @@ from pneumothorax.predict import predict_maps
 from pneumothorax.records import open_maps, open_oof
 from pneumothorax.decide import Decision, Triplet, decide, explain, explain_figure, keep_large, prob_to_mask
 from pneumothorax.gate import Gate, fit_gate, load_gate
-from pneumothorax.chest import describe_mask, extent, lung_fields, midline, sides
-from pneumothorax.outlines import at_size, masks_of, predict_like
+from pneumothorax.chest import describe_mask
+from pneumothorax.outlines import masks_of, predict_like
 from pneumothorax.submission import contact_sheet, decision_from, gate_verdict, read_decision, write_submission
 from pneumothorax.crossval import cross_validate, predict_oof
 from pneumothorax.scoring import check_submission, report_text, score_report, score_submission, submission_figure
 from pneumothorax.export import export_masks
-from pneumothorax.show import Outline, outline, outlines
+from pneumothorax.show import outline
 from pneumothorax.bundle import bundle, find_inputs, go_on, start_from, unmet
 from pneumothorax.merging import merge_submissions
 from pneumothorax.docs import tell_parameters as _tell

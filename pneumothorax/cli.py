@@ -22,7 +22,7 @@ from .files import disk_full
 # %% ../nbs/41_cli.ipynb #aae78815
 _COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
     predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
-_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as')   # parameters of functions that commands call otherwise
+_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as_')   # parameters of functions that commands call otherwise
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
 
 def as_command(
@@ -34,6 +34,7 @@ def as_command(
         k,v = m[1] if m[1] in options else _CALLED.get(m[1]),m[2]
         if k not in options: return m[0]
         v = re.sub(r", +", ",", v.strip("[]")) if v[:1]=='[' else v.strip("'\"")
+        k = k.rstrip('_')     # `as_`, a word that Python keeps for itself, is typed --as
         return f'no --{k}' if v in ('None','False') else f'--{k}' if v in ('True','') else f'--{k} {v}'
     text = re.sub(r'`(--[\w-]+)`', r'\1', _NAMED.sub(typed,text))
     return re.sub(r'`(\w+)`', lambda m: _COMMANDS.get(m[1],m[0]), text)
@@ -105,7 +106,7 @@ def _argument(k, v, may_miss):
     if k in may_miss: return k,{**kw,'nargs':'*' if v.anno is list else '?','default':v.default}
     if v.anno is bool: kw['action'] = 'store_true'
     elif v.default is not None: kw['help'] += f' (default: {v.default})'
-    return f'--{k.rstrip("_")}',{**kw,'default':v.default,'dest':k}     # `as_`: a word that Python keeps for itself
+    return f'--{k.rstrip("_")}',{**kw,'default':v.default,'dest':k}
 
 # %% ../nbs/41_cli.ipynb #20dcb2a5
 def _parser(f, may_miss, example):
