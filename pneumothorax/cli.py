@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'as_command', 'manners', 'command', 'ptx_sample', 'ptx_prepare', 'ptx_train', 'ptx_folds', 'ptx_import',
-           'ptx_audit', 'ptx_predict', 'ptx_show', 'ptx_submit', 'ptx_export', 'ptx_merge', 'ptx_score', 'ptx_bundle',
-           'demo', 'ptx_demo']
+           'ptx_audit', 'ptx_predict', 'ptx_show', 'ptx_submit', 'ptx_export', 'ptx_merge', 'ptx_score', 'ptx_compare',
+           'ptx_bundle', 'demo', 'ptx_demo']
 
 # %% ../nbs/41_cli.ipynb #55830e74
 import argparse, errno, inspect, json as _json, os, re, shlex, sys, warnings
@@ -21,7 +21,7 @@ from .files import disk_full
 
 # %% ../nbs/41_cli.ipynb #aae78815
 _COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
-    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
+    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
 _CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as_')   # parameters of functions that commands call otherwise
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
 
@@ -436,12 +436,12 @@ def ptx_show(
         print(f'{o}\n{o.save(Path(out)/f"{o.path.stem}.png")}\n')
 
 # %% ../nbs/41_cli.ipynb #exp00001
-def _sheet(f, out):
+def _sheet(f, out, arg='sheet'):
     "Refuse a picture that could not be written, or would take the place of the submission, before the work"
     f,out = Path(f),Path(out)
-    if f.suffix.lower()!='.png': raise PtxError(f'--sheet {f}: a PNG is written; give a name that ends in .png')
-    if f.is_dir(): raise PtxError(f'--sheet {f}: a folder; give the name of the picture to write')
-    if f.resolve()==out.resolve(): raise PtxError(f'--sheet {f}: the submission has this name; give another')
+    if f.suffix.lower()!='.png': raise PtxError(f'--{arg} {f}: a PNG is written; give a name that ends in .png')
+    if f.is_dir(): raise PtxError(f'--{arg} {f}: a folder; give the name of the picture to write')
+    if f.resolve()==out.resolve(): raise PtxError(f'--{arg} {f}: the submission has this name; give another')
     writable(f)
 
 def _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule, **parts):
@@ -544,6 +544,29 @@ def ptx_score(
     from pneumothorax.scoring import report_text, score_report
     r = score_report(subs, labels, patients, worst, strict, frame=frame)
     print(_json.dumps(r) if json else as_command(report_text(r),['patients']))
+
+# %% ../nbs/41_cli.ipynb #cmp00002
+@command(inputs=('paths','labels','decision'), example='ptx_compare run-a run-b --out a-b.png')
+def ptx_compare(
+    paths:list, # runs of ptx_train, or of ptx_train --folds, or predictions; two or more, the first is the yardstick
+    out:str='compare.png', # figure to write; a table of the numbers stands beside it (.csv)
+    labels:str=None, # labels of predictions: a folder of radiographs with a label file, a label file (run-lengths of the 1024x1024 frame), or masks
+    triplet:str=None, # rule for all, as top,area,bottom; default: the plain rule
+    decision:str=None, # record of a submission (.json): decide as it did
+    thresh:float=.5, # the plain rule: a pixel counts from this probability on
+    min_area:int=800, # the plain rule: smallest piece of a mask that is kept, pixels of the 1024² frame
+    device:str='auto', # where the networks run: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
+):
+    "Compare runs, cross-validations or predictions on the same radiographs, in pairs and by patient."
+    from pneumothorax.compare import compare
+    from pneumothorax.submission import decision_from
+    how = decision_from(triplet, file=decision)
+    _sheet(out, Path(out).with_suffix('.csv'), 'out')
+    c = compare(paths, labels, how.get('decision'), device, thresh=thresh, min_area=min_area)
+    print(c)
+    write_index(c.rows(), Path(out).with_suffix('.csv'))
+    c.figure().savefig(out)
+    print(f'\n{out} and {Path(out).with_suffix(".csv")} written')
 
 # %% ../nbs/41_cli.ipynb #bund0002
 @command(may_miss=('runs',), inputs=('runs','decision','gate'), example='ptx_bundle run --out bundle')

@@ -1,0 +1,68 @@
+"Runs beside each other: the same numbers as by hand, who is judged on what, and what cannot be compared"
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, ok, ptx
+
+from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
+from pneumothorax.compare import compare
+from pneumothorax.predict import predict_maps
+from pneumothorax.rle import PtxError
+from pneumothorax.scoring import score_images
+from pneumothorax.siim import siim_train
+from pneumothorax.submission import write_submission
+
+
+@pytest.fixture(scope='module')
+def runs(phantoms, tmp_path_factory):
+    d = tmp_path_factory.mktemp('runs')
+    for name, seed in (('a', 3), ('b', 4)): ok('ptx_train', phantoms, '--out', d/name, '--valid', '.5', '--seed', seed, *TINY)
+    ok('ptx_folds', phantoms, '--n', '2', '--out', d/'folds.csv')
+    ok('ptx_train', phantoms, '--folds', d/'folds.csv', '--out', d/'cv', *TINY)
+    return d
+
+RULE = {'thresh': .001, 'min_area': 1}
+
+def test_the_numbers_are_those_of_a_submission(runs, phantoms, tmp_path):
+    "Of one run, predicted, submitted and scored by hand"
+    held = json.loads((runs/'a'/'run.json').read_text())['data']['valid']
+    t = siim_train(phantoms)
+    t = t[t.ImageId.isin(held)]
+    predict_maps(runs/'a', dict(zip(t.ImageId, t.path)), tmp_path/'p', workers=0, progress=False)
+    write_submission(tmp_path/'p', tmp_path/'s.csv', progress=False, blank=True, **RULE)
+    s = score_images(tmp_path/'s.csv', phantoms/'train-rle.csv').set_index('ImageId')
+    c = compare([runs/'a', runs/'cv'], device='cpu', **RULE)
+    mine = c.sides[0].table.set_index('ImageId').dice
+    assert set(mine.index) == set(held) and np.allclose(mine, s.dice.reindex(mine.index))
+    who = c.sides[0].table.patient_id.to_numpy()
+    assert c.scores.dice['a'] == bootstrap_ci(mine.to_numpy(), who)
+    assert c.differences.dice['cv'] == paired_bootstrap(c.sides[1].table.dice.to_numpy(), mine.to_numpy(), who)
+
+def test_only_what_was_held_back(runs):
+    a, b = (set(json.loads((runs/k/'run.json').read_text())['data']['valid']) for k in 'ab')
+    if not a & b: pytest.skip('nothing in common')
+    with pytest.warns(UserWarning, match='not in all of them'): c = compare([runs/'a', runs/'b'], device='cpu', **RULE)
+    assert set(c.sides[0].table.ImageId) == a & b and list(c.recipes.index) == ['seed']
+
+def test_the_command(runs, tmp_path):
+    p = ok('ptx_compare', runs/'a', runs/'cv', '--out', tmp_path/'q.png', '--thresh', '.001')
+    t = pd.read_csv(tmp_path/'q.csv')
+    assert len(t) == 9 and (tmp_path/'q.png').exists() and 'minus a' in p.stdout and 'what differs' in p.stdout
+    assert set(t.name) == {'a', 'cv'} and t.minus.dropna().unique().tolist() == ['a']
+
+def test_what_cannot_be_compared(runs, phantoms, tmp_path):
+    for args, why in (([runs/'a'], 'two runs or more'), ([runs/'a', str(runs/'a')+'/'], 'given twice'), ([runs/'a', phantoms], 'no run, no cross-validation and no predictions')):
+        p = ptx('ptx_compare', *args, '--out', tmp_path/'q.png')
+        assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr
+    ok('ptx_predict', runs/'a', phantoms/'dicom-images-test', '--out', tmp_path/'p', '--workers', '0')
+    with pytest.raises(PtxError, match='no labels of their own'): compare([runs/'a', tmp_path/'p'], device='cpu')
+    with pytest.raises(PtxError, match='no image in common'): compare([runs/'a', tmp_path/'p'], phantoms/'answers'/'test-rle.csv', device='cpu')
+    shutil.copytree(runs/'a', tmp_path/'moved')
+    r = json.loads((tmp_path/'moved'/'run.json').read_text())
+    r['args']['data'] = str(tmp_path/'gone')
+    (tmp_path/'moved'/'run.json').write_text(json.dumps(r))
+    with pytest.raises(PtxError, match='no longer there; predict its images where they are now'): compare([runs/'cv', tmp_path/'moved'], device='cpu')
+    assert not (tmp_path/'q.png').exists()
