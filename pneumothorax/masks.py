@@ -350,7 +350,7 @@ def _fits(m, size, name):
     "Raise a `MaskFault` if a mask cannot be of a radiograph of this size"
     if size is None or m.shape==tuple(size): return m
     say = f'{name}: {m.shape[0]}×{m.shape[1]}, radiograph {size[0]}×{size[1]}'
-    if m.shape==tuple(size)[::-1]: raise MaskFault('masks are on their side, rows and columns exchanged', 'turn them, or export them again', say)
+    if m.shape==tuple(size)[::-1]: raise MaskFault('masks have rows and columns exchanged', 'turn them, or export them again', say)
     raise MaskFault('masks have another size than their radiograph', 'export them at the size of the radiograph', say)
 
 def _drawn(i, said, size, faults):

@@ -145,7 +145,7 @@ def test_what_people_get_wrong_is_told_at_once(odd, tmp_path):
     (tmp_path/f'{e}_mask.png').write_bytes(b'no picture')
     Image.fromarray(ms[f]).save(tmp_path/f'{f}_mask.png')
     np.save(tmp_path/f'{f}_mask.npy', ms[f])
-    refused(tmp_path, d, '1 mask is on their side, rows and columns exchanged: IM-0000_mask.png: 200×300, radiograph 300×200', 'another size than their radiograph: IM-0001_mask.png: 128×160',
+    refused(tmp_path, d, '1 mask has rows and columns exchanged: IM-0000_mask.png: 200×300, radiograph 300×200', 'another size than their radiograph: IM-0001_mask.png: 128×160',
         'coloured: IM-0002_mask.png', 'several values besides 0: IM-0003_mask.png: 1, 4; say which counts', 'cannot be read as masks: IM-0004_mask.png', 'there twice: IM-0005_mask.npy, IM-0005_mask.png')
     p = ptx('ptx_import', tmp_path, d, '--out', tmp_path/'y.csv')
     assert p.returncode == 1 and 'Traceback' not in p.stderr and len(p.stderr.strip().splitlines()) == 7 and not (tmp_path/'y.csv').exists()
