@@ -8,10 +8,11 @@ __all__ = ['MaskFault', 'FaultyMasks', 'mask_pixels', 'match_names', 'mask_optio
 
 # %% ../nbs/03a_masks.ipynb #a3a00002
 import base64, io, json, os, re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
-from PIL import Image
+from PIL import Image, ImageOps
 from .rle import LabelError, PtxError, _whole, rle_encode, rle_to_frame, rles_runs, rles_to_mask, to_install
 from .dicom import XrayError, read_xray, xray_meta, xray_sheet
 from .siim import _NO, _TABLES, _YES, _files, _has_rles, _known, _marked, _says, _text_table
@@ -62,7 +63,7 @@ def mask_pixels(
     except ValueError: raise PtxError(f'value={value!r}: give the value of the pixels that count, such as 2, or >127 for all above it') from None
 
 # %% ../nbs/03a_masks.ipynb #a3a0000f
-_SEPS = '_-. '
+_SEPS,_BEFORE = '_-. ',('mask','masks','seg','segmentation','label','outline','annotation','gt','ptx','pneumothorax')
 
 def _name(key):
     "What a name of a file says, without folder and endings"
@@ -71,20 +72,29 @@ def _name(key):
         if s.lower().endswith(e) and len(s)>len(e): s = image_id(s[:-len(e)])
     return s
 
+def _fit(s, ids, numbered):
+    "The identifier that a name is, begins with, or ends with; '' if there is none"
+    if s in ids: return s
+    cuts,word = [i for i,c in enumerate(s) if c in _SEPS],lambda t: t.strip(_SEPS).lower() in _BEFORE
+    found = {s[:i] for i in cuts if s[:i] in ids and not (s[:i] in numbered and s[i+1:i+2].isdigit())}
+    found |= {s[i+1:] for i in cuts if s[i+1:] in ids and word(s[:i])}
+    return max(found, key=len, default='')
+
 def match_names(
     names:list, # of files or of entries in a table, with or without folder and ending
     ids:list, # identifiers of radiographs
 )->dict: # name → identifier, or None
-    "The radiograph of each mask, by its name; raises `MaskFault` where a name could mean two"
-    ids,out = set(ids),{}
-    for name in names:
-        s = _name(name)
-        cuts = [i for i,c in enumerate(s) if c in _SEPS]
-        found = {p for i in cuts for p in (s[:i],s[i+1:]) if p in ids}
-        best = [p for p in found if len(p)==max(map(len,found))]
-        if s not in ids and len(best)>1: raise MaskFault('names are those of two radiographs', 'name each mask after its radiograph', f'{name}: {few(sorted(best))}')
-        out[name] = s if s in ids else best[0] if best else None
-    return out
+    "The radiograph of each mask, by its name"
+    low = {}
+    for i in ids: low.setdefault(i.lower(),[]).append(i)
+    low = {k:v[0] for k,v in low.items() if len(v)==1}     # told apart by more than capitals
+    numbered = {i[:k] for i in ids for k,c in enumerate(i) if c in _SEPS and i[k+1:].isdigit()}
+    def of(name):
+        folders = [f for f in str(name).replace('\\','/').split('/')[:-1] if f not in ('','.','..')]
+        tries = ['_'.join([*folders[len(folders)-k:],_name(name)]) for k in range(min(3,len(folders)),-1,-1)]     # P1/IM0001 is P1_IM0001, where names repeat
+        exact = next((f for s in tries if (f := _fit(s,set(ids),numbered))), None)
+        return exact or next((low[f] for s in tries if (f := _fit(s.lower(),set(low),{n.lower() for n in numbered}))), None)
+    return {name:of(name) for name in names}
 
 # %% ../nbs/03a_masks.ipynb #a3a00012
 @dataclass
@@ -94,9 +104,11 @@ class _Said:
     draw:object # function that gives its mask, H×W in {0,1}; None: no mask
     where:str # for messages
     uid:bool=False # is the name its SOP instance UID?
-    label:bool=None # is there a pneumothorax?
+    label:object=None # is there a pneumothorax? True, False, None, or what was written and is not understood
     patient:str=None
     framed:bool=False # is the mask one of the 1024² frame?
+    file:bool=False # is the name that of a file?
+    also:str=None # another name that it has
 
 def _needs(module, extra):
     "Import what an extra brings"
@@ -119,28 +131,54 @@ def _flat(a):
 def _from_picture(f):
     with Image.open(f) as im:
         if getattr(im,'n_frames',1)>1: raise MaskFault('files have several pages', 'give one picture for each radiograph', f.name)
-        return np.asarray(im)
+        a,im = np.asarray(im),ImageOps.exif_transpose(im)
+        if im.mode!='P': return np.asarray(im)
+        rgb = np.asarray(im.convert('RGB'))     # a palette of greys is what it looks like, one of colours a list of labels
+        return rgb[...,0] if (rgb==rgb[...,:1]).all() else np.asarray(im)
 
 def _from_nifti(f):
-    a = _flat(np.asanyarray(_needs('nibabel','masks').load(f).dataobj))
-    return a.T if a.ndim==2 else a
+    nib = _needs('nibabel','masks')
+    im = nib.load(f)
+    a,affine = _flat(np.asanyarray(im.dataobj)),im.affine
+    if a.ndim!=2: return a
+    by_hand = not affine[:2,3].any() and (np.diag(affine)[:2]>0).all()     # np.eye(4), or a spacing: nobody meant a patient's axes
+    way = nib.orientations.io_orientation(affine)[:2]
+    if not by_hand and np.abs(affine[:2,:2]).sum()>0:
+        if way[0,0]==1: a,way = a.T,way[::-1]
+        a = a[::1 if way[0,1]<0 else -1, ::1 if way[1,1]<0 else -1]
+    return a.T
 
-_PIXELS = {**dict.fromkeys(('.png','.tif','.tiff','.bmp','.gif','.jpg','.jpeg'),_from_picture), '.npy':lambda f: _flat(np.load(f,allow_pickle=False)),
+_PIXELS = {**dict.fromkeys(('.png','.tif','.tiff','.bmp','.gif','.jpg','.jpeg','.webp'),_from_picture), '.npy':lambda f: _flat(np.load(f,allow_pickle=False)),
     '.nii':_from_nifti, '.nii.gz':_from_nifti}
 
 # %% ../nbs/03a_masks.ipynb #a3a00018
+_OURS = {'pneumothorax','ptx'}
+
+def _low(name): return str(name).strip().lower()
+
+def _labels_in(f):
+    "Labels in a DICOM segmentation, a COCO or a labelme file; none in other files, or in one that cannot be read"
+    try:
+        if _end(f)=='.json':
+            j = json.loads(f.read_text(encoding='utf-8'))
+            return [c.get('name',c['id']) for c in j.get('categories',[])]+[s.get('label') for s in j.get('shapes',[])]
+        if _end(f) in _PIXELS: return []
+        return [s.SegmentLabel for s in pydicom.dcmread(f, stop_before_pixels=True).get('SegmentSequence',[])]
+    except Exception: return []     # told when it is read
+
+def _meant(files, value, source):
+    "Which labels count, of all that stand in the files; raises `PtxError` where that is open"
+    names = {_low(n):n for f in files for n in _labels_in(f)}
+    if value is not None and not str(value).strip().startswith('>') and names: return {_low(value)}
+    if value is not None or len(names)<2: return set(names)
+    if ours := _OURS&set(names): return ours
+    raise PtxError(f'{source}: the masks have several labels ({few(names.values())}), none of them pneumothorax; say which counts, as in value={next(iter(names.values()))}')
+
+# %% ../nbs/03a_masks.ipynb #a3a0seg1
 _SEG = {'1.2.840.10008.5.1.4.1.1.66.4','1.2.840.10008.5.1.4.1.1.66.7'}     # segmentation, label map
 _STRUCT = '1.2.840.10008.5.1.4.1.1.481.3'
 
-def _meant(names, value, where):
-    "Which of several labels count"
-    said = {str(k).strip().lower() for k in names.values()}
-    ours = lambda n: (n==str(value).strip().lower()) if value is not None else len(said)==1 or 'pneumothorax' in n
-    keys = [k for k,n in names.items() if ours(str(n).strip().lower()) or str(k)==str(value)]
-    if names and not keys: raise MaskFault('files have several labels, or not the one that counts', f'say which, as in value={next(iter(names.values()))}', f'{where}: {few(dict.fromkeys(names.values()))}')
-    return keys
-
-def _from_seg(f, value):
+def _from_seg(f, keep):
     "What a DICOM segmentation says of its radiographs"
     kind = pydicom.dcmread(f, stop_before_pixels=True, specific_tags=['SOPClassUID']).get('SOPClassUID')
     if kind==_STRUCT: raise MaskFault('files are RT structure sets, whose contours lie in space and not on a radiograph', 'export a DICOM segmentation or PNG', f.name)
@@ -149,9 +187,12 @@ def _from_seg(f, value):
     for o in ds.get('SharedFunctionalGroupsSequence',[]):
         for measures in o.get('PixelMeasuresSequence',[]): measures.SliceThickness = measures.get('SliceThickness') or 1.
     seg = hd.Segmentation.from_dataset(ds, copy=False)
-    n = _meant({n:seg.get_segment_description(n).segment_label for n in seg.segment_numbers}, value, f.name)
+    about = {n:seg.get_segment_description(n) for n in seg.segment_numbers}
+    coded = lambda o: _low(o.segment_label).startswith('segment') and _low(o.segmented_property_type.meaning) in _OURS     # Slicer's Segment_1
+    n = [k for k,o in about.items() if keep&{_low(o.segment_label),str(k)} or coded(o)]
     drawn = lambda uid: seg.get_pixels_by_source_instance([uid], segment_numbers=n, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)[0]
-    return [_Said(uid, lambda uid=uid: (drawn(uid)>=.5).any(-1).astype(np.uint8), f.name, uid=True) for _,_,uid in seg.get_source_image_uids()]
+    mask = lambda uid: (drawn(uid)>=.5).any(-1).astype(np.uint8) if n else np.zeros((seg.Rows,seg.Columns),np.uint8)
+    return [_Said(uid, lambda uid=uid: mask(uid), f.name, uid=True) for _,_,uid in seg.get_source_image_uids()]
 
 # %% ../nbs/03a_masks.ipynb #a3a0001a
 def _filled(polygons, h, w, where):
@@ -171,17 +212,17 @@ def _coco_mask(seg, h, w, where):
     coco = _needs('pycocotools.mask','masks')
     return coco.decode(coco.frPyObjects(seg,h,w) if isinstance(seg['counts'],list) else seg)
 
-def _from_coco(j, value, where):
+def _from_coco(j, keep, where):
     "What a COCO file says of its images"
     names = {c['id']:c.get('name',c['id']) for c in j.get('categories',[])}
-    keep,images = set(_meant(names, value, where)),{i['id']:i for i in j['images']}
+    images = {i['id']:i for i in j['images']}
     if lost := [str(a['image_id']) for a in j['annotations'] if a['image_id'] not in images]:
         raise MaskFault('files have annotations of images that they do not list', 'export again', f'{where}: image {few(lost)}')
     def drawn(a):
         i = images[a['image_id']]
         if not a.get('segmentation'): raise MaskFault('annotations have a box and no outline', 'export segmentations', i['file_name'])
         return _coco_mask(a['segmentation'], i['height'], i['width'], i['file_name'])
-    meant = [a for a in j['annotations'] if not names or a['category_id'] in keep]
+    meant = [a for a in j['annotations'] if not names or keep&{_low(names.get(a['category_id'])),str(a['category_id'])}]
     said = [_Said(images[a['image_id']]['file_name'], lambda a=a: drawn(a), where) for a in meant]
     return said+[_Said(i['file_name'], None, where) for i in images.values()]
 
@@ -198,29 +239,31 @@ def _shape_mask(s, h, w, where):
     m[y:y+a.shape[0],x:x+a.shape[1]] = a
     return m
 
-def _from_labelme(j, value, f):
+def _from_labelme(j, keep, f):
     "What a labelme file says; one without a shape says that there is nothing"
     h,w = int(j['imageHeight']),int(j['imageWidth'])
-    names = {i:s.get('label') for i,s in enumerate(j['shapes'])}
-    keep = _meant(names, value, f.name) if names else []
-    drawn = lambda: np.maximum.reduce([np.zeros((h,w),np.uint8),*(_shape_mask(j['shapes'][i],h,w,f.name) for i in keep)])
-    return [_Said(j.get('imagePath') or f.name, drawn, f.name)]
+    meant = [s for s in j['shapes'] if _low(s.get('label')) in keep]
+    drawn = lambda: np.maximum.reduce([np.zeros((h,w),np.uint8),*(_shape_mask(s,h,w,f.name) for s in meant)])
+    return [_Said(j.get('imagePath') or f.name, drawn, f.name, also=f.name)]
 
-def _from_json(f, value):
+def _from_json(f, keep):
     "What a COCO or labelme file says"
     try: j = json.loads(f.read_text(encoding='utf-8'))
     except ValueError as e: raise MaskFault('files cannot be read as masks', 'export them again', f'{f.name}: {e}') from None
-    if isinstance(j,dict) and {'images','annotations'}<=set(j): return _from_coco(j, value, f.name)
-    if isinstance(j,dict) and {'shapes','imageHeight','imageWidth'}<=set(j): return _from_labelme(j, value, f)
+    if isinstance(j,dict) and {'images','annotations'}<=set(j): return _from_coco(j, keep, f.name)
+    if isinstance(j,dict) and {'shapes','imageHeight','imageWidth'}<=set(j): return _from_labelme(j, keep, f)
+    if isinstance(j,dict) and {'kind','n_masks','versions'}<=set(j): return []     # the record of `export_masks`
     raise MaskFault('JSON files are neither COCO nor labelme', 'export one of the two (the VGG annotator writes COCO, too)', f.name)
 
 # %% ../nbs/03a_masks.ipynb #a3a00021
+_LABELS = {**dict.fromkeys(('positive','pos','ptx'),True), **dict.fromkeys(('negative','neg','normal','healthy'),False)}     # beside yes and no
 _CALLED = dict(image='imageid image image_id imageid_ file filename file_name path dicom scan radiograph id name'.split(),
     mask='encodedpixels mask mask_path maskpath mask_file segmentation seg rle annotation outline'.split(),
-    label='label has_ptx pneumothorax target class finding findings positive'.split(), patient='patient_id patient patientid subject subject_id'.split())
+    label='label labels has_ptx pneumothorax target class finding findings positive diagnosis'.split(), patient='patient_id patient patientid subject subject_id'.split())
 
 def _columns(t, columns, name):
     "Which column is which"
+    if len(t.columns)==1 and (sep := next((w for c,w in ((';','semicolons'),('\t','tabs')) if c in t.columns[0]),None)): raise LabelError(f'{name}: its columns are separated by {sep}; save it with commas')
     if odd := [f'{k}={v}' for k,v in columns.items() if v not in t]: raise LabelError(f'{name}: columns {few(t.columns,9)}; there is none for {few(odd)}')
     lower = {c.lower():c for c in reversed(list(t)) if c not in columns.values()}
     out = {k:columns.get(k) or next((lower[n] for n in names if n in lower), None) for k,names in _CALLED.items()}
@@ -244,7 +287,7 @@ def _from_table(f, columns, value):
     if odd: raise LabelError(f'{f}: line {min(odd)}: {odd[min(odd)]}; correct the file')
     c = _columns(t, columns, f)
     yes_no = bool(c['label']) and t[c['label']].str.strip().str.lower().isin(_YES+_NO).any()
-    yes = lambda l: v if isinstance(v := _says(l,yes_no),bool) else None
+    yes = lambda l: _LABELS.get(_low(l), _says(l,yes_no)) if l else None
     def row(i, m, l, p):
         m = _known(m)
         return _Said(i, m and (lambda: _cell_mask(m,f,value)), Path(f).name, label=yes(l), patient=_known(p), framed=bool(m) and _is_rle(m))
@@ -266,19 +309,23 @@ def mask_options(
 # %% ../nbs/03a_masks.ipynb #a3a0002a
 _EMPTY = 'error','negative','skip'
 
-def _mask_files(path):
-    "Files of masks at a path"
+def _mask_files(path, ids, faults):
+    "Files of masks at a path; what is of no known kind and has the name of a radiograph is a fault"
     if not path.exists(): raise PtxError(f'{path}: no such file or folder; give the masks')
-    fs = [path] if path.is_file() else _files(path, ('',))
+    fs = [path] if path.is_file() else [f for f in _files(path, ('',)) if f.name[0]!='.']
     kind = lambda f: _end(f) in (*_PIXELS,'.json') or _marked(f)
-    notice('files are no masks by name or content, left out', [f for f in fs if not kind(f) and not f.name.lower().endswith(_TABLES)])
-    return [f for f in fs if kind(f) and f.name!='export.json']     # the record of `export_masks`
+    other = [f for f in fs if not kind(f) and not f.name.lower().endswith(_TABLES) and f not in map(Path,ids.values())]
+    whose = match_names([f.with_suffix('').name for f in other], ids)
+    odd = [f for f in other if whose[f.with_suffix('').name]]
+    faults += [MaskFault('files of masks are of a kind that cannot be read', 'save them as PNG, TIFF, NPY or NIfTI', f.name) for f in odd]
+    notice('files are no masks by name or content, left out', [f for f in other if f not in odd])
+    return [f for f in fs if kind(f)]
 
-def _reads(f, value):
+def _reads(f, name, value, keep):
     "What one file says"
-    if _end(f)=='.json': return _from_json(f, value)
-    if _end(f) in _PIXELS: return [_Said(f.name, lambda: mask_pixels(_PIXELS[_end(f)](f), value), f.name)]
-    return _from_seg(f, value)
+    if _end(f)=='.json': return _from_json(f, keep)
+    if _end(f) in _PIXELS: return [_Said(str(name), lambda: mask_pixels(_PIXELS[_end(f)](f), value), f.name, file=True)]
+    return _from_seg(f, keep)
 
 def _caught(f, faults, where):
     "Call `f`; what is wrong with a mask goes to `faults`"
@@ -324,20 +371,28 @@ class _Images:
     def __init__(self, images): self.paths,self.known = images,{}
     def meta(self, i):
         if i not in self.known:
-            try: self.known[i] = xray_meta(self.paths[i])
+            try: self.known[i] = self.checked(xray_meta(self.paths[i]))
             except XrayError: self.known[i] = dict(size=None, pixel_spacing=None, image_id=None)   # told where it is read
         return self.known[i]
-    def by_uid(self): return {self.meta(i)['image_id']:i for i in self.paths}
+    @staticmethod
+    def checked(m): return {**m,'size':m['size'] if m['size'] and all(m['size']) else None}
+    def by_uid(self):
+        out = {}
+        for i in self.paths: out.setdefault(self.meta(i)['image_id'],[]).append(i)     # copies have one UID
+        return out
 
 def _placed(said, images, faults):
     "Identifier → what is said of it; what is of no radiograph is noticed"
     uids,by,lost = images.by_uid() if any(s.uid for s in said) else {},{},{}
-    of = lambda n: (_caught(lambda: match_names([n],images.paths), faults, str(n)) or {n:None})[n]
-    named = {n:of(n) for n in dict.fromkeys(s.name for s in said if not s.uid)}
+    named = match_names(list(dict.fromkeys([s.name for s in said if not s.uid]+[s.also for s in said if s.also])), images.paths)
     for s in said:
-        i = (uids if s.uid else named).get(s.name)
-        if i is not None: by.setdefault(i,[]).append(s)
-        elif s.draw or s.label: lost[f'{s.where} ({s.name})' if s.uid else str(s.name)] = s
+        mine = uids.get(s.name,[]) if s.uid else list({i:0 for i in (named[s.name],s.also and named[s.also]) if i})
+        if len(mine)>1 and not s.uid: faults.append(MaskFault('files are called after one radiograph and name another', 'correct the name, or what is in it', f'{s.where}: {few(mine)}'))
+        for i in mine: by.setdefault(i,[]).append(s)
+        if not mine and (s.draw or s.label): lost[f'{s.where} ({s.name})' if s.uid else str(s.name)] = s
+    for i,of in by.items():
+        twice = [k for k,n in Counter(_name(s.name) for s in of if s.file).items() if n>1]
+        faults += [MaskFault('masks are there twice', 'keep one of each', few([s.name for s in of if s.file and _name(s.name)==k])) for k in twice]
     if lost and not by and not faults:
         raise LabelError(f'no mask is of any of these {counted(len(images.paths),"radiographs")}: the masks are called {few(lost,2)}, the radiographs {few(images.paths,2)}; are they of the same set?')
     notice('masks are of no radiograph here, left out', list(lost))
@@ -362,6 +417,7 @@ def _drawn(i, said, size, faults):
         if m is None or not m.any(): continue
         if s.label is False: faults.append(MaskFault('rows have a mask and say no', 'correct the table', i))
         rle = rle_encode(m)
+        if not s.framed and rle in own: continue     # the same once more
         frame.append(rle if s.framed else rle_to_frame(rle, m.shape))
         own.append('' if s.framed and size!=_FRAMED else rle)
     return own,frame
@@ -369,6 +425,8 @@ def _drawn(i, said, size, faults):
 def _row(i, said, images, faults):
     "A row of the table"
     meta,labels = images.meta(i),{s.label for s in said}-{None}
+    faults += [MaskFault('labels are not understood', 'write yes or no, or a finding such as Pneumothorax', f'{i}: {l}') for l in sorted(l for l in labels if isinstance(l,str))]
+    labels = {l for l in labels if isinstance(l,bool)}
     size,spacing = meta['size'],meta['pixel_spacing']
     own,frame = _drawn(i, said, size, faults)
     patients = sorted({s.patient for s in said if s.patient})
@@ -381,16 +439,21 @@ def _row(i, said, images, faults):
         patient_id=patients[0] if patients else None)
 
 # %% ../nbs/03a_masks.ipynb #a3a00038
+def _unlike(files):
+    "Refuse radiographs of one name: whose is a mask of that name?"
+    same = [f for f in (files.spare if files else ()) if f.suffix.lower()==Path(files.images.get(image_id(f),'')).suffix.lower()]
+    if same: raise PtxError(f'{counted(len(same),"radiographs have the name of another one")} ({few(same,3)}): whose is a mask of that name? rename them, or give one folder at a time')
+
 def _told(path, value, columns, faults, progress, but):
     "What a source says, in order"
     if path.is_file() and path.name.lower().endswith(_TABLES): return _from_table(path, columns, value)
     if columns: raise PtxError(f'{few(columns)}: columns of which table? {path} is none')
-    but,by = set(map(os.path.abspath,but.values())),{}
-    files = [f for f in _mask_files(path) if os.path.abspath(f) not in but]
+    ours = set(map(os.path.abspath,but.values()))
+    files = [f for f in _mask_files(path, but, faults) if os.path.abspath(f) not in ours]
+    if not files and path.is_file(): raise PtxError(f'{path}: neither masks nor a table; save a table as CSV, with commas')
     if not files: raise PtxError(f'{path}: no masks (pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme); give their folder or file')
-    for f in files: by.setdefault(_name(f) if _end(f) in _PIXELS else f,[]).append(f)
-    faults += [MaskFault('masks are there twice', 'keep one of each', few([f.relative_to(path) for f in fs])) for fs in by.values() if len(fs)>1]
-    return [s for f in bar(files,progress) for s in _caught(lambda: _reads(f,value), faults, f.name) or []]
+    keep,top = _meant(files, value, path),path if path.is_dir() else path.parent
+    return [s for f in bar(files,progress) for s in _caught(lambda: _reads(f,f.relative_to(top),value,keep), faults, f.name) or []]
 
 def read_masks(
     source:str, # a folder of pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme files, one such file, or a table; maybe with options as in 'masks:empty=negative'
@@ -406,9 +469,11 @@ def read_masks(
     if empty not in _EMPTY: raise PtxError(f'empty={empty!r}: give one of {", ".join(_EMPTY)}')
     files,faults = None if isinstance(images,dict) else radiographs(images,path),[]
     pics = _Images(files.images if files else without_masks(images,path))
+    _unlike(files)
     by = _placed(_told(path,value,columns,faults,progress,pics.paths), pics, faults)
     told = {i for i,said in by.items() if any(s.draw or s.label is not None for s in said)}
     exempt = files.test if files else ()     # nobody outlines those of a test folder
+    notice('radiographs lie in folders of test images, so they need no mask', [i for i in pics.paths if i in exempt and i not in told])
     none = [i for i in pics.paths if i not in told and i not in exempt]
     if empty=='error': faults += [MaskFault('radiographs have no mask', 'if they are healthy say so (empty=negative), else leave them out (empty=skip)', i) for i in none]
     rows = [_row(i, by.get(i,[]), pics, faults) for i in bar(list(pics.paths),progress) if i in told or empty=='negative' and i not in exempt]

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F, torch.distrib
 from fastai.vision.all import Learner
 from .rle import PtxError
 from .dicom import xray_meta
-from .siim import bar, PtxNotice, counted, few, find_images, image_id, notice, write_index
+from .siim import bar, PtxNotice, few, find_images, image_id, notice, told_apart, write_index
 from .folds import read_folds
 from .cache import XrayCache, inner_box
 from .data import LoadXray, XrayInput, xray_batches
@@ -40,8 +40,13 @@ def list_images(
         notice('files passed over, their identifier is taken by another file', spare)
         if not found: raise PtxError(f'{p}: no radiographs below this folder; check the path')
         return found
-    found = {i:Path(f) for i,f in images.items()} if isinstance(images,dict) else {image_id(Path(f)):Path(f) for f in images}
-    if len(found)<len(images): raise PtxError(f'{counted(len(images)-len(found),"files")} of the same name as another one; an identifier must be unique')
+    if not isinstance(images,dict):
+        files = list(map(Path,images))
+        apart = told_apart(files)
+        ids = [apart.get(f,image_id(f)) for f in files]
+        if twice := [f for f,i in zip(files,ids) if ids.count(i)>1]: raise PtxError(f'{few(twice)}: of the same name; an identifier must be unique')
+        images = dict(zip(ids,files))
+    found = {i:Path(f) for i,f in images.items()}
     if not found: raise PtxError('no radiographs given')
     return found
 

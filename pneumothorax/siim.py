@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KAGGLE', 'few', 'counted', 'PtxNotice', 'notice', 'watched', 'bar', 'FaultyLines', 'writable', 'image_id',
-           'read_index', 'write_index', 'read_table', 'label_faults', 'unite_rows', 'read_labels', 'find_images',
-           'find_labels', 'SiimFiles', 'siim_root', 'attached', 'find_siim', 'without_shared', 'read_patients',
-           'find_patients', 'unmatched', 'siim_train', 'body_mask', 'audit_labels', 'audit_figure']
+           'read_index', 'write_index', 'read_table', 'label_faults', 'unite_rows', 'read_labels', 'told_apart',
+           'find_images', 'find_labels', 'SiimFiles', 'siim_root', 'attached', 'find_siim', 'without_shared',
+           'read_patients', 'find_patients', 'unmatched', 'siim_train', 'body_mask', 'audit_labels', 'audit_figure']
 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
 import csv, errno, gzip, os, re, string, sys, tempfile, time, unicodedata, warnings
@@ -16,7 +16,7 @@ import cv2, numpy as np, pandas as pd
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress import progress_bar
 from .rle import _FRAME, PtxError, LabelError, frame_shape, likely_frame, rle_to_frame, rles_runs, rles_to_mask, runs_overlap
-from .dicom import XRAY_EXTS, XrayError, age_years, outline_legend, read_xray, show_xray, xray_metadata
+from .dicom import XRAY_EXTS, XrayError, age_years, outline_legend, read_xray, show_xray, xray_meta, xray_metadata
 
 # %% ../nbs/02_siim.ipynb #912857eb
 def few(
@@ -336,6 +336,24 @@ def _survey(path, but=()):
         out |= {f:[n.lower() for n in f.relative_to(core).parts[:-1]] for f in fs}
     return out
 
+# %% ../nbs/02_siim.ipynb #told0002
+def _object(f):
+    "What a DICOM file calls itself"
+    try: return xray_meta(f)['image_id']
+    except XrayError: return str(f)
+
+def told_apart(
+    files:list, # paths
+)->dict: # path → identifier, those alone whose name is that of another radiograph: P1_IM0001
+    "Identifiers of DICOM files that are called alike in several folders, and are other objects"
+    by,out = {},{}
+    for f in files: by.setdefault(image_id(f),[]).append(f)
+    for i,fs in by.items():
+        if len(fs)<2 or len({_object(f) for f in fs})<len(fs): continue     # copies of one radiograph stay one
+        k = next(k for k in range(1,99) if len({f.parts[-1-k:-1] for f in fs})==len(fs))
+        out |= {f:'_'.join([*f.parts[-1-k:-1],i]) for f in fs}
+    return out
+
 # %% ../nbs/02_siim.ipynb #23082a1d
 def _names(tables):
     "Identifiers of renamed files, from a table with `new_filename` and `ImageId`"
@@ -348,12 +366,15 @@ def _names(tables):
             out |= dict(zip(t.new_filename.map(image_id), t.ImageId))
     return out
 
+_MASKS = re.compile(r'(?<![a-z])masks?(?![a-z])')     # as a word: not unmasked
+
 def _images(there):
     "Identifier → path, and the files passed over"
     names,found,spare = _names([f for f in there if f.suffix.lower()=='.csv']),{},[]
-    files = [f for f,folders in there.items() if not f.name.lower().endswith(_TABLES) and not any('mask' in n for n in folders)]
+    files = [f for f,folders in there.items() if not f.name.lower().endswith(_TABLES) and not any(_MASKS.search(n) for n in folders)]
+    ids = told_apart([f for f in files if f.suffix.lower() not in _PICTURES])
     for f in sorted(files, key=lambda f: (f.suffix.lower() in _PICTURES, f)):
-        i = names.get(image_id(f), image_id(f))
+        i = names.get(image_id(f), ids.get(f,image_id(f)))
         if i in found: spare.append(f)
         else: found[i] = f
     return found,spare
@@ -436,7 +457,7 @@ def attached(
 # %% ../nbs/02_siim.ipynb #372e9fba
 def _is_test(folders):
     "Is it named as a folder of test images?"
-    return any('test' in n or n=='stage_2_images' for n in folders)
+    return any(re.search(r'(?<![a-z])(?:test|tests|testset|testing)(?![a-z])',n) or n=='stage_2_images' for n in folders)
 
 # %% ../nbs/02_siim.ipynb #29128eb4
 def find_siim(

@@ -15,9 +15,10 @@ from pneumothorax.cache import prepare
 from pneumothorax.crossval import cross_validate, predict_oof
 from pneumothorax.masks import FaultyMasks, labelled, read_masks
 from pneumothorax.phantom import make_phantoms
+from pneumothorax.predict import list_images
 from pneumothorax.records import open_oof
 from pneumothorax.rle import LabelError, PtxError, rle_encode, rles_to_mask
-from pneumothorax.siim import PtxNotice, read_labels, siim_train
+from pneumothorax.siim import PtxNotice, find_siim, read_labels, siim_train
 from pneumothorax.source import open_data
 
 
@@ -93,7 +94,7 @@ def seg(xray, mask, path, label='Pneumothorax', uid=None):
 def test_real_dicom_segmentations(real, tmp_path):
     t = real[real.path.astype(str).str.endswith('.dcm')]
     pos = t[t.has_ptx]
-    for k, (p, r) in enumerate(zip(pos.path, pos.rles)): seg(p, rles_to_mask(r), tmp_path/f'{k}.dcm', 'Pneumothorax|rest' if k else 'anything')
+    for k, (p, r) in enumerate(zip(pos.path, pos.rles)): seg(p, rles_to_mask(r), tmp_path/f'{k}.dcm', 'Pneumothorax|rest' if k else 'PTX')
     got = read_masks(f'{tmp_path}:empty=negative', dict(zip(t.ImageId, t.path)))
     assert [rles_to_mask(r).tobytes() for r in got.rles] == [rles_to_mask(r).tobytes() for r in t.rles] and len(pos) > 2
     spacing = [np.prod(pydicom.dcmread(p).PixelSpacing) for p in t.path]
@@ -173,7 +174,7 @@ def test_faults_of_coco_files(odd, tmp_path):
     told(outside, '2 polygons are partly outside their radiograph: ')
     told(lambda j: j['annotations'][0].update(segmentation=[]), '1 annotation has a box and no outline')
     told(lambda j: j['annotations'][0].update(image_id=99), '1 file has annotations of images that they do not list: c.json: image 99')
-    told(lambda j: j['categories'].append({"id": 4, "name": 'heart'}), 'say which, as in value=lesion', 'lesion, heart')
+    told(lambda j: j['categories'].append({"id": 4, "name": 'heart'}), 'say which counts, as in value=lesion', '(lesion, heart), none of them pneumothorax')
     told(lambda j: j['annotations'][0]['segmentation'].update(size=[3, 3]), 'another size than their image')
     told(lambda j: j['images'][0].update(height=7, width=9) or j['annotations'][0].update(segmentation=packed(np.ones((7, 9), np.uint8))), '7×9, radiograph 300×200')
     told(lambda j: j.pop('images'), 'neither COCO nor labelme')
@@ -187,8 +188,9 @@ def test_dicom_objects_that_are_no_segmentation_of_these(phantoms, tmp_path):
     seg(pos.path, np.ones((64, 64), np.uint8), tmp_path/'a.dcm', uid='1.2.3.4')
     with pytest.raises(LabelError, match=r'the masks are called a.dcm \(1.2.3.4\)'): read_masks(tmp_path, images)
     seg(pos.path, np.eye(64, dtype=np.uint8), tmp_path/'a.dcm', 'left|right')
-    refused(tmp_path, images, 'several labels, or not the one that counts: a.dcm: left, right')
+    refused(tmp_path, images, 'several labels (left, right), none of them pneumothorax')
     assert read_masks(f'{tmp_path}:value=right', images).area.item() == 2**20-64*256 and read_masks(tmp_path, images, value=1).area.item() == 64*256
+    refused(tmp_path, images, 'no mask holds value=lung', value='lung')
     (tmp_path/'a.dcm').write_bytes(pos.path.read_bytes())
     refused(tmp_path, images, 'no segmentations: a.dcm')
     ds = pydicom.dcmread(pos.path)
@@ -254,3 +256,127 @@ def test_a_table_that_was_read_is_taken_too(hospital):
     y = read_masks(d, d, empty='negative')
     assert open_data(d, y).table.area.sum() == open_data(d, f'{d}:empty=negative').table.area.sum()
     with pytest.raises(FaultyMasks): read_masks(d, d)
+
+def blob(k=0):
+    "A mask that is like none of its mirror images"
+    m = np.zeros((40, 40), np.uint8)
+    m[4:20, 5+k:9+k] = m[4:8, 5+k:20] = 1
+    return m
+
+def scans(d, names):
+    for n in names:
+        f = d/f'{n}.png'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(len(n)).integers(0, 255, (40, 40), np.uint8)).save(f)
+    return d
+
+def test_the_same_names_in_a_folder_for_each_patient(phantoms, tmp_path):
+    t = siim_train(phantoms)
+    for k, (p, r) in enumerate(zip(t.path[:4], t.rles[:4])):
+        for root in ('scans', 'masks'): (tmp_path/root/f'P{k}').mkdir(parents=True)
+        (tmp_path/'scans'/f'P{k}'/'IM0001.dcm').write_bytes(p.read_bytes())
+        Image.fromarray(rles_to_mask(r)[8::16, 8::16]*255).save(tmp_path/'masks'/f'P{k}'/'IM0001.png')
+    pd.DataFrame({'image': [f'P{k}/IM0001.dcm' for k in range(4)], 'mask': [f'masks/P{k}/IM0001.png' for k in range(4)]}).to_csv(tmp_path/'t.csv', index=False)
+    for source in ('masks', 't.csv'):
+        got = read_masks(tmp_path/source, tmp_path/'scans').set_index('ImageId')
+        assert [(rles_to_mask(got.own[f'P{k}_IM0001'], (64, 64)) == rles_to_mask(t.rles[k])[8::16, 8::16]).all() for k in range(4)] == [True]*4
+    (tmp_path/'masks'/'P1'/'IM0001.png').unlink()
+    assert 'P1_IM0001' in refused(tmp_path/'masks', tmp_path/'scans', '1 radiograph has no mask')
+    assert sorted(list_images([tmp_path/'scans'/f'P{k}'/'IM0001.dcm' for k in (0, 1)])) == ['P0_IM0001', 'P1_IM0001']
+
+def test_pictures_of_one_name_are_not_guessed(tmp_path):
+    scans(tmp_path/'s', ['A/im', 'B/im'])
+    (tmp_path/'m'/'B').mkdir(parents=True)
+    Image.fromarray(blob()).save(tmp_path/'m'/'B'/'im.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        refused(tmp_path/'m', tmp_path/'s', 'the name of another one', empty='negative')
+
+def test_labels_are_judged_over_all_files(tmp_path):
+    scans(tmp_path/'s', 'abc')
+    (tmp_path/'m').mkdir()
+    for i, label in zip('abc', ('pneumothorax', 'Pneumothorax', 'chest tube')):
+        shape = {'label': label, 'points': [[5, 5], [20, 5], [20, 20]]}
+        (tmp_path/'m'/f'{i}.json').write_text(json.dumps({'imagePath': f'{i}.png', 'imageHeight': 40, 'imageWidth': 40, 'shapes': [shape]}))
+    for source in ('m', 'm:value=pneumothorax'): assert read_masks(f'{tmp_path}/{source}', tmp_path/'s').has_ptx.tolist() == [True, True, False]
+    assert read_masks(f'{tmp_path}/m:value=chest tube', tmp_path/'s').has_ptx.tolist() == [False, False, True]
+    (tmp_path/'m'/'c.json').write_text((tmp_path/'m'/'a.json').read_text())
+    refused(tmp_path/'m', tmp_path/'s', 'c.json: a, c')
+
+def test_no_pneumothorax_is_none(tmp_path):
+    scans(tmp_path/'s', 'ab')
+    notes = [{'id': k, 'image_id': k, 'category_id': k, 'segmentation': [[5, 5, 20, 5, 20, 20]]} for k in (1, 2)]
+    images = [{'id': k, 'file_name': f'{i}.png', 'height': 40, 'width': 40} for k, i in ((1, 'a'), (2, 'b'))]
+    for other in ('no pneumothorax', 'pneumothorax drain'):
+        (tmp_path/'c.json').write_text(json.dumps({'images': images, 'annotations': notes, 'categories': [{'id': 1, 'name': 'Pneumothorax'}, {'id': 2, 'name': other}]}))
+        assert read_masks(tmp_path/'c.json', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False]
+
+def test_labels_that_are_not_understood(tmp_path):
+    scans(tmp_path/'s', 'abcd')
+    for said, why in (('unsure', 'b: unsure'), ('PTX left', 'b: PTX left')):
+        (tmp_path/'t.csv').write_text(f'image,mask,label\na,-1,no\nb,,{said}\nc,,yes\nd,,negative\n')
+        refused(tmp_path/'t.csv', tmp_path/'s', 'not understood', why, empty='negative')
+    (tmp_path/'t.csv').write_text('image,mask,diagnosis\na,-1,no\nb,,positive\nc,,yes\nd,,normal\n')
+    t = read_masks(tmp_path/'t.csv', tmp_path/'s')
+    assert (t.has_ptx.tolist(), t.outlined.tolist()) == ([False, True, True, False], [True, False, False, True])
+    (tmp_path/'t.csv').write_text('image;mask\na;-1\n')
+    refused(tmp_path/'t.csv', tmp_path/'s', 'separated by semicolons')
+
+def test_what_cannot_be_read_is_not_healthy(tmp_path):
+    scans(tmp_path/'s', ['a', 'b', 'DEF'])
+    (tmp_path/'m').mkdir()
+    np.save(tmp_path/'m'/'a.npy', blob())
+    np.savez(tmp_path/'m'/'b.npz', blob())
+    np.save(tmp_path/'m'/'def_1.npy', blob())
+    (tmp_path/'m'/'._a.png').write_bytes(b'of a Mac')
+    refused(tmp_path/'m', tmp_path/'s', 'of a kind that cannot be read: b.npz', empty='negative')
+    (tmp_path/'m'/'b.npz').unlink()
+    assert read_masks(tmp_path/'m', tmp_path/'s', empty='negative').set_index('ImageId').has_ptx.to_dict() == {'a': True, 'b': False, 'DEF': True}
+
+def test_a_number_is_another_radiograph_where_they_are_numbered(tmp_path):
+    scans(tmp_path/'s', ['P001', 'P001_1', '1', '2'])
+    (tmp_path/'m').mkdir()
+    for n in ('P001_2', 'patient_2_left_1', 'P001_1_mask'): np.save(tmp_path/'m'/f'{n}.npy', blob())
+    with pytest.warns(PtxNotice, match='2 masks are of no radiograph here'): t = read_masks(tmp_path/'m', tmp_path/'s', empty='skip')
+    assert t.ImageId.tolist() == ['P001_1']
+
+def test_axes_of_nifti_that_a_tool_has_turned(tmp_path):
+    import nibabel as nib
+    scans(tmp_path/'s', 'a')
+    (tmp_path/'m').mkdir()
+    lps = nib.Nifti1Image(blob().T[..., None], np.diag([-.2, -.2, 1, 1]))
+    cases = {'as ITK writes it': lps, 'canonical': nib.as_closest_canonical(lps), 'by hand': nib.Nifti1Image(blob().T, np.eye(4))}
+    ornt = nib.orientations.axcodes2ornt('PRS')
+    cases['rows first, mirrored'] = lps.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(lps.affine), ornt))
+    for name, im in cases.items():
+        nib.save(im, tmp_path/'m'/'a.nii.gz')
+        t = read_masks(tmp_path/'m', tmp_path/'s')
+        assert (rles_to_mask(t.own[0], (40, 40)) == blob()).all(), name
+
+def test_palettes(tmp_path):
+    scans(tmp_path/'s', 'ab')
+    (tmp_path/'m').mkdir()
+    Image.fromarray(np.repeat(blob()[..., None]*255, 3, 2)).quantize(2).save(tmp_path/'m'/'a.png')     # white may be 0 of it
+    im = Image.fromarray(blob(), 'P')
+    im.putpalette([0, 0, 0, 128, 0, 0])
+    im.save(tmp_path/'m'/'b.png')
+    for own in read_masks(tmp_path/'m', tmp_path/'s').own: assert (rles_to_mask(own, (40, 40)) == blob()).all()
+
+def test_a_mask_that_is_named_twice(tmp_path):
+    scans(tmp_path/'s', 'a')
+    np.save(tmp_path/'m.npy', blob())
+    (tmp_path/'t.csv').write_text('image,mask\na,m.npy\na,m.npy\n')
+    ok('ptx_import', tmp_path/'t.csv', tmp_path/'s', '--out', tmp_path/'y.csv')
+    assert read_labels(tmp_path/'y.csv').n_masks.tolist() == [1]
+
+def test_folders_whose_names_hold_a_word(tmp_path):
+    scans(tmp_path, ['unmasked/a', 'latest scans/b', 'masks/c', 'test/d'])
+    files = find_siim(tmp_path, labels='none')
+    assert sorted(files.images) == ['a', 'b', 'd'] and files.test == {'d'}
+
+def test_copies_of_one_radiograph_get_its_segmentation(phantoms, tmp_path):
+    p = siim_train(phantoms).path[0]
+    for n in ('one', 'copy'): (tmp_path/f'{n}.dcm').write_bytes(p.read_bytes())
+    (tmp_path/'seg').mkdir()
+    seg(p, np.eye(64, dtype=np.uint8), tmp_path/'seg'/'x.dcm')
+    assert read_masks(tmp_path/'seg', {n: tmp_path/f'{n}.dcm' for n in ('one', 'copy')}).has_ptx.tolist() == [True, True]
