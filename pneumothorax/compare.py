@@ -15,7 +15,8 @@ import numpy as np, pandas as pd
 from safetensors import safe_open
 from scipy.stats import rankdata
 from .rle import PtxError, rles_to_mask
-from .siim import counted, few, find_labels, notice
+from .dicom import xray_metadata
+from .siim import counted, few, find_labels, notice, without_shared
 from .masks import labels_of
 from .source import open_data
 from .bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap, score_areas
@@ -82,6 +83,18 @@ def _of_folds(cv, how):
     truth = _with_patients(t.assign(rles=[[r] if r!='-1' else [] for r in t.rle]).replace({'patient_id':{'':None}}))
     return Side(str(cv), _scored(oof_folder(cv), truth, **how), **(_made(runs) if runs else dict(recipe={})))
 
+# %% ../nbs/38a_compare.ipynb #c38a0015
+def _learnt(pred):
+    "Images that the networks of a prediction were trained on, where their runs are still there"
+    said = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8')).get('run') or []
+    out = set()
+    for f in ([said] if isinstance(said,str) else said):
+        if not (Path(f)/'run.json').exists(): continue
+        r = json.loads((Path(f)/'run.json').read_text(encoding='utf-8'))
+        if Path(r['args']['data']).exists(): out |= set(open_data(r['args']['data'],r['args'].get('labels'),r['args'].get('frame')).table.ImageId)-set(r['data']['valid'])
+    notice('radiographs were trained on by a network that predicts them, left out', sorted(out & set(open_maps(pred)[0].ImageId)))
+    return out
+
 def _of_maps(pred, labels, how):
     "A prediction, and labels of any kind"
     if labels is None: raise PtxError(f'{pred}: predictions have no labels of their own; name them with labels=')
@@ -89,6 +102,10 @@ def _of_maps(pred, labels, how):
     folder = isinstance(labels,(str,Path)) and Path(labels).is_dir() and find_labels(labels)
     t = labels_of(folder or labels, dict(zip(index.ImageId,index.path)))
     if folder and 'patient_id' not in t: t = open_data(labels).table
+    if 'patient_id' not in t:
+        heads = xray_metadata(index.path.tolist()).set_index(index.ImageId)
+        t = t.assign(patient_id=without_shared(heads.patient_id).reindex(t.ImageId).to_numpy())
+    t = t[~t.ImageId.isin(_learnt(pred))]
     return Side(str(pred), _scored(pred, _with_patients(t), **how), {})
 
 def _side(path, labels, how, device):
@@ -99,7 +116,7 @@ def _side(path, labels, how, device):
     if not (p/'predict.json').exists(): raise RunError(f'{p}: no run, no cross-validation and no predictions; give folders of `train`, `cross_validate` or `predict_maps`')
     return _of_maps(p, labels, how)
 
-# %% ../nbs/38a_compare.ipynb #c38a0016
+# %% ../nbs/38a_compare.ipynb #c38a0018
 SCORED = dict(dice='Dice', dice_pos='Dice on positives', auroc='AUROC')
 
 def _value(t, what):
@@ -112,7 +129,7 @@ def _auroc(y, p):
     n = y.sum()
     return (rankdata(p)[y>0].sum()-n*(n+1)/2)/(n*(len(y)-n)) if 0<n<len(y) else np.nan
 
-# %% ../nbs/38a_compare.ipynb #c38a0018
+# %% ../nbs/38a_compare.ipynb #c38a001a
 def _score(t, what):
     "A score with its interval"
     if what!='auroc': return bootstrap_ci(*_value(t,what))
@@ -124,7 +141,7 @@ def _difference(t, first, what):
     both = lambda y,p,q: _auroc(y,p)-_auroc(y,q)
     return bootstrap_stat(both, [t.has_ptx.to_numpy(),t.prob.to_numpy(),first.prob.to_numpy()], t.patient_id.to_numpy())
 
-# %% ../nbs/38a_compare.ipynb #c38a001a
+# %% ../nbs/38a_compare.ipynb #c38a001c
 @dataclass
 class Comparison:
     "Runs beside each other"
@@ -169,12 +186,13 @@ class Comparison:
         axs[0].set_yticklabels(names, fontsize=9)
         return fig
 
-# %% ../nbs/38a_compare.ipynb #c38a001c
+# %% ../nbs/38a_compare.ipynb #c38a001e
 def _unlike(sides, names):
     "Fields of the recipes that differ"
     recipes = {n:s.recipe for n,s in zip(names,sides) if s.recipe}
     fields = [k for k in dict.fromkeys(k for r in recipes.values() for k in r) if k!='data' and len({str(r.get(k)) for r in recipes.values()})>1]
-    return pd.DataFrame({n:[str(r.get(k)) for k in fields] for n,r in recipes.items()}, index=fields)
+    short = lambda v: f'{len(v)} images' if isinstance(v,list) and len(v)>6 else str(v)
+    return pd.DataFrame({n:[short(r.get(k)) for k in fields] for n,r in recipes.items()}, index=fields)
 
 def compare(
     paths:list, # runs, cross-validations or predictions, two or more; the first is what the others are compared with

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
 from PIL import Image
 from pydicom.config import IGNORE
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 from . import __version__
 from .rle import PtxError
@@ -19,15 +20,17 @@ from .siim import counted, few, notice, writable, write_index
 from .masks import _needs
 from .files import written
 from .records import from_bytes, versions, write_record
-from .chest import describe_mask
-from .outlines import masks_of
+from .chest import describe_mask, patient_side
+from .outlines import at_size, masks_of
 
 # %% ../nbs/40_export.ipynb #c400000b
 def _nifti(a, f, spacing):
     "A flat NIfTI file as ITK writes one"
     nib = _needs('nibabel','masks')
     rows,cols = spacing or (1.,1.)
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(a.T)[...,None], np.diag([-cols,-rows,1,1])), f)
+    im = nib.Nifti1Image(np.ascontiguousarray(a.T)[...,None], np.diag([-cols,-rows,1,1]))
+    if spacing: im.header.set_xyzt_units('mm')
+    nib.save(im, f)
 
 _WRITE = dict(png=lambda a,f,s: Image.fromarray((a*255).round().astype(np.uint8)).save(f), npy=lambda a,f,s: np.save(f,a), nifti=_nifti)
 _ENDS = dict(png='.png', npy='.npy', nifti='.nii.gz')
@@ -64,10 +67,11 @@ def _seg(ds, mask, about, f):
     who = hd.AlgorithmIdentificationSequence(name='pneumothorax', version=__version__, family=codes.DCM.ArtificialIntelligence, parameters={'decision':about[:1024]})
     what = hd.seg.SegmentDescription(1, 'Pneumothorax', codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Pneumothorax, hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         who, anatomic_regions=[codes.SCT.Chest])
-    spacing = ds.get('PixelSpacing') or ds.get('ImagerPixelSpacing') or [1,1]
+    spacing = ds.get('PixelSpacing') or ds.get('ImagerPixelSpacing')
+    measures = dict(pixel_measures=hd.PixelMeasuresSequence([float(v) for v in spacing], slice_thickness=1.)) if spacing else {}
     series,sop = _uids('seg', ds.SOPInstanceUID, about)
     with collected(): seg = hd.seg.Segmentation([ds], mask[None], 'BINARY', [what], series, 9001, sop, 1, 'pneumothorax', 'export', __version__, '0',
-        pixel_measures=hd.PixelMeasuresSequence([float(s) for s in spacing], slice_thickness=1.), content_label='PNEUMOTHORAX',
+        content_label='PNEUMOTHORAX', **measures,
         content_description='automatic outline, research use only', series_description='pneumothorax, automatic, research use only')
     seg.save_as(f)
 
@@ -76,7 +80,8 @@ def _caption(told):
     "What stands beneath a capture"
     area = f'{told["area_mm2"]/100:.1f} cm2' if told['area_mm2']==told['area_mm2'] else f'{told["area"]:,} px'
     share = f', {told["extent"]:.0%} of the lung field' if told['extent']==told['extent'] else ''
-    return f'{told["side"]}, {area}{share}{"; "+told["remarks"] if told["remarks"] else ""}'
+    side = patient_side(told)
+    return f'{side}, {area}{share}{"; "+told["remarks"] if told["remarks"] else ""}'
 
 def burnt(
     x:np.ndarray, # H×W in [0,1]
@@ -97,10 +102,14 @@ def burnt(
 def _capture(ds, path, mask, about, f):
     "A secondary capture of one radiograph"
     hd,x = _needs('highdicom.sc','dicomseg'),read_xray(path)
-    rgb = burnt(x, mask, [_caption(describe_mask(mask,x,path)),_TEXT])
+    square = read_xray(path, square=True)     # a capture has no spacing by which a viewer could correct it
+    rgb = burnt(square, at_size(mask,square.shape), [_caption(describe_mask(mask,x,path)),_TEXT])
     series,sop = _uids('sc', ds.SOPInstanceUID, about)
     with collected(): sc = hd.SCImage.from_ref_dataset(ds, rgb, 'RGB', 8, 'PATIENT', series, 9002, sop, 1, 'pneumothorax', patient_orientation=('L','F'))
     sc.PatientOrientation = ds.get('PatientOrientation') or ''     # the source's; highdicom wants one to begin with
+    source = Dataset()
+    source.ReferencedSOPClassUID,source.ReferencedSOPInstanceUID = ds.SOPClassUID,ds.SOPInstanceUID
+    sc.SourceImageSequence = [source]
     sc.SeriesDescription,sc.BurnedInAnnotation = 'pneumothorax, automatic, research use only','YES'
     sc.save_as(f)
 

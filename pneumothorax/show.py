@@ -6,16 +6,16 @@
 __all__ = ['Outline', 'outlines', 'outline']
 
 # %% ../nbs/40a_show.ipynb #c40a0004
-import tempfile
+import tempfile, textwrap
 from dataclasses import dataclass
 from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from .rle import PtxError
-from .dicom import read_xray, show_xray
+from .dicom import read_xray, show_xray, xray_meta
 from .files import written
 from .records import from_bytes
 from .decide import Decision, explain
-from .chest import describe_mask
+from .chest import describe_mask, patient_side
 from .outlines import masks_of, predict_like
 from .submission import decision_from
 
@@ -32,6 +32,7 @@ class Outline:
     told:dict # of `describe_mask`
     decision:object=None # plain data of the decision
     source:str='' # where the decision comes from, in words
+    aspect:float=1. # height of a pixel over its width
     @property
     def positive(self)->bool:
         "Is anything outlined?"
@@ -56,7 +57,8 @@ class Outline:
         "What there is to say"
         t = self.told
         size = f'{t["area"]:,} px'+(f', {t["area_mm2"]/100:.1f} cm²' if t['area_mm2']>0 else '')+(f', {t["extent"]:.0%} of the lung field' if t['extent']>0 else '')
-        found = f'pneumothorax outlined: {t["side"]}, {size}' if self.positive else 'nothing outlined'
+        where = patient_side(t)
+        found = f'pneumothorax outlined: {where}, {size}' if self.positive else 'nothing outlined'
         return [found, f'highest probability {self.prob:.2f}; {self.reason} ({self.source})', *([t['remarks']] if t['remarks'] else []), 'research use only, not for diagnosis']
     def __repr__(self): return f'{self.path.name}\n'+'\n'.join(self.words())
     def show(self,
@@ -77,11 +79,12 @@ def _drawn(o, fig, size):
     "Draw an `Outline` into an empty figure"
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    h,w = o.x.shape
+    h,w = o.x.shape[0]*o.aspect,o.x.shape[1]
     wide,high = size*min(1,w/h),size*min(1,h/w)
-    fig.set_size_inches(2*wide+1, high+.95)
+    lines = [l for line in o.words() for l in textwrap.wrap(line, int(13*(2*wide+1)))]
+    fig.set_size_inches(2*wide+1, high+.35+.16*len(lines))
     left,right = fig.subplots(1, 2)
-    k = min(1,1200/max(h,w))
+    k = min(1,1200/max(o.x.shape))
     small = lambda a,how: cv2.resize(a, None, fx=k, fy=k, interpolation=how) if k<1 else a
     x = small(o.x, cv2.INTER_AREA)
     show_xray(x, None, o.mask if o.positive else None, ax=left, title=o.path.name)
@@ -91,7 +94,8 @@ def _drawn(o, fig, size):
     right.axis('off')
     right.set_title('probability', fontsize=9)
     fig.colorbar(colours, ax=right, shrink=.7, ticks=[0,.5,1])
-    fig.supxlabel('\n'.join(o.words()), fontsize=9, x=.02, ha='left')
+    for ax in (left,right): ax.set_aspect(o.aspect)
+    fig.supxlabel('\n'.join(lines), fontsize=9, x=.02, ha='left')
     return fig
 
 # %% ../nbs/40a_show.ipynb #c40a0012
@@ -100,7 +104,8 @@ def _how(runs, decision):
     if decision is not None: return decision,'given'
     cv = runs[0] if len(runs)==1 and isinstance(runs[0],(str,Path)) else None
     if cv is None or not (Path(cv)/'crossval.json').exists(): return None,'chosen on no data'
-    found = decision_from(oof=cv)
+    try: found = decision_from(oof=cv)
+    except PtxError as e: return None,f'chosen on no data, for {e}'
     return found['decision'],f'triplet {found["decision"].triplet}, chosen on {found["note"]["source"]["n"]} radiographs out of fold'
 
 def outlines(
@@ -114,13 +119,15 @@ def outlines(
     decision,source = _how(run if isinstance(run,(list,tuple)) else [run], decision)
     files = [files] if isinstance(files,(str,Path)) and Path(files).is_file() else files
     with tempfile.TemporaryDirectory() as d:
-        pred = predict_maps(run, files, Path(d)/'pred', progress=False, **{'workers':0,'dtype':'uint16',**predict_like(decision),**kwargs})
+        kwargs = {k:v for k,v in kwargs.items() if v is not None}
+        try: pred = predict_maps(run, files, Path(d)/'pred', progress=False, **{'workers':0,'dtype':'uint16',**predict_like(decision),**kwargs})
+        except PtxError as e: raise PtxError(str(e).replace(f', see {d}/pred/failed.csv','')) from None
         made = masks_of(pred, decision, 'original')
         for (i,p,mask),path,row in zip(made, made.index.path, made.index.row):
             x = read_xray(path)
             p = np.array(from_bytes(p))
             said = made.reason(i,row),describe_mask(mask,x,path),made.about if len(made.voters)==1 else None,source
-            yield Outline(Path(path), x, p, mask, float(p.max()), *said)
+            yield Outline(Path(path), x, p, mask, float(p.max()), *said, xray_meta(path)['pixel_aspect'])
 
 def outline(
     run:object, # as for `outlines`

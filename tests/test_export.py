@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from conftest import ok, ptx
+from conftest import TINY, ok, ptx
 from PIL import Image
 
 from pneumothorax.chest import describe_mask
@@ -175,3 +175,35 @@ def test_an_outline_in_python(tiny_run, phantoms):
     assert np.isnan(o.extent) or 0 <= o.extent <= 1
     assert o.area_mm2 == 0 or o.positive
     with pytest.raises(PtxError, match='none.dcm'): outline(tiny_run, f.parent/'none.dcm')
+
+def test_pixels_that_are_not_square(real, tiny_run, tmp_path):
+    "A capture and a picture have the shape of the patient; the segmentation that of the file"
+    t, _, _ = real
+    ds = pydicom.dcmread(t.path[0])
+    ds.decompress()
+    ds.PixelData, ds.Rows, ds.PixelSpacing = np.ascontiguousarray(ds.pixel_array[::2]).tobytes(), 512, [.4, .2]
+    ds.save_as(tmp_path/'flat.dcm')
+    one = pd.DataFrame({'ImageId': ['flat'], 'path': [tmp_path/'flat.dcm'], 'rles': [[rle_encode(np.pad(np.ones((200, 200), np.uint8), 412))]]})
+    pred = predictions(tmp_path/'pred', one)
+    for kind in ('sc', 'dicomseg'): export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False)
+    sc = pydicom.dcmread(tmp_path/'sc'/'flat.dcm')
+    assert sc.Columns == 1024 and sc.Rows > 1024 and sc.SourceImageSequence[0].ReferencedSOPInstanceUID == ds.SOPInstanceUID
+    assert pydicom.dcmread(tmp_path/'dicomseg'/'flat.dcm').pixel_array.shape == (512, 1024)
+    w, h = outline(tiny_run, tmp_path/'flat.dcm').show().get_size_inches()
+    assert 1.6 < w/h < 2.4     # two squares side by side, and words
+
+@pytest.mark.parametrize(('rows', 'columns', 'view', 'said'), [('A', 'F', '', 'a lateral view'), ('L', 'F', 'LL', 'a lateral view'), ('F', 'L', '', 'lies on its side'), ('L', 'H', '', 'upside down')])
+def test_a_side_that_cannot_be_said(real, rows, columns, view, said, tmp_path):
+    t, _, _ = real
+    pos = t[t.has_ptx].iloc[0]
+    ds = pydicom.dcmread(pos.path)
+    ds.PatientOrientation, ds.ViewPosition = [rows, columns], view
+    ds.save_as(tmp_path/'x.dcm')
+    told = describe_mask(rles_to_mask(pos.rles), read_xray(tmp_path/'x.dcm'), tmp_path/'x.dcm')
+    assert said in told['remarks'] and (told['side'] == '') == (said != 'upside down')
+
+def test_a_cross_validation_that_learnt_nothing_shows_something(phantoms, tmp_path):
+    ok('ptx_folds', phantoms, '--n', '2', '--out', tmp_path/'f.csv')
+    ok('ptx_train', phantoms, '--folds', tmp_path/'f.csv', '--out', tmp_path/'cv', *TINY)
+    p = ok('ptx_show', tmp_path/'cv', next((phantoms/'dicom-images-test').rglob('*.dcm')), '--out', tmp_path/'h')
+    assert 'chosen on no data, for' in p.stdout or 'out of fold' in p.stdout

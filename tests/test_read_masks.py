@@ -273,7 +273,7 @@ def scans(d, names):
 def test_the_same_names_in_a_folder_for_each_patient(phantoms, tmp_path):
     t = siim_train(phantoms)
     for k, (p, r) in enumerate(zip(t.path[:4], t.rles[:4])):
-        for root in ('scans', 'masks'): (tmp_path/root/f'P{k}').mkdir(parents=True)
+        for top in ('scans', 'masks'): (tmp_path/top/f'P{k}').mkdir(parents=True)
         (tmp_path/'scans'/f'P{k}'/'IM0001.dcm').write_bytes(p.read_bytes())
         Image.fromarray(rles_to_mask(r)[8::16, 8::16]*255).save(tmp_path/'masks'/f'P{k}'/'IM0001.png')
     pd.DataFrame({'image': [f'P{k}/IM0001.dcm' for k in range(4)], 'mask': [f'masks/P{k}/IM0001.png' for k in range(4)]}).to_csv(tmp_path/'t.csv', index=False)
