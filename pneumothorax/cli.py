@@ -419,7 +419,7 @@ def ptx_predict(
 # %% ../nbs/41_cli.ipynb #sho00002
 @command(inputs=('files','decision'), example='ptx_show run chest.dcm')
 def ptx_show(
-    files:list, # a run of ptx_train, or of ptx_train --folds, and then radiographs (.dcm, .png, .jpg), or a folder of them
+    files:list, # a run of ptx_train, or of ptx_train --folds, or several, and then radiographs (.dcm, .png, .jpg), or a folder of them
     out:str='shown', # folder for the pictures, NAME.png; those that are there already are replaced
     triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3; default: the one that was chosen out of fold, or the plain rule
     decision:str=None, # record of a submission (.json): decide as it did
@@ -428,12 +428,14 @@ def ptx_show(
 ):
     "Outline single radiographs: what was found, in words, and a picture of each. Research use only."
     from pneumothorax.submission import decision_from
-    if len(files)<2: raise PtxError(f'{files[0]}: which radiograph? give a run and then files, as in ptx_show RUN chest.dcm')
+    n = next((k for k,f in enumerate(files) if not any((Path(f)/r).exists() for r in ('run.json','crossval.json'))), len(files)) or 1
+    runs,files = files[:n],files[n:]
+    if not files: raise PtxError(f'{runs[-1]}: which radiograph? give a run and then files, as in ptx_show RUN chest.dcm')
     how = decision_from(triplet, file=decision)
     from pneumothorax.show import outlines
     Path(out).mkdir(parents=True, exist_ok=True)
-    for o in outlines(files[0], files[1] if len(files)==2 else files[1:], how.get('decision'), tta=tta, device=device):
-        print(f'{o}\n{o.save(Path(out)/f"{o.path.stem}.png")}\n')
+    for o in outlines(runs, files[0] if len(files)==1 else files, how.get('decision'), tta=tta, device=device):
+        print(f'{o}\n{o.save(Path(out)/f"{o.image}.png")}\n')
 
 # %% ../nbs/41_cli.ipynb #exp00001
 def _sheet(f, out, arg='sheet'):

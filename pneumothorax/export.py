@@ -181,7 +181,7 @@ def export_masks(
     if kind in ('dicomseg','sc'): _refer(made.index.path, kind)
     writable(out).mkdir(parents=True, exist_ok=True)
     about = json.dumps(dict(pred=json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8')), decision=made.about), default=str, sort_keys=True)
-    notice('radiographs could not be read, so they have no mask', made.failed.ImageId.tolist())
+    notice('radiographs could not be read and have no mask', made.failed.ImageId.tolist())
     if kind=='csv': t = _table(made, made.failed, out/'masks.csv')
     else: t = _files(kind, out, made, maps, about)
     write_record(dict(kind=kind, n=len(t), n_masks=int(t.positive.eq(True).sum()), versions=versions(), **json.loads(about)), out/'export.json')

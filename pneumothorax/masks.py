@@ -216,6 +216,8 @@ def _from_coco(j, keep, where):
     "What a COCO file says of its images"
     names = {c['id']:c.get('name',c['id']) for c in j.get('categories',[])}
     images = {i['id']:i for i in j['images']}
+    if odd := [str(i.get('file_name',i['id'])) for i in j['images'] if not (i.get('height') and i.get('width') and i.get('file_name'))]:
+        raise MaskFault('COCO files have images without name, height or width', 'complete them, or export again', f'{where}: {few(odd)}')
     if lost := [str(a['image_id']) for a in j['annotations'] if a['image_id'] not in images]:
         raise MaskFault('files have annotations of images that they do not list', 'export again', f'{where}: image {few(lost)}')
     def drawn(a):
@@ -480,7 +482,7 @@ def read_masks(
     if faults: raise FaultyMasks(path, faults)
     t = pd.DataFrame(rows)
     if value is not None and not t.area.any(): raise PtxError(f'{path}: no mask holds value={value}')
-    notice('masks are larger than half of their radiograph; is their inside outside?', t.ImageId[t.area>_FRAMED[0]**2/2].tolist())
+    notice('masks are larger than half of the radiograph; is the inside outside?', t.ImageId[t.area>_FRAMED[0]**2/2].tolist())
     return t if t.patient_id.notna().any() else t.drop(columns='patient_id')
 
 # %% ../nbs/03a_masks.ipynb #a3a00043
@@ -511,6 +513,7 @@ def labelled(
     t = labels_of(labels, files, frame, progress)
     if 'outlined' not in t: return siim_train(files, t)
     notice('radiographs are known to be positive and have no outline, left out; a training can learn from them as unlabelled= ones', t.ImageId[~t.outlined].tolist())
+    files = replace(files, images={i:f for i,f in files.images.items() if i not in set(t.ImageId[~t.outlined])})
     t = siim_train(files, t[t.outlined].drop(columns=['outlined','height','width','own']).reset_index(drop=True))
     if not t.has_ptx.any(): notice('sets have no outline at all', [str(labels)])
     return t

@@ -23,6 +23,7 @@ from .submission import decision_from
 @dataclass
 class Outline:
     "What a run says of one radiograph"
+    image:str # its identifier
     path:Path # of the radiograph
     x:np.ndarray # H×W in [0,1]: its pixels
     map:np.ndarray # h×w float32 in [0,1]: probability of pneumothorax, over the whole radiograph
@@ -127,7 +128,7 @@ def outlines(
             x = read_xray(path)
             p = np.array(from_bytes(p))
             said = made.reason(i,row),describe_mask(mask,x,path),made.about if len(made.voters)==1 else None,source
-            yield Outline(Path(path), x, p, mask, float(p.max()), *said, xray_meta(path)['pixel_aspect'])
+            yield Outline(i, Path(path), x, p, mask, float(p.max()), *said, xray_meta(path)['pixel_aspect'])
 
 def outline(
     run:object, # as for `outlines`

@@ -164,6 +164,11 @@ def test_show(seen, tiny_run, tmp_path):
     with Image.open(tmp_path/'one'/f'{one.stem}.png') as im: assert min(im.size) > 500 and abs(im.info['dpi'][0]-150) < 1
     p = ok('ptx_show', tiny_run, images, '--out', tmp_path/'all', '--triplet', '.5,0,.5')
     assert len(list((tmp_path/'all').glob('*.png'))) == 4 and 'broken' in p.stderr and '(given)' in p.stdout
+    for k in (1, 2): (tmp_path/f'P{k}').mkdir()
+    both = sorted(f for f in images.rglob('*.dcm') if f.name != 'broken.dcm')[:2]
+    for k, f in enumerate(both): (tmp_path/f'P{k+1}'/'IM.dcm').write_bytes(f.read_bytes())
+    ok('ptx_show', tiny_run, tiny_run, tmp_path/'P1'/'IM.dcm', tmp_path/'P2'/'IM.dcm', '--out', tmp_path/'two')
+    assert sorted(f.name for f in (tmp_path/'two').iterdir()) == ['P1_IM.png', 'P2_IM.png']
     bad = ptx('ptx_show', tiny_run, images/'broken.dcm')
     assert bad.returncode == 1 and 'broken' in bad.stderr and 'Traceback' not in bad.stderr
     assert ptx('ptx_show', tiny_run).returncode == 1
