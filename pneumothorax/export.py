@@ -177,7 +177,7 @@ def export_masks(
     if maps and kind not in _ENDS: raise PtxError(f'maps=True: probabilities are written beside {", ".join(_ENDS)}; leave it out')
     out,made = Path(out),masks_of(pred, decision, 'original', progress=progress, **kwargs)
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise PtxError(f'{out}: not an empty folder; give another, or empty it')
-    if lost := [p for p in made.index.path if not Path(p).exists()]: raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,3)}; predict again where they are now')
+    if lost := [p for p in made.index.path if not Path(p).exists()]: raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,2)}; predict again where they are now'+(', or export from the folder in which it was predicted' if not Path(lost[0]).is_absolute() else ''))
     if kind in ('dicomseg','sc'): _refer(made.index.path, kind)
     writable(out).mkdir(parents=True, exist_ok=True)
     about = json.dumps(dict(pred=json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8')), decision=made.about), default=str, sort_keys=True)
