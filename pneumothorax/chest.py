@@ -111,7 +111,7 @@ def extent(
     if not .6<own/other<1.7: return np.nan,f'the lung fields differ too much ({own/other:.1f} times the other side)'
     return float(m.sum()/own),''
 
-# %% ../nbs/32a_chest.ipynb #c3a2001c
+# %% ../nbs/32a_chest.ipynb #c3a2001d
 def patient_side(
     told:dict, # of `describe_mask`
 )->str: # such as "patient's left"
