@@ -23,6 +23,10 @@ from .bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap, score_are
 from .records import RunError, oof_folder, open_maps, open_oof
 from .outlines import masks_of
 
+# %% ../nbs/38a_compare.ipynb #c38arec2
+def _record(run): return json.loads((Path(run)/'run.json').read_text(encoding='utf-8'))
+def _data(args): return open_data(args['data'], args.get('labels'), args.get('frame'))
+
 # %% ../nbs/38a_compare.ipynb #c38a000d
 @dataclass
 class Side:
@@ -41,7 +45,7 @@ def _size(f):
 
 def _made(runs):
     "How runs were made: recipe, parameters, minutes, epochs"
-    record = json.loads((runs[0]/'run.json').read_text(encoding='utf-8'))
+    record = _record(runs[0])
     history = [pd.read_csv(r/'history.csv') for r in runs]
     minutes = sum(h.secs.sum() for h in history)/60 if all('secs' in h for h in history) else np.nan
     return dict(recipe=record['args'], parameters=_size(runs[0]/'model.safetensors'), minutes=minutes, epochs=len(history[0]))
@@ -61,11 +65,11 @@ def _scored(pred, truth, **how):
 def _of_run(run, how, device):
     "A run on the images that it held back"
     from pneumothorax.predict import predict_maps
-    r = json.loads((run/'run.json').read_text(encoding='utf-8'))
+    r = _record(run)
     held,args = r['data']['valid'],r['args']
     if not held: raise RunError(f'{run}: it held no image back, so there is nothing to judge it by; predict other radiographs, and compare the predictions with labels=')
     if not Path(args['data']).exists(): raise RunError(f'{run}: its data ({args["data"]}) is no longer there; predict its images where they are now, and compare the predictions with labels=')
-    x = open_data(args['data'], args.get('labels'), args.get('frame'))
+    x = _data(args)
     t = x.table[x.table.ImageId.isin(held)]
     with tempfile.TemporaryDirectory() as d:
         predict_maps(run, {i:x.files[i] for i in t.ImageId}, Path(d)/'p', workers=0, progress=False, device=device)
@@ -90,8 +94,8 @@ def _learnt(pred):
     out = set()
     for f in ([said] if isinstance(said,str) else said):
         if not (Path(f)/'run.json').exists(): continue
-        r = json.loads((Path(f)/'run.json').read_text(encoding='utf-8'))
-        if Path(r['args']['data']).exists(): out |= set(open_data(r['args']['data'],r['args'].get('labels'),r['args'].get('frame')).table.ImageId)-set(r['data']['valid'])
+        r = _record(f)
+        if Path(r['args']['data']).exists(): out |= set(_data(r['args']).table.ImageId)-set(r['data']['valid'])
     notice('radiographs were trained on by a network that predicts them, left out', sorted(out & set(open_maps(pred)[0].ImageId)))
     return out
 

@@ -49,16 +49,16 @@ def _uids(*what): return [generate_uid(entropy_srcs=[k,*map(str,what)]) for k in
 # %% ../nbs/40_export.ipynb #c4000011
 _TEXT = 'pneumothorax: automatic outline - research use only, not for diagnosis'
 
-def _source(path):
+def _source(path, pixels=True):
     "A DICOM radiograph that can be referred to, or why it cannot"
     if not _is_dicom(path): return None,'is no DICOM file'
-    with collected(): ds = pydicom.dcmread(path)
+    with collected(): ds = pydicom.dcmread(path, stop_before_pixels=not pixels)
     bad = [k for k in ('StudyInstanceUID','SeriesInstanceUID','SOPInstanceUID') if not UID(str(ds.get(k,'')),validation_mode=IGNORE).is_valid]
     return ds,f'has no valid {bad[0]}' if bad else ''
 
-def _refer(paths, kind):
+def _refer(paths):
     "Refuse what cannot be referred to; raises `PtxError`"
-    bad = [f'{Path(p).name} ({why})' for p in paths if (why := _source(p)[1])]
+    bad = [f'{Path(p).name} ({why})' for p in paths if (why := _source(p,pixels=False)[1])]
     if bad: raise PtxError(f'{counted(len(bad),"radiographs have no place in DICOM, so nothing can refer to them")}: {few(bad,3)}; export them as png, npy, nifti or coco, or leave them out')
 
 def _seg(ds, mask, about, f):
@@ -178,7 +178,7 @@ def export_masks(
     out,made = Path(out),masks_of(pred, decision, 'original', progress=progress, **kwargs)
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise PtxError(f'{out}: not an empty folder; give another, or empty it')
     if lost := [p for p in made.index.path if not Path(p).exists()]: raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,2)}; predict again where they are now'+(', or export from the folder in which it was predicted' if not Path(lost[0]).is_absolute() else ''))
-    if kind in ('dicomseg','sc'): _refer(made.index.path, kind)
+    if kind in ('dicomseg','sc'): _refer(made.index.path)
     writable(out).mkdir(parents=True, exist_ok=True)
     about = json.dumps(dict(pred=json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8')), decision=made.about), default=str, sort_keys=True)
     notice('radiographs could not be read and have no mask', made.failed.ImageId.tolist())

@@ -189,7 +189,7 @@ def _from_seg(f, keep):
     seg = hd.Segmentation.from_dataset(ds, copy=False)
     about = {n:seg.get_segment_description(n) for n in seg.segment_numbers}
     coded = lambda o: _low(o.segment_label).startswith('segment') and _low(o.segmented_property_type.meaning) in _OURS     # Slicer's Segment_1
-    n = [k for k,o in about.items() if keep&{_low(o.segment_label),str(k)} or coded(o)]
+    n = [k for k,o in about.items() if keep&{_low(o.segment_label),str(k)} or _OURS&keep and coded(o)]
     drawn = lambda uid: seg.get_pixels_by_source_instance([uid], segment_numbers=n, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)[0]
     mask = lambda uid: (drawn(uid)>=.5).any(-1).astype(np.uint8) if n else np.zeros((seg.Rows,seg.Columns),np.uint8)
     return [_Said(uid, lambda uid=uid: mask(uid), f.name, uid=True) for _,_,uid in seg.get_source_image_uids()]
