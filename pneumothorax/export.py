@@ -17,7 +17,7 @@ from . import __version__
 from .rle import PtxError
 from .dicom import _is_dicom, _rgb, collected, contours, read_xray, xray_meta
 from .siim import counted, few, notice, writable, write_index
-from .masks import _needs
+from .mask_files import _needs
 from .files import written
 from .records import from_bytes, versions, write_record
 from .chest import describe_mask, patient_side

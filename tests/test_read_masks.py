@@ -31,6 +31,8 @@ def as_palette(ms, d):
         im = Image.fromarray(m, 'P')
         im.putpalette([0, 0, 0, 255, 0, 0])
         im.save(d/f'seg-{i}.gif')
+def as_colour(ms, d):
+    for k, (i, m) in enumerate(ms.items()): Image.fromarray(np.dstack([m*0, m*200, m*30, *([m*255] if k % 2 else [])])).save(d/f'{i}_mask.png')     # every other on a transparent ground
 def as_bits(ms, d):
     for i, m in ms.items(): Image.fromarray(m > 0).save(d/f'{i}.tif')
 def as_array(ms, d):
@@ -58,7 +60,7 @@ def as_table(ms, d):
     as_array(ms, d)
     pd.DataFrame({'Scan': [f'{i}.dcm' for i in ms], 'Outline': [f'{i}.npy' for i in ms]}).to_csv(d/'mine.csv', index=False)
 
-FORMATS = {f.__name__: f for f in (as_png, as_palette, as_bits, as_array, as_nifti, as_coco, as_labelme, as_table)}
+FORMATS = {f.__name__: f for f in (as_png, as_palette, as_colour, as_bits, as_array, as_nifti, as_coco, as_labelme, as_table)}
 
 def written(kind, ms, d):
     d.mkdir()
@@ -141,13 +143,13 @@ def test_what_people_get_wrong_is_told_at_once(odd, tmp_path):
     a, b, c, s, e, f = ms
     Image.fromarray(ms[a].T*255).save(tmp_path/f'{a}_mask.png')
     Image.fromarray(ms[b][::2, ::2]*255).save(tmp_path/f'{b}_mask.png')
-    Image.fromarray(np.dstack([ms[c]*255, ms[c]*0, ms[c]*0])).save(tmp_path/f'{c}_mask.png')
+    Image.fromarray(np.dstack([ms[c]*255, 1-ms[c], ms[c]*0])).save(tmp_path/f'{c}_mask.png')
     Image.fromarray(ms[s]*3+1).save(tmp_path/f'{s}_mask.png')
     (tmp_path/f'{e}_mask.png').write_bytes(b'no picture')
     Image.fromarray(ms[f]).save(tmp_path/f'{f}_mask.png')
     np.save(tmp_path/f'{f}_mask.npy', ms[f])
     refused(tmp_path, d, '1 mask has rows and columns exchanged: IM-0000_mask.png: 200×300, radiograph 300×200', 'another size than their radiograph: IM-0001_mask.png: 128×160',
-        'coloured: IM-0002_mask.png', 'several values besides 0: IM-0003_mask.png: 1, 4; say which counts', 'cannot be read as masks: IM-0004_mask.png', 'there twice: IM-0005_mask.npy, IM-0005_mask.png')
+        'several colours besides 0: IM-0002_mask.png: #000100, #ff0000; say which counts, as in value=#ff0000', 'several values besides 0: IM-0003_mask.png: 1, 4; say which counts', 'cannot be read as masks: IM-0004_mask.png', 'there twice: IM-0005_mask.npy, IM-0005_mask.png')
     p = ptx('ptx_import', tmp_path, d, '--out', tmp_path/'y.csv')
     assert p.returncode == 1 and 'Traceback' not in p.stderr and len(p.stderr.strip().splitlines()) == 7 and not (tmp_path/'y.csv').exists()
 
