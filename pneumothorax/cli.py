@@ -331,17 +331,19 @@ def ptx_import(
     images:str, # folder of the radiographs
     out:str='labels.csv', # table to write: ImageId, EncodedPixels (run-lengths of the 1024x1024 frame), and patient_id where the table names it
     empty:str='error', # radiographs without a mask: error, negative (they are healthy) or skip (leave them out)
-    value:str=None, # what counts: a value of the pixels, all above one as ">127", or a label; default: the only one, or the one that speaks of a pneumothorax
+    value:str=None, # what counts: a value of the pixels, all above one as ">127", a colour as "#ff0000", or a label; default: the only one, or the one that speaks of a pneumothorax
     columns:str=None, # of a table, where their names do not tell: image=scan,mask=outline,label=finding,patient=subject
+    resize:bool=False, # masks of another size were drawn on copies that show the whole radiograph
     n:int=12, # radiographs on the sheet that is written beside the table
 ):
     "Read masks of any kind, write them as run-lengths, and show the first ones on their radiographs."
-    from pneumothorax.masks import mask_sheet, radiographs, read_masks, save_labels
+    from pneumothorax.masks import mask_options, mask_sheet, radiographs, read_masks, save_labels
     out,sheet = Path(out),Path(out).with_suffix('.png')
     for f in (out,sheet):
         if f.exists(): raise PtxError(f'{f}: there already; remove it, or give another name with --out')
     files = radiographs(images, masks)
-    t = read_masks(masks+f':{columns}'*bool(columns), files, value, empty, progress=sys.stdout.isatty())
+    source = masks+(',' if mask_options(masks)[1] else ':')+columns if columns else masks
+    t = read_masks(source, files, value, empty, resize=resize, progress=sys.stdout.isatty())
     save_labels(t, out)
     drawn,weak = (t.area>0).sum(),(~t.outlined).sum()
     if drawn and n: mask_sheet(t, files.images, n).savefig(sheet)

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
 from .rle import LabelError, PtxError, rle_encode, rle_to_frame, rles_runs, rles_to_mask
 from .dicom import XrayError, read_xray, xray_meta, xray_sheet
-from .siim import _TABLES, _files, _has_rles, _marked
+from .siim import _NO, _TABLES, _YES, _files, _has_rles, _marked
 from .siim import SiimFiles, bar, counted, few, find_siim, image_id, notice, read_labels, siim_train, write_index
 from .mask_files import _CALLED, _PIXELS, FaultyMasks, MaskFault, _Said, _end, _from_json, _from_seg, _from_table, _meant, mask_pixels
 
@@ -53,7 +53,13 @@ def match_names(
     return {name:of(name) for name in names}
 
 # %% ../nbs/03b_masks.ipynb #a3a00026
-_OPTIONS = 'value','empty',*_CALLED
+_OPTIONS = 'value','empty','resize',*_CALLED
+
+def _said_yes(v):
+    "An option that is on or off; raises `PtxError`"
+    word = str(v).lower()
+    if word not in _YES+_NO: raise PtxError(f'resize={v}: say yes or no')
+    return word in _YES
 
 def mask_options(
     source:str, # a path, maybe with options as in 'masks:empty=negative,value=2'
@@ -160,19 +166,21 @@ def _placed(said, images, faults):
 # %% ../nbs/03b_masks.ipynb #a3a00036
 _FRAMED = 1024,1024
 
-def _fits(m, size, name):
-    "Raise a `MaskFault` if a mask cannot be of a radiograph of this size"
+def _fits(m, size, name, copies=None):
+    "A mask at the size of its radiograph, or a `MaskFault`; masks of copies are brought to it where they may be, and counted if the proportions differ"
     if size is None or m.shape==tuple(size): return m
     say = f'{name}: {m.shape[0]}×{m.shape[1]}, radiograph {size[0]}×{size[1]}'
     if m.shape==tuple(size)[::-1]: raise MaskFault('masks have rows and columns exchanged', 'turn them, or export them again', say)
-    raise MaskFault('masks have another size than their radiograph', 'export them at the size of the radiograph', say)
+    if copies is None: raise MaskFault('masks have another size than their radiograph', 'export them at that size, or say that they were drawn on a copy of the whole of it (resize=True)', say)
+    if abs(np.log(m.shape[0]/m.shape[1]*size[1]/size[0]))>.02: copies.append(say)
+    return cv2.resize(m, tuple(size)[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
-def _drawn(i, said, size, faults):
+def _drawn(i, said, size, faults, copies):
     "Run-lengths of the masks of a radiograph: at its own size ('' where that is not known), and in the 1024² frame"
     own,frame = [],[]
     for s in said:
         name = s.where if s.uid else Path(str(s.name)).name
-        m = s.draw and _caught(lambda: s.draw() if s.framed else _fits(s.draw(),size,name), faults, name)
+        m = s.draw and _caught(lambda: s.draw() if s.framed else _fits(s.draw(),size,name,copies), faults, name)
         if m is None or not m.any(): continue
         if s.label is False: faults.append(MaskFault('rows have a mask and say no', 'correct the table', i))
         rle = rle_encode(m)
@@ -181,13 +189,13 @@ def _drawn(i, said, size, faults):
         own.append('' if s.framed and size!=_FRAMED else rle)
     return own,frame
 
-def _row(i, said, images, faults):
+def _row(i, said, images, faults, copies=None):
     "A row of the table"
     meta,labels = images.meta(i),{s.label for s in said}-{None}
     faults += [MaskFault('labels are not understood', 'write yes or no, or a finding such as Pneumothorax', f'{i}: {l}') for l in sorted(l for l in labels if isinstance(l,str))]
     labels = {l for l in labels if isinstance(l,bool)}
     size,spacing = meta['size'],meta['pixel_spacing']
-    own,frame = _drawn(i, said, size, faults)
+    own,frame = _drawn(i, said, size, faults, copies)
     patients = sorted({s.patient for s in said if s.patient})
     if len(patients)>1: faults.append(MaskFault('radiographs are of several patients', 'correct the table', f'{i}: {few(patients)}'))
     if len(labels)>1: faults.append(MaskFault('radiographs are said to be positive and to be healthy', 'correct the table', i))
@@ -220,11 +228,13 @@ def read_masks(
     value:object=None, # what counts: a value of the pixels, text as '>127', or a label; None: the only one, or the one that speaks of a pneumothorax
     empty:str='error', # radiographs without a mask: 'error', 'negative' (they are healthy), or 'skip' (leave them out)
     columns:dict={}, # of a table, where their names do not tell: image, mask, label, patient → name of the column
+    resize:bool=False, # were masks of another size drawn on copies that show the whole radiograph?
     progress:bool=False, # show a bar?
 )->pd.DataFrame: # ImageId, rles (of the 1024² frame), n_masks, area (pixels of the frame), has_ptx, outlined, height, width, own (run-lengths at the radiograph's size), area_mm2 (NaN where unknown), and patient_id where a table names it
     "One row per radiograph, as `read_labels` gives it; raises `FaultyMasks`, which lists what is wrong, or `PtxError`"
     path,options = mask_options(source)
     value,empty,columns = options.get('value',value),options.get('empty',empty),{**columns,**{k:v for k,v in options.items() if k in _CALLED}}
+    copies = [] if _said_yes(options.get('resize',resize)) else None
     if empty not in _EMPTY: raise PtxError(f'empty={empty!r}: give one of {", ".join(_EMPTY)}')
     files,faults = None if isinstance(images,dict) else radiographs(images,path),[]
     pics = _Images(files.images if files else without_masks(images,path))
@@ -235,10 +245,11 @@ def read_masks(
     notice('radiographs lie in folders of test images, so they need no mask', [i for i in pics.paths if i in exempt and i not in told])
     none = [i for i in pics.paths if i not in told and i not in exempt]
     if empty=='error': faults += [MaskFault('radiographs have no mask', 'if they are healthy say so (empty=negative), else leave them out (empty=skip)', i) for i in none]
-    rows = [_row(i, by.get(i,[]), pics, faults) for i in bar(list(pics.paths),progress) if i in told or empty=='negative' and i not in exempt]
+    rows = [_row(i, by.get(i,[]), pics, faults, copies) for i in bar(list(pics.paths),progress) if i in told or empty=='negative' and i not in exempt]
     if faults: raise FaultyMasks(path, faults)
     t = pd.DataFrame(rows)
     if value is not None and not t.area.any(): raise PtxError(f'{path}: no mask holds value={value}')
+    notice('masks have other proportions than their radiograph, and were stretched over it; if the copies were padded or cropped that is wrong', copies or [])
     notice('masks are larger than half of the radiograph; is the inside outside?', t.ImageId[t.area>_FRAMED[0]**2/2].tolist())
     return t if t.patient_id.notna().any() else t.drop(columns='patient_id')
 

@@ -382,3 +382,12 @@ def test_copies_of_one_radiograph_get_its_segmentation(phantoms, tmp_path):
     (tmp_path/'seg').mkdir()
     seg(p, np.eye(64, dtype=np.uint8), tmp_path/'seg'/'x.dcm')
     assert read_masks(tmp_path/'seg', {n: tmp_path/f'{n}.dcm' for n in ('one', 'copy')}).has_ptx.tolist() == [True, True]
+
+def test_masks_of_copies_are_brought_to_the_size_of_their_radiograph_if_one_says_so(odd, tmp_path):
+    d, ms = odd
+    for k, (i, m) in enumerate(ms.items()): Image.fromarray(np.kron(m, np.ones((2, 2), np.uint8)) if k else m[:, ::2]*255).save(tmp_path/f'{i}.png')
+    refused(tmp_path, d, '6 masks have another size', 'a copy of the whole of it (resize=True)')
+    with pytest.warns(PtxNotice, match='1 mask has other proportions.*IM-0000'): t = read_masks(f'{tmp_path}:resize=True', d)
+    for i, own, h, w in list(zip(t.ImageId, t.own, t.height, t.width))[1:]: assert (rles_to_mask(own, (h, w)) == ms[i]).all()
+    assert 'say yes or no' in ptx('ptx_import', f'{tmp_path}:resize=maybe', d, '--out', tmp_path/'l.csv').stderr
+    assert '6 outlined' in ok('ptx_import', tmp_path, d, '--out', tmp_path/'l.csv', '--resize').stdout
