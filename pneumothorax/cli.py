@@ -145,7 +145,7 @@ def _main(f, may_miss, example, argv=None):
 def _there(f, k, value):
     "Refuse a path that does not exist"
     for v in value if isinstance(value,(list,tuple)) else [value]:
-        if v is None or Path(re.sub(r':\w+=.*$','',str(v)) if k=='labels' else v).expanduser().exists(): continue
+        if v is None or Path(re.sub(r':\w+=.*$','',str(v)) if k in ('labels','masks') else v).expanduser().exists(): continue
         raise PtxError(f'{v}: no such file or folder; check the path. What belongs here: {docments(f,full=True)[k].docment}')
 
 # %% ../nbs/41_cli.ipynb #70cb8004

@@ -9,7 +9,7 @@ __all__ = ['MaskFault', 'FaultyMasks', 'mask_pixels']
 import base64, io, json
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd, pydicom
+import numpy as np, pydicom
 from PIL import Image, ImageOps
 from .rle import LabelError, PtxError, _whole, rles_to_mask, to_install
 from .siim import _NO, _YES, _known, _says, _text_table, counted, few
