@@ -20,7 +20,7 @@ def midline(
     return float(85+column[85:172].argmax()+.5)/256
 
 # %% ../nbs/32a_chest.ipynb #c3a2000d
-_LATERAL = 'LL','RL','LATERAL','LLO','RLO'
+_LATERAL = 'LL','RL','LAT','LATERAL','LLAT','RLAT','LLO','RLO'
 
 def hung(
     path:str, # a radiograph

@@ -23,6 +23,7 @@ from .files import disk_full
 _COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
     predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
 _CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as_')   # parameters of functions that commands call otherwise
+_OF_MASKS = 'empty','value','resize','image','mask','label','patient'   # said of masks, in the text of --labels
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
 
 def as_command(
@@ -32,10 +33,11 @@ def as_command(
     "Say a message in the words of a command"
     def typed(m):
         k,v = m[1] if m[1] in options else _CALLED.get(m[1]),m[2]
-        if k not in options: return m[0]
+        if k not in options and m[1] not in _OF_MASKS: return m[0]
         v = re.sub(r", +", ",", v.strip("[]")) if v[:1]=='[' else v.strip("'\"")
+        if k not in options: return f'--columns {m[1]}={v}' if 'columns' in options else '--labels '+shlex.quote(f'MASKS:{m[1]}={v}') if 'labels' in options else m[0]
         k = k.rstrip('_')     # `as_`, a word that Python keeps for itself, is typed --as
-        return f'no --{k}' if v in ('None','False') else f'--{k}' if v in ('True','') else f'--{k} {v}'
+        return f'no --{k}' if v in ('None','False') else f'--{k}' if v in ('True','') else f'--{k} {shlex.quote(v) if re.search("[|>< #]",v) else v}'
     text = re.sub(r'`(--[\w-]+)`', r'\1', _NAMED.sub(typed,text))
     return re.sub(r'`(\w+)`', lambda m: _COMMANDS.get(m[1],m[0]), text)
 
@@ -322,7 +324,7 @@ def ptx_folds(
     folds = f.make_folds(t, groups, n, seed)
     f.save_folds(folds, out)
     print(f'{f.fold_report(folds,t,patients,near_duplicates)}\n{counted(len(folds),"images")} in {n} folds, written to {out}')
-    _next('ptx_train', Path(data) if Path(data).is_dir() else 'DATA', '--folds', Path(out), '--out cv')
+    _next('ptx_train', Path(data) if Path(data).is_dir() else 'DATA', *(['--labels',Path(labels)] if labels else []), '--folds', Path(out), '--out cv')
 
 # %% ../nbs/41_cli.ipynb #imp00002
 @command(inputs=('masks','images'), example='ptx_import drawings scans --out labels.csv')

@@ -6,26 +6,17 @@
 __all__ = ['SCORED', 'Side', 'Comparison', 'compare']
 
 # %% ../nbs/38a_compare.ipynb #c38a0004
-import json, tempfile
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 import numpy as np, pandas as pd
-from safetensors import safe_open
-from scipy.stats import rankdata
-from .rle import PtxError, rles_to_mask
-from .dicom import xray_metadata
-from .siim import counted, few, find_labels, notice, without_shared
-from .masks import labels_of
-from .source import open_data
-from .bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap, score_areas
-from .records import RunError, oof_folder, open_maps, open_oof
-from .outlines import masks_of
-
-# %% ../nbs/38a_compare.ipynb #c38arec2
-def _record(run): return json.loads((Path(run)/'run.json').read_text(encoding='utf-8'))
-def _data(args): return open_data(args['data'], args.get('labels'), args.get('frame'))
+from .rle import PtxError
+from .siim import counted, few, notice
+from .bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap
+from .cases import about_runs, open_cases
+from .groups import rank_auroc
 
 # %% ../nbs/38a_compare.ipynb #c38a000d
 @dataclass
@@ -38,87 +29,11 @@ class Side:
     minutes:float=np.nan # of training, all folds together
     epochs:float=np.nan
 
-def _size(f):
-    "Parameters in a file of weights"
-    with safe_open(f, framework='np') as s:
-        return sum(int(np.prod(s.get_slice(k).get_shape())) for k in s.keys() if not k.endswith(('running_mean','running_var','num_batches_tracked')))
-
-def _made(runs):
-    "How runs were made: recipe, parameters, minutes, epochs"
-    record = _record(runs[0])
-    history = [pd.read_csv(r/'history.csv') for r in runs]
-    minutes = sum(h.secs.sum() for h in history)/60 if all('secs' in h for h in history) else np.nan
-    return dict(recipe=record['args'], parameters=_size(runs[0]/'model.safetensors'), minutes=minutes, epochs=len(history[0]))
-
-# %% ../nbs/38a_compare.ipynb #c38a0011
-def _scored(pred, truth, **how):
-    "Dice and probability of each image of a prediction; `truth` has ImageId, rles, has_ptx, patient_id"
-    made = masks_of(pred, **how)
-    t,top = truth.set_index('ImageId'),made.index.set_index('ImageId').max_prob
-    rows = []
-    for i,_,m in made:
-        if i not in t.index: continue
-        y = rles_to_mask(t.rles[i])
-        rows.append((i, t.patient_id[i], bool(t.has_ptx[i]), float(score_areas((m&y).sum(),m.sum(),y.sum())[0]), float(top[i])))
-    return pd.DataFrame(rows, columns=['ImageId','patient_id','has_ptx','dice','prob'])
-
-def _of_run(run, how, device):
-    "A run on the images that it held back"
-    from pneumothorax.predict import predict_maps
-    r = _record(run)
-    held,args = r['data']['valid'],r['args']
-    if not held: raise RunError(f'{run}: it held no image back, so there is nothing to judge it by; predict other radiographs, and compare the predictions with labels=')
-    if not Path(args['data']).exists(): raise RunError(f'{run}: its data ({args["data"]}) is no longer there; predict its images where they are now, and compare the predictions with labels=')
-    x = _data(args)
-    t = x.table[x.table.ImageId.isin(held)]
-    with tempfile.TemporaryDirectory() as d:
-        predict_maps(run, {i:x.files[i] for i in t.ImageId}, Path(d)/'p', workers=0, progress=False, device=device)
-        return Side(str(run), _scored(Path(d)/'p', _with_patients(t), **how), **_made([run]))
-
-def _with_patients(t):
-    "A table with a patient for each image: its own where none is known"
-    return t.assign(patient_id=t.get('patient_id',pd.Series(None,t.index,dtype=object)).fillna('?'+t.ImageId))
-
-# %% ../nbs/38a_compare.ipynb #c38a0013
-def _of_folds(cv, how):
-    "A cross-validation, by its out-of-fold maps"
-    t,_ = open_oof(cv)
-    runs = sorted(p.parent for p in Path(cv).glob('fold-*/run.json'))
-    truth = _with_patients(t.assign(rles=[[r] if r!='-1' else [] for r in t.rle]).replace({'patient_id':{'':None}}))
-    return Side(str(cv), _scored(oof_folder(cv), truth, **how), **(_made(runs) if runs else dict(recipe={})))
-
-# %% ../nbs/38a_compare.ipynb #c38a0015
-def _learnt(pred):
-    "Images that the networks of a prediction were trained on, where their runs are still there"
-    said = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8')).get('run') or []
-    out = set()
-    for f in ([said] if isinstance(said,str) else said):
-        if not (Path(f)/'run.json').exists(): continue
-        r = _record(f)
-        if Path(r['args']['data']).exists(): out |= set(_data(r['args']).table.ImageId)-set(r['data']['valid'])
-    notice('radiographs were trained on by a network that predicts them, left out', sorted(out & set(open_maps(pred)[0].ImageId)))
-    return out
-
-def _of_maps(pred, labels, how):
-    "A prediction, and labels of any kind"
-    if labels is None: raise PtxError(f'{pred}: predictions have no labels of their own; name them with labels=')
-    index = open_maps(pred)[0]
-    folder = isinstance(labels,(str,Path)) and Path(labels).is_dir() and find_labels(labels)
-    t = labels_of(folder or labels, dict(zip(index.ImageId,index.path)))
-    if folder and 'patient_id' not in t: t = open_data(labels).table
-    if 'patient_id' not in t:
-        heads = xray_metadata(index.path.tolist()).set_index(index.ImageId)
-        t = t.assign(patient_id=without_shared(heads.patient_id).reindex(t.ImageId).to_numpy())
-    t = t[~t.ImageId.isin(_learnt(pred))]
-    return Side(str(pred), _scored(pred, _with_patients(t), **how), {})
-
 def _side(path, labels, how, device):
     "What is compared, whatever it is"
-    p = Path(path)
-    if (p/'crossval.json').exists() or (p/'labels.csv').exists(): return _of_folds(p, how)
-    if (p/'run.json').exists(): return _of_run(p, how, device)
-    if not (p/'predict.json').exists(): raise RunError(f'{p}: no run, no cross-validation and no predictions; give folders of `train`, `cross_validate` or `predict_maps`')
-    return _of_maps(p, labels, how)
+    c = open_cases(path, labels, device=device, **how)
+    if not c.labelled: raise PtxError(f'{path}: predictions have no labels of their own; name them with labels=')
+    return Side(c.name, c.judged.rename(columns=dict(max_prob='prob'))[['ImageId','patient_id','has_ptx','dice','prob']], **{'recipe':{},**about_runs(c.runs)})
 
 # %% ../nbs/38a_compare.ipynb #c38a0018
 SCORED = dict(dice='Dice', dice_pos='Dice on positives', auroc='AUROC')
@@ -128,24 +43,21 @@ def _value(t, what):
     rows = t[t.has_ptx] if what=='dice_pos' else t
     return rows.dice.to_numpy(float),rows.patient_id.to_numpy()
 
-def _auroc(y, p):
-    "By ranks, in a fifth of the time of scikit-learn's, for some thousand resamples"
-    n = y.sum()
-    return (rankdata(p)[y>0].sum()-n*(n+1)/2)/(n*(len(y)-n)) if 0<n<len(y) else np.nan
-
 # %% ../nbs/38a_compare.ipynb #c38a001a
 def _score(t, what):
     "A score with its interval"
     if what!='auroc': return bootstrap_ci(*_value(t,what))
-    return bootstrap_stat(_auroc, [t.has_ptx.to_numpy(),t.prob.to_numpy()], t.patient_id.to_numpy())
+    return bootstrap_stat(rank_auroc, [t.has_ptx.to_numpy(),t.prob.to_numpy()], t.patient_id.to_numpy())
 
 def _difference(t, first, what):
     "A difference in pairs, with its interval"
     if what!='auroc': return paired_bootstrap(_value(t,what)[0], *_value(first,what))
-    both = lambda y,p,q: _auroc(y,p)-_auroc(y,q)
+    both = lambda y,p,q: rank_auroc(y,p)-rank_auroc(y,q)
     return bootstrap_stat(both, [t.has_ptx.to_numpy(),t.prob.to_numpy(),first.prob.to_numpy()], t.patient_id.to_numpy())
 
 # %% ../nbs/38a_compare.ipynb #c38a001c
+def _short(name, n): return name if len(name)<=n else '…'+name[1-n:]
+
 @dataclass
 class Comparison:
     "Runs beside each other"
@@ -166,7 +78,7 @@ class Comparison:
         less = self.differences.assign(**{k:self.differences[k].map(lambda v: say(v,'+.3f')) for k in SCORED})
         head = f'{counted(len(t),"radiographs")} of {counted(t.patient_id.nunique(),"patients")}, {int(t.has_ptx.sum())} positive; 95 % by patient'
         text = lambda t: t.rename(columns=SCORED|{'parameters':'million parameters'}).to_string(na_rep='')
-        unlike = f'what differs:\n{self.recipes.to_string()}' if len(self.recipes) else 'recipes: no difference is on record'
+        unlike = f'what differs:\n{self.recipes.to_string()}' if len(self.recipes) else 'recipes: '+('they do not differ' if all(s.recipe for s in self.sides) else 'not known of all of them')
         return '\n\n'.join([head, text(scores), f'minus {self.names()[0]}:\n{text(less)}', unlike])
     def rows(self)->pd.DataFrame: # name, minus ('' or whose score is taken away), score, value, lo, hi, n
         "Scores and differences as a long table, for a file"
@@ -176,18 +88,20 @@ class Comparison:
     def figure(self)->object: # a matplotlib `Figure`
         "Scores, and differences to the first"
         from matplotlib.figure import Figure
-        fig,names = Figure(figsize=(9,1.1+.5*len(self.sides)*1.4), dpi=100, layout='constrained'),self.names()
+        from matplotlib.ticker import MaxNLocator
+        fig,names = Figure(figsize=(10,1.1+.5*len(self.sides)*1.4), dpi=100, layout='constrained'),self.names()
         axs = fig.subplots(1, 2*len(SCORED), sharey=True, gridspec_kw=dict(width_ratios=[1]*2*len(SCORED)))
         for k,(what,title) in enumerate(SCORED.items()):
             for ax,rows,zero in ((axs[k],self.scores[what],None),(axs[len(SCORED)+k],self.differences[what],0)):
                 at = [names.index(n) for n in rows.index]
                 for y,v in zip(at,rows): ax.plot([v.lo,v.hi], [y,y], color='#0072b2', linewidth=2), ax.plot(v.value, y, 'o', color='#0072b2')
                 if zero is not None: ax.axvline(0, color='.5', linewidth=1)
-                ax.set_title(title if zero is None else f'{title}\nminus {names[0]}', fontsize=9)
+                ax.set_title('\n'.join(textwrap.wrap(title,13)) if zero is None else '\n'.join(textwrap.wrap(title,13))+f'\nminus {_short(names[0],12)}', fontsize=9)
                 ax.tick_params(labelsize=8)
+                ax.xaxis.set_major_locator(MaxNLocator(3))
                 ax.spines[['top','right']].set_visible(False)
         axs[0].set(yticks=range(len(names)), ylim=(len(names)-.5,-.5))
-        axs[0].set_yticklabels(names, fontsize=9)
+        axs[0].set_yticklabels([_short(n,30) for n in names], fontsize=9)
         return fig
 
 # %% ../nbs/38a_compare.ipynb #c38a001e
@@ -210,7 +124,7 @@ def compare(
     if twice := [str(p) for p,n in Counter(Path(p).resolve() for p in paths).items() if n>1]: raise PtxError(f'{few(twice)}: given twice')
     sides = [_side(p, labels, dict(decision=decision,**kwargs), device) for p in paths]
     common = reduce(set.__and__, (set(s.table.ImageId) for s in sides))
-    if not common: raise PtxError(f'{few(paths)}: no image in common; train them with one valid=, or by the same folds')
+    if not common: raise PtxError(f'{few(paths)}: no image in common, since they held back different ones; train them by the same folds (`make_folds`), or predict the same radiographs by all of them')
     notice('radiographs are not in all of them, left out', sorted(set().union(*(s.table.ImageId for s in sides))-common))
     for s in sides: s.table = s.table[s.table.ImageId.isin(common)].sort_values('ImageId', ignore_index=True)
     if not 0<sides[0].table.has_ptx.sum()<len(common): raise PtxError(f'{counted(len(common),"radiographs")} in common, all {"positive" if sides[0].table.has_ptx.all() else "healthy"}; both kinds are needed')

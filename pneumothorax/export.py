@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'burnt', 'export_masks']
 
 # %% ../nbs/40_export.ipynb #c4000004
-import json, textwrap
+import json, os, re, textwrap
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
 from PIL import Image
@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 from . import __version__
 from .rle import PtxError
-from .dicom import _is_dicom, _rgb, collected, contours, read_xray, xray_meta
+from .dicom import OUTLINED, _is_dicom, _rgb, collected, contours, read_xray, xray_meta
 from .siim import counted, few, notice, writable, write_index
 from .mask_files import _needs
 from .files import written
@@ -52,15 +52,28 @@ _TEXT = 'pneumothorax: automatic outline - research use only, not for diagnosis'
 def _source(path, pixels=True):
     "A DICOM radiograph that can be referred to, or why it cannot"
     if not _is_dicom(path): return None,'is no DICOM file'
-    with collected(): ds = pydicom.dcmread(path, stop_before_pixels=not pixels)
-    bad = [k for k in ('StudyInstanceUID','SeriesInstanceUID','SOPInstanceUID') if not UID(str(ds.get(k,'')),validation_mode=IGNORE).is_valid]
+    with collected():
+        ds = pydicom.dcmread(path, stop_before_pixels=not pixels)
+        bad = [k for k in ('StudyInstanceUID','SeriesInstanceUID','SOPInstanceUID') if not UID(str(ds.get(k,'')),validation_mode=IGNORE).is_valid]
     return ds,f'has no valid {bad[0]}' if bad else ''
 
-def _refer(paths):
-    "Refuse what cannot be referred to; raises `PtxError`"
-    bad = [f'{Path(p).name} ({why})' for p in paths if (why := _source(p,pixels=False)[1])]
-    if bad: raise PtxError(f'{counted(len(bad),"radiographs have no place in DICOM, so nothing can refer to them")}: {few(bad,3)}; export them as png, npy, nifti or coco, or leave them out')
+def _nowhere(paths):
+    "Radiographs that cannot be referred to → why; raises `PtxError` if that is all of them"
+    bad = {p:why for p in paths if (why := _source(p,pixels=False)[1])}
+    named = [f'{Path(p).name} ({why})' for p,why in bad.items()]
+    if len(bad)==len(paths): raise PtxError(f'{counted(len(bad),"radiographs have no place in DICOM, so nothing can refer to them")}: {few(named,3)}; export them as png, npy, nifti or coco')
+    notice('radiographs have no place in DICOM, so nothing is written for them (as png, npy, nifti or coco it can be)', named)
+    return bad
 
+_OWED = 'AccessionNumber','StudyDate','StudyTime','StudyID','PatientBirthDate','PatientSex','PatientName','PatientID','ReferringPhysicianName'     # may be empty, not missing
+
+def _complete(ds):
+    "A header with all that an object of the same study has to repeat; a date or time that is none is left empty"
+    for k in _OWED:
+        if k not in ds or k.endswith(('Date','Time')) and not re.fullmatch(r'[\d.]*',str(ds[k].value or '')): setattr(ds, k, '')
+    return ds
+
+# %% ../nbs/40_export.ipynb #c400011b
 def _seg(ds, mask, about, f):
     "A DICOM segmentation of one radiograph"
     hd,codes = _needs('highdicom','dicomseg'),_needs('pydicom.sr.codedict','dicomseg').codes
@@ -70,9 +83,10 @@ def _seg(ds, mask, about, f):
     spacing = ds.get('PixelSpacing') or ds.get('ImagerPixelSpacing')
     measures = dict(pixel_measures=hd.PixelMeasuresSequence([float(v) for v in spacing], slice_thickness=1.)) if spacing else {}
     series,sop = _uids('seg', ds.SOPInstanceUID, about)
+    ds = _complete(ds)
     with collected(): seg = hd.seg.Segmentation([ds], mask[None], 'BINARY', [what], series, 9001, sop, 1, 'pneumothorax', 'export', __version__, '0',
         content_label='PNEUMOTHORAX', **measures,
-        content_description='automatic outline, research use only', series_description='pneumothorax, automatic, research use only')
+        content_description='automatic outline, research use only', series_description=OUTLINED)
     seg.save_as(f)
 
 # %% ../nbs/40_export.ipynb #c4000014
@@ -105,22 +119,28 @@ def _capture(ds, path, mask, about, f):
     square = read_xray(path, square=True)     # a capture has no spacing by which a viewer could correct it
     rgb = burnt(square, at_size(mask,square.shape), [_caption(describe_mask(mask,x,path)),_TEXT])
     series,sop = _uids('sc', ds.SOPInstanceUID, about)
+    ds = _complete(ds)
     with collected(): sc = hd.SCImage.from_ref_dataset(ds, rgb, 'RGB', 8, 'PATIENT', series, 9002, sop, 1, 'pneumothorax', patient_orientation=('L','F'))
     sc.PatientOrientation = ds.get('PatientOrientation') or ''     # the source's; highdicom wants one to begin with
     source = Dataset()
     source.ReferencedSOPClassUID,source.ReferencedSOPInstanceUID = ds.SOPClassUID,ds.SOPInstanceUID
     sc.SourceImageSequence = [source]
-    sc.SeriesDescription,sc.BurnedInAnnotation = 'pneumothorax, automatic, research use only','YES'
+    sc.SeriesDescription,sc.BurnedInAnnotation = OUTLINED,'YES'
     sc.save_as(f)
 
 # %% ../nbs/40_export.ipynb #c4000017
-def _coco(rows, f):
+def _below(paths):
+    "The folder below which all radiographs lie, '' where there is none"
+    try: return os.path.commonpath([os.path.abspath(Path(p).parent) for p in paths])
+    except ValueError: return ''     # on several drives
+
+def _coco(rows, f, top=''):
     "Write masks of radiographs as one COCO file; `rows` gives image, path, map and mask"
     coco = _needs('pycocotools.mask','masks')
     images,notes = [],[]
     for k,(image,path,p,mask) in enumerate(rows):
         h,w = map(int,mask.shape)
-        images.append(dict(id=k+1, file_name=Path(path).name, height=h, width=w))
+        images.append(dict(id=k+1, file_name=Path(os.path.relpath(path,top)).as_posix() if top else Path(path).name, height=h, width=w))
         n,parts = cv2.connectedComponents(mask, connectivity=8)
         full = cv2.resize(from_bytes(p), (w,h), interpolation=cv2.INTER_LINEAR)
         for i in range(1,n):
@@ -128,22 +148,27 @@ def _coco(rows, f):
             r = coco.encode(np.asfortranarray(piece))
             notes.append(dict(id=len(notes)+1, image_id=k+1, category_id=1, iscrowd=0, segmentation={'size':[h,w],'counts':r['counts'].decode()},
                 area=int(piece.sum()), bbox=[float(v) for v in coco.toBbox(r)], score=round(float(full[parts==i].max()),4)))
-    about = dict(description='pneumothorax, automatic, research use only', version=__version__)
+    about = dict(description=OUTLINED, version=__version__)
     with written(f) as part: part.write_text(json.dumps(dict(info=about, images=images, annotations=notes, categories=[dict(id=1,name='pneumothorax')])), encoding='utf-8')
 
 # %% ../nbs/40_export.ipynb #c400001a
-def _files(kind, out, made, maps, about):
+def _object(kind, path, mask, about, f):
+    "Write one DICOM object; raises `PtxError`"
+    ds = _source(path)[0]
+    try: _seg(ds,mask,about,f) if kind=='dicomseg' else _capture(ds,path,mask,about,f)
+    except (ValueError,AttributeError,TypeError) as e: raise PtxError(f'{path}: its header cannot be repeated in another object ({e}); correct it, empty {f.parent}, and export again, or export as png, npy, nifti or coco') from e
+
+def _files(kind, out, made, maps, about, nowhere={}):
     "Write a file for each mask, or one for all; a row for each radiograph"
     paths,rows = dict(zip(made.index.ImageId,made.index.path)),[]
     def write(i, p, mask):
-        f = '' if kind in ('dicomseg','sc') and not mask.any() else 'masks.json' if kind=='coco' else f'{i}_mask{_ENDS[kind]}' if kind in _ENDS else f'{i}.dcm'
+        f = '' if kind in ('dicomseg','sc') and (not mask.any() or paths[i] in nowhere) else 'masks.json' if kind=='coco' else f'{i}_mask{_ENDS[kind]}' if kind in _ENDS else f'{i}.dcm'
         rows.append(dict(ImageId=i, positive=bool(mask.any()), file=f))
         if kind in _ENDS: _pixels(kind, out, i, paths[i], p, mask, maps)
-        elif kind=='dicomseg' and f: _seg(_source(paths[i])[0], mask, about, out/f)
-        elif kind=='sc' and f: _capture(_source(paths[i])[0], paths[i], mask, about, out/f)
+        elif kind!='coco' and f: _object(kind, paths[i], mask, about, out/f)
         return i,paths[i],p,mask
     each = (write(*o) for o in made)
-    if kind=='coco': _coco(each, out/'masks.json')
+    if kind=='coco': _coco(each, out/'masks.json', _below(paths.values()))
     else:
         for _ in each: pass
     return pd.DataFrame(rows)
@@ -178,11 +203,11 @@ def export_masks(
     out,made = Path(out),masks_of(pred, decision, 'original', progress=progress, **kwargs)
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise PtxError(f'{out}: not an empty folder; give another, or empty it')
     if lost := [p for p in made.index.path if not Path(p).exists()]: raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,2)}; predict again where they are now'+(', or export from the folder in which it was predicted' if not Path(lost[0]).is_absolute() else ''))
-    if kind in ('dicomseg','sc'): _refer(made.index.path)
+    nowhere = _nowhere(made.index.path.tolist()) if kind in ('dicomseg','sc') else {}
     writable(out).mkdir(parents=True, exist_ok=True)
     about = json.dumps(dict(pred=json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8')), decision=made.about), default=str, sort_keys=True)
     notice('radiographs could not be read and have no mask', made.failed.ImageId.tolist())
     if kind=='csv': t = _table(made, made.failed, out/'masks.csv')
-    else: t = _files(kind, out, made, maps, about)
+    else: t = _files(kind, out, made, maps, about, nowhere)
     write_record(dict(kind=kind, n=len(t), n_masks=int(t.positive.eq(True).sum()), versions=versions(), **json.loads(about)), out/'export.json')
     return t

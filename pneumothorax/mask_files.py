@@ -6,13 +6,13 @@
 __all__ = ['MaskFault', 'FaultyMasks', 'mask_pixels']
 
 # %% ../nbs/03a_mask_files.ipynb #a3f00002
-import base64, io, json
+import base64, io, json, re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pydicom
 from PIL import Image, ImageOps
 from .rle import LabelError, PtxError, _whole, rles_to_mask, to_install
-from .siim import _NO, _YES, _known, _says, _text_table, counted, few
+from .siim import _NO, _YES, _known, _says, _text_table, counted, few, notice
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00009
 class MaskFault(LabelError):
@@ -41,9 +41,9 @@ def _opaque(a):
     "Channels without the last, which says where something was drawn"
     a,alpha = a[...,:-1],a[...,-1]
     if not np.ptp(alpha): return a
-    if np.unique(alpha).size>2 or alpha.min(): raise MaskFault('masks are partly transparent', 'save them without an alpha channel')
-    if not a[alpha>0].any(): raise MaskFault('masks are black on a transparent ground', 'draw them in white')
-    return a*(alpha>0)[...,None].astype(a.dtype)
+    drawn = alpha>alpha.max()/2
+    if not a[drawn].any(): raise MaskFault('masks are black on a transparent ground', 'draw them in white, and flatten them on black')
+    return a*drawn[...,None].astype(a.dtype)
 
 def _plane(a):
     "One number for each pixel: a grey, or red, green and blue in one; and is it a colour?"
@@ -55,7 +55,7 @@ def _plane(a):
 
 def mask_pixels(
     a:np.ndarray, # H×W, or H×W×C: grey, colours (uint8), either with transparency; bool, integer or float
-    value:object=None, # the value that counts, text as '>127', or a colour as '#ff0000'; None: whatever is not 0, if that is one value
+    value:object=None, # the value that counts, text as '>127', or a colour as '#ff0000', several as '1|2'; None: whatever is not 0, if that is one value
 )->np.ndarray: # H×W uint8 in {0,1}
     "What a picture of a mask means; raises `MaskFault`"
     a = np.asarray(a)
@@ -65,10 +65,11 @@ def mask_pixels(
     s,name = str(value).strip(),(lambda v: f'#{v:06x}') if coloured else (lambda v: f'{v:g}')
     if value is None:
         if (others := np.unique(a[a!=0])).size>1:
-            raise MaskFault(f'masks have several {"colours" if coloured else "values"} besides 0', f'say which counts, as in value={name(others[-1])}'+' or value=>127'*(not coloured), few([name(v) for v in others],3))
+            raise MaskFault(f'masks have several {"colours" if coloured else "values"} besides 0', f'say which counts, as in value={name(others[-1])}'+" or value='>127'"*(not coloured), few([name(v) for v in others],3))
         return (a!=0).astype(np.uint8)
     if coloured!=(s[:1]=='#') and a.any(): raise MaskFault(f'masks are {"coloured" if coloured else "grey"}', f'give the {"colour" if coloured else "value"} that counts, as in value={name(a.max())}', s)
-    try: return (a>float(s[1:]) if s[:1]=='>' else a==(int(s[1:],16) if s[:1]=='#' else float(s))).astype(np.uint8)
+    one = lambda s: a>float(s[1:]) if s[:1]=='>' else a==(int(s[1:],16) if s[:1]=='#' else float(s))
+    try: return np.logical_or.reduce([one(v.strip()) for v in s.split('|')]).astype(np.uint8)
     except ValueError: raise PtxError(f'value={value!r}: give what the pixels that count have, such as 2, >127 for all above it, or #ff0000 for a colour') from None
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00012
@@ -104,19 +105,24 @@ def _flat(a):
     return a
 
 def _from_picture(f):
+    if not f.stat().st_size: raise MaskFault('files are empty (0 bytes)', 'copy them again', f.name)
     with Image.open(f) as im:
         if getattr(im,'n_frames',1)>1: raise MaskFault('files have several pages', 'give one picture for each radiograph', f.name)
         a,im = np.asarray(im),ImageOps.exif_transpose(im)
         if im.mode!='P': return np.asarray(im)
-        rgb = np.asarray(im.convert('RGB'))     # a palette of greys is what it looks like, one of colours a list of labels
-        return rgb[...,0] if (rgb==rgb[...,:1]).all() else np.asarray(im)
+        rgb,labels = np.asarray(im.convert('RGB')),np.asarray(im)     # a palette of greys is what it looks like, one of colours a list of labels, if 0 is black
+        return rgb[...,0] if (rgb==rgb[...,:1]).all() else labels if not any((im.getpalette() or [0])[:3]) else rgb
+
+def _by_hand(f):
+    "Has a NIfTI file the axes of np.eye(4), or a spacing alone? Nobody meant a patient's then"
+    affine = _needs('nibabel','masks').load(f).affine
+    return not affine[:2,3].any() and (np.diag(affine)[:2]>0).all()
 
 def _from_nifti(f):
     nib = _needs('nibabel','masks')
     im = nib.load(f)
-    a,affine = _flat(np.asanyarray(im.dataobj)),im.affine
-    if a.ndim!=2: return a
-    by_hand = not affine[:2,3].any() and (np.diag(affine)[:2]>0).all()     # np.eye(4), or a spacing: nobody meant a patient's axes
+    a,affine,by_hand = _flat(np.asanyarray(im.dataobj)),im.affine,_by_hand(f)
+    if a.ndim!=2: raise MaskFault('NIfTI files have several slices', 'give one of height and width', f'shape {a.shape}')
     way = nib.orientations.io_orientation(affine)[:2]
     if not by_hand and np.abs(affine[:2,:2]).sum()>0:
         if way[0,0]==1: a,way = a.T,way[::-1]
@@ -128,26 +134,39 @@ _PIXELS = {**dict.fromkeys(('.png','.tif','.tiff','.bmp','.gif','.jpg','.jpeg','
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00018
 _OURS = {'pneumothorax','ptx'}
+_WHICH = set('left right l r lt rt both bilateral side sided small large tiny apical basal basilar lateral medial subpulmonary partial total tension loculated spontaneous hydro'.split())
 
 def _low(name): return str(name).strip().lower()
 
+def _is_ours(name):
+    "Does a label say pneumothorax, and nothing besides but where and of which kind?"
+    words = set(re.findall(r'[^\W\d_]+', _low(name)))
+    return bool(words&_OURS) and words<=_OURS|_WHICH
+
+def _json(f): return json.loads(f.read_text(encoding='utf-8-sig'))     # some editors begin with a byte order mark
+
+# %% ../nbs/03a_mask_files.ipynb #a3a0lab4
 def _labels_in(f):
     "Labels in a DICOM segmentation, a COCO or a labelme file; none in other files, or in one that cannot be read"
     try:
         if _end(f)=='.json':
-            j = json.loads(f.read_text(encoding='utf-8'))
+            j = _json(f)
             return [c.get('name',c['id']) for c in j.get('categories',[])]+[s.get('label') for s in j.get('shapes',[])]
         if _end(f) in _PIXELS: return []
         return [s.SegmentLabel for s in pydicom.dcmread(f, stop_before_pixels=True).get('SegmentSequence',[])]
-    except Exception: return []     # told when it is read
+    except (OSError,ValueError,KeyError,TypeError,AttributeError,pydicom.errors.InvalidDicomError): return []     # told when it is read
 
 def _meant(files, value, source):
     "Which labels count, of all that stand in the files; raises `PtxError` where that is open"
     names = {_low(n):n for f in files for n in _labels_in(f)}
-    if value is not None and not str(value).strip().startswith('>') and names: return {_low(value)}
-    if value is not None or len(names)<2: return set(names)
-    if ours := _OURS&set(names): return ours
-    raise PtxError(f'{source}: the masks have several labels ({few(names.values())}), none of them pneumothorax; say which counts, as in value={next(iter(names.values()))}')
+    if value is not None and not str(value).strip().startswith('>') and names:
+        keep = {_low(v) for v in str(value).split('|')}
+        if not keep&set(names) and not all(v.isdigit() for v in keep): raise PtxError(f'{source}: no label value={value!r}; there are {few(names.values(),9)}')
+    elif value is not None or len(names)<2: return set(names)
+    elif not (keep := {n for n in names if _is_ours(n)}):
+        raise PtxError(f'{source}: the masks have several labels ({few(names.values())}), none of them pneumothorax; say which count, as in value={next(iter(names.values()))!r}, or several as value={"|".join(list(names.values())[:2])!r}')
+    notice(f'labels are not counted, only {few([names[k] for k in names if k in keep],9) or value}', [names[k] for k in names if k not in keep])
+    return keep
 
 # %% ../nbs/03a_mask_files.ipynb #a3a0seg1
 _SEG = {'1.2.840.10008.5.1.4.1.1.66.4','1.2.840.10008.5.1.4.1.1.66.7'}     # segmentation, label map
@@ -163,8 +182,8 @@ def _from_seg(f, keep):
         for measures in o.get('PixelMeasuresSequence',[]): measures.SliceThickness = measures.get('SliceThickness') or 1.
     seg = hd.Segmentation.from_dataset(ds, copy=False)
     about = {n:seg.get_segment_description(n) for n in seg.segment_numbers}
-    coded = lambda o: _low(o.segment_label).startswith('segment') and _low(o.segmented_property_type.meaning) in _OURS     # Slicer's Segment_1
-    n = [k for k,o in about.items() if keep&{_low(o.segment_label),str(k)} or _OURS&keep and coded(o)]
+    coded = lambda o: _low(o.segment_label).startswith('segment') and _is_ours(o.segmented_property_type.meaning)     # Slicer's Segment_1
+    n = [k for k,o in about.items() if keep&{_low(o.segment_label),str(k)} or any(map(_is_ours,keep)) and coded(o)]
     drawn = lambda uid: seg.get_pixels_by_source_instance([uid], segment_numbers=n, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)[0]
     mask = lambda uid: (drawn(uid)>=.5).any(-1).astype(np.uint8) if n else np.zeros((seg.Rows,seg.Columns),np.uint8)
     return [_Said(uid, lambda uid=uid: mask(uid), f.name, uid=True) for _,_,uid in seg.get_source_image_uids()]
@@ -173,12 +192,16 @@ def _from_seg(f, keep):
 def _filled(polygons, h, w, where):
     "Polygons x, y, x, y … as a mask"
     coco = _needs('pycocotools.mask','masks')
+    polygons = [np.asarray(p,float).ravel() for p in ([polygons] if polygons and np.isscalar(polygons[0]) else polygons)]
     for p in polygons:
         if len(p)<6 or len(p)%2: raise MaskFault('polygons have fewer than three corners', 'remove or complete them', where)
-        x,y = np.asarray(p,float).reshape(-1,2).T
+        if not np.isfinite(p).all(): raise MaskFault('polygons have corners without a number', 'export again', where)
+        x,y = p.reshape(-1,2).T
         if min(x.min(),y.min())<-1 or x.max()>w+1 or y.max()>h+1:
-            raise MaskFault('polygons are partly outside their radiograph', 'were they drawn on another image, or on one of another size?', f'{where}: up to x {x.max():.0f}, y {y.max():.0f} of {w}×{h}')
-    return coco.decode(coco.merge(coco.frPyObjects([list(map(float,p)) for p in polygons], h, w)))
+            raise MaskFault('polygons are partly outside their radiograph', 'were they drawn on another image, or on one of another size?', f'{where}: x {x.min():.0f} to {x.max():.0f}, y {y.min():.0f} to {y.max():.0f}, height and width {h}×{w}')
+    m = coco.decode(coco.merge(coco.frPyObjects([p.tolist() for p in polygons], h, w)))
+    if not m.any(): raise MaskFault('polygons are so thin that they cover no pixel', 'draw them wider, or remove them', where)
+    return m
 
 def _coco_mask(seg, h, w, where):
     "What `segmentation` of an annotation means: polygons, counts, or packed counts"
@@ -190,6 +213,10 @@ def _coco_mask(seg, h, w, where):
 def _from_coco(j, keep, where):
     "What a COCO file says of its images"
     names = {c['id']:c.get('name',c['id']) for c in j.get('categories',[])}
+    if any(k not in a for a in j['annotations'] for k in ('image_id','category_id')) or any('id' not in i for i in j['images']):
+        raise MaskFault('COCO files have images or annotations without id, image_id or category_id', 'export again', where)
+    if names and (odd := sorted({str(a['category_id']) for a in j['annotations'] if a['category_id'] not in names})):
+        raise MaskFault('COCO files have annotations of categories that they do not list', 'export again', f'{where}: category {few(odd)}')
     images = {i['id']:i for i in j['images']}
     if odd := [str(i.get('file_name',i['id'])) for i in j['images'] if not (i.get('height') and i.get('width') and i.get('file_name'))]:
         raise MaskFault('COCO files have images without name, height or width', 'complete them, or export again', f'{where}: {few(odd)}')
@@ -208,6 +235,7 @@ def _shape_mask(s, h, w, where):
     "One shape of labelme"
     p,kind = np.asarray(s.get('points',[]),float).reshape(-1,2),s.get('shape_type') or 'polygon'
     if kind=='polygon': return _filled([p.ravel().tolist()], h, w, where)
+    if kind=='rectangle' and len(p)<2: raise MaskFault('rectangles have fewer than two corners', 'remove or complete them', where)
     if kind=='rectangle': return _filled([[*p[0],p[1,0],p[0,1],*p[1],p[0,0],p[1,1]]], h, w, where)
     if kind!='mask': raise MaskFault('shapes are no areas', 'draw polygons, rectangles or masks', f'{where}: {kind}')
     m = np.zeros((h,w),np.uint8)
@@ -218,6 +246,7 @@ def _shape_mask(s, h, w, where):
 
 def _from_labelme(j, keep, f):
     "What a labelme file says; one without a shape says that there is nothing"
+    if not (j['imageHeight'] and j['imageWidth']): raise MaskFault('labelme files are without the size of their picture', 'save them again', f.name)
     h,w = int(j['imageHeight']),int(j['imageWidth'])
     meant = [s for s in j['shapes'] if _low(s.get('label')) in keep]
     drawn = lambda: np.maximum.reduce([np.zeros((h,w),np.uint8),*(_shape_mask(s,h,w,f.name) for s in meant)])
@@ -225,7 +254,7 @@ def _from_labelme(j, keep, f):
 
 def _from_json(f, keep):
     "What a COCO or labelme file says"
-    try: j = json.loads(f.read_text(encoding='utf-8'))
+    try: j = _json(f)
     except ValueError as e: raise MaskFault('files cannot be read as masks', 'export them again', f'{f.name}: {e}') from None
     if isinstance(j,dict) and {'images','annotations'}<=set(j): return _from_coco(j, keep, f.name)
     if isinstance(j,dict) and {'shapes','imageHeight','imageWidth'}<=set(j): return _from_labelme(j, keep, f)
@@ -233,6 +262,8 @@ def _from_json(f, keep):
     raise MaskFault('JSON files are neither COCO nor labelme', 'export one of the two (the VGG annotator writes COCO, too)', f.name)
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00021
+_FINDINGS = set("atelectasis cardiomegaly effusion infiltration mass nodule pneumonia consolidation edema oedema emphysema fibrosis pleural_thickening hernia no_finding "
+    "lung_opacity lung_lesion pleural_effusion pleural_other fracture support_devices enlarged_cardiomediastinum".split())     # of ChestX-ray14 and CheXpert
 _LABELS = {**dict.fromkeys(('positive','pos','ptx'),True), **dict.fromkeys(('negative','neg','normal','healthy'),False)}     # beside yes and no
 _CALLED = dict(image='imageid image image_id imageid_ file filename file_name path dicom scan radiograph id name'.split(),
     mask='encodedpixels mask mask_path maskpath mask_file segmentation seg rle annotation outline'.split(),
@@ -240,12 +271,13 @@ _CALLED = dict(image='imageid image image_id imageid_ file filename file_name pa
 
 def _columns(t, columns, name):
     "Which column is which"
+    if 'region_shape_attributes' in t: raise LabelError(f'{name}: a CSV of the VGG annotator, which is not read; export COCO from it')
     if len(t.columns)==1 and (sep := next((w for c,w in ((';','semicolons'),('\t','tabs')) if c in t.columns[0]),None)): raise LabelError(f'{name}: its columns are separated by {sep}; save it with commas')
     if odd := [f'{k}={v}' for k,v in columns.items() if v not in t]: raise LabelError(f'{name}: columns {few(t.columns,9)}; there is none for {few(odd)}')
     lower = {c.lower():c for c in reversed(list(t)) if c not in columns.values()}
     out = {k:columns.get(k) or next((lower[n] for n in names if n in lower), None) for k,names in _CALLED.items()}
-    for k in ('image','mask'):
-        if not out[k]: raise LabelError(f'{name}: columns {few(t.columns,9)}; say which one names the {"radiograph" if k=="image" else "file of the mask"} ({k}=)')
+    for k in ('image',*(['mask'] if not out['label'] else [])):
+        if not out[k]: raise LabelError(f'{name}: columns {few(t.columns,9)}; say which one names the {"radiograph" if k=="image" else "file of the mask"} ({k}=NAME)')
     return out
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00024
@@ -253,9 +285,12 @@ def _is_rle(m): return bool(_whole.fullmatch(m)) or m=='-1'
 
 def _cell_mask(m, f, value):
     "A mask that a table names, or a run-length of it"
-    if _is_rle(m): return rles_to_mask([m])
+    try:
+        if _is_rle(m): return rles_to_mask([m])
+    except LabelError as e: raise MaskFault('run-lengths are not of the 1024×1024 frame', 'are they of another size, or absolute? write them with `rle_encode`', str(e).partition(': ')[2] or str(e)) from None
     path = Path(f).parent/m.replace('\\','/')
     if not path.is_file(): raise MaskFault('files of masks are not there', 'correct the column, whose paths begin at the folder of the table', m)
+    if _end(path) not in _PIXELS: raise MaskFault('files of masks are of a kind that a table cannot name', 'name PNG, TIFF, NPY or NIfTI; DICOM segmentations, COCO and labelme are given without a table', m)
     return mask_pixels(_PIXELS[_end(path)](path), value)
 
 def _from_table(f, columns, value):
@@ -264,8 +299,13 @@ def _from_table(f, columns, value):
     if odd: raise LabelError(f'{f}: line {min(odd)}: {odd[min(odd)]}; correct the file')
     c = _columns(t, columns, f)
     yes_no = bool(c['label']) and t[c['label']].str.strip().str.lower().isin(_YES+_NO).any()
-    yes = lambda l: _LABELS.get(_low(l), _says(l,yes_no)) if l else None
+    def yes(l):
+        if not l: return
+        if _low(l) in _LABELS: return _LABELS[_low(l)]
+        if _is_ours(l): return True
+        said,parts = _says(l,yes_no),[re.sub(r'[\s-]+','_',_low(p)) for p in re.split('[|;,]',l) if p.strip()]
+        return said if said is not False or _low(l) in _NO or set(parts)<=_FINDINGS|{'no_pneumothorax'} else l     # a word that is not known is asked about
     def row(i, m, l, p):
         m = _known(m)
         return _Said(i, m and (lambda: _cell_mask(m,f,value)), Path(f).name, label=yes(l), patient=_known(p), framed=bool(m) and _is_rle(m))
-    return [row(*o) for o in zip(*(t[c[k]] if c[k] else [None]*len(t) for k in _CALLED))]
+    return [row(*o) for o in zip(*(t[c[k]] if c[k] else ['']*len(t) for k in _CALLED))]

@@ -12,13 +12,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
-from .rle import LabelError, PtxError, rle_encode, rle_to_frame, rles_runs, rles_to_mask
+from .rle import LabelError, PtxError, rle_encode, rle_to_frame, rles_runs, rles_to_mask, runs_overlap
 from .dicom import XrayError, read_xray, xray_meta, xray_sheet
 from .siim import _NO, _TABLES, _YES, _files, _has_rles, _marked
 from .siim import SiimFiles, bar, counted, few, find_siim, image_id, notice, read_labels, siim_train, write_index
-from .mask_files import _CALLED, _PIXELS, FaultyMasks, MaskFault, _Said, _end, _from_json, _from_seg, _from_table, _meant, mask_pixels
+from .mask_files import _CALLED, _PIXELS, FaultyMasks, MaskFault, _Said, _by_hand, _end, _from_json, _from_seg, _from_table, _meant, mask_pixels
 
 # %% ../nbs/03b_masks.ipynb #a3a0000f
+_VIEWS = {'pa','ap','lat','lateral','ll','rl','supine','erect','followup'}
 _SEPS,_WORDS = '_-. ',('mask','masks','seg','segmentation','label','labels','outline','annotation','gt','ptx','pneumothorax')
 
 def _name(key):
@@ -28,11 +29,12 @@ def _name(key):
         if s.lower().endswith(e) and len(s)>len(e): s = image_id(s[:-len(e)])
     return s
 
-def _fit(s, ids, numbered):
+def _fit(s, ids, numbered, kinds):
     "The identifier that a name is, begins with, or ends with; '' if there is none"
     if s in ids: return s
-    cuts,word = [i for i,c in enumerate(s) if c in _SEPS],lambda t: t.strip(_SEPS).lower() in _WORDS
-    found = {s[:i] for i in cuts if s[:i] in ids and not (s[:i] in numbered and s[i+1:i+2].isdigit())}
+    cuts,word = [i for i,c in enumerate(s) if c in _SEPS],lambda t: t.strip(_SEPS).lower() in _WORDS or re.fullmatch('[0-9a-f]{8}',t)     # Label Studio's
+    other = lambda i: s[:i] in numbered and s[i+1:i+2].isdigit() or re.split(f'[{re.escape(_SEPS)}]',s[i+1:].lower())[0] in _VIEWS or any(s[i+1:].lower().startswith(k) for k in kinds)
+    found = {s[:i] for i in cuts if s[:i] in ids and not other(i)}
     found |= {s[i+1:] for i in cuts if s[i+1:] in ids and word(s[:i])}
     return max(found, key=len, default='')
 
@@ -45,11 +47,13 @@ def match_names(
     for i in ids: low.setdefault(i.lower(),[]).append(i)
     low = {k:v[0] for k,v in low.items() if len(v)==1}     # told apart by more than capitals
     numbered = {i[:k] for i in ids for k,c in enumerate(i) if c in _SEPS and i[k+1:].isdigit()}
+    known = set(ids)
+    kinds = {r for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known and not (r := i[k+1:].lower())[:1].isdigit() and r not in _WORDS}     # P1 and P1_followup
     def of(name):
         folders = [f for f in str(name).replace('\\','/').split('/')[:-1] if f not in ('','.','..')]
         tries = ['_'.join([*folders[len(folders)-k:],_name(name)]) for k in range(min(3,len(folders)),-1,-1)]     # P1/IM0001 is P1_IM0001, where names repeat
-        exact = next((f for s in tries if (f := _fit(s,set(ids),numbered))), None)
-        return exact or next((low[f] for s in tries if (f := _fit(s.lower(),set(low),{n.lower() for n in numbered}))), None)
+        exact = next((f for s in tries if (f := _fit(s,known,numbered,kinds))), None)
+        return exact or next((low[f] for s in tries if (f := _fit(s.lower(),set(low),{n.lower() for n in numbered},kinds))), None)
     return {name:of(name) for name in names}
 
 # %% ../nbs/03b_masks.ipynb #a3a00026
@@ -74,6 +78,13 @@ def mask_options(
 # %% ../nbs/03b_masks.ipynb #a3a0002a
 _EMPTY = 'error','negative','skip'
 
+class _Heard(list):
+    "Faults, and notes: kind → names"
+    def __init__(self): self.notes = {}
+    def note(self, kind, name): self.notes.setdefault(kind,[]).append(name)
+    def tell(self):
+        for kind,names in self.notes.items(): notice(kind, names)
+
 def _mask_files(path, ids, faults):
     "Files of masks at a path; what is of no known kind and has the name of a radiograph is a fault"
     if not path.exists(): raise PtxError(f'{path}: no such file or folder; give the masks')
@@ -84,20 +95,32 @@ def _mask_files(path, ids, faults):
     odd = [f for f in other if whose[f.with_suffix('').name]]
     faults += [MaskFault('files of masks are of a kind that cannot be read', 'save them as PNG, TIFF, NPY or NIfTI', f.name) for f in odd]
     notice('files are no masks by name or content, left out', [f for f in other if f not in odd])
-    return [f for f in fs if kind(f)]
+    names = {_name(f.name) for f in fs}
+    maps = [f for f in fs if _name(f.name).lower().endswith('_prob') and {_name(f.name)[:-5],_name(f.name)[:-5]+'_mask'}&names]     # of `export_masks`
+    notice('files are probabilities beside their masks, left out', [f.name for f in maps])
+    return [f for f in fs if kind(f) and f not in maps]
 
-def _reads(f, name, value, keep):
+def _pixels_of(f, value, faults):
+    "A mask from a file of pixels; one in which something is drawn that does not count is noted"
+    a = _PIXELS[_end(f)](f)
+    m = mask_pixels(a, value)
+    if value is not None and np.any(a) and not m.any(): faults.note(f'masks are empty, for what is drawn in them is not value={value}', f.name)
+    if _end(f) in ('.nii','.nii.gz') and m.shape[0]==m.shape[1] and m.any() and _by_hand(f):
+        faults.note('square NIfTI files are read as x first, since they say nothing of their axes; if they were saved with rows first, they lie on their side (look at the sheet)', f.name)
+    return m
+
+def _reads(f, name, value, keep, faults):
     "What one file says"
     if _end(f)=='.json': return _from_json(f, keep)
-    if _end(f) in _PIXELS: return [_Said(str(name), lambda: mask_pixels(_PIXELS[_end(f)](f), value), f.name, file=True)]
+    if _end(f) in _PIXELS: return [_Said(str(name), lambda: _pixels_of(f,value,faults), f.name, file=True)]
     return _from_seg(f, keep)
 
 def _caught(f, faults, where):
     "Call `f`; what is wrong with a mask goes to `faults`"
     try: return f()
-    except MaskFault as e: faults.append(MaskFault(e.kind, e.remedy, e.detail if where in e.detail else ': '.join(filter(None,(where,e.detail)))))
+    except MaskFault as e: faults.append(MaskFault(e.kind, e.remedy, e.detail if where in re.split('[ :,]+',e.detail) else ': '.join(filter(None,(where,e.detail)))))
     except PtxError: raise
-    except Exception as e: faults.append(MaskFault('files cannot be read as masks', 'export them again', f'{where}: {str(e) or type(e).__name__}'[:120]))
+    except Exception as e: faults.append(MaskFault('files cannot be read as masks', 'export them again', f'{where}: {type(e).__name__}, {e}'[:120]))
 
 # %% ../nbs/03b_masks.ipynb #a3a0002d
 _DRAWN = re.compile(rf'(?:^|[_\-. ])(?:{"|".join(_WORDS)})(?:[_\-. ]|\d*$)', re.IGNORECASE)
@@ -146,20 +169,40 @@ class _Images:
         for i in self.paths: out.setdefault(self.meta(i)['image_id'],[]).append(i)     # copies have one UID
         return out
 
+def _folder(p): return Path(str(p).replace('\\','/')).parent.name
+
+def _lone(said, images):
+    "Names such as mask.png in the folder of a single radiograph → that radiograph"
+    of = {}
+    for i,p in images.items(): of.setdefault(_folder(p),[]).append(i)
+    plain = lambda n: all(w in _WORDS or w.isdigit() for w in re.split(f'[{re.escape(_SEPS)}]+', _name(n).lower()) if w)
+    mine = lambda n: of.get(_folder(n),()) if plain(n) else [i for i in of.get(_name(n).rsplit('_',1)[0],()) if _name(n).lower().endswith(_WORDS)]
+    return {s.name:found[0] for s in said if s.file and len(found := mine(s.name))==1}
+
+def _strays(by, images):
+    "Masks in the folder of another patient than their radiograph, where folders are patients"
+    known = {_folder(p) for p in images.values()}
+    agree = [(s,_folder(s.name),Path(images[i]).parent.parts) for i,of in by.items() for s in of if s.file and _folder(s.name)]
+    mostly = any(f in parts for _,f,parts in agree)
+    return [MaskFault('masks are in the folder of another radiograph than the one they are called after', 'correct the name or the folder', str(s.name)) for s,f,parts in agree if f not in parts and (f in known or mostly and len(known)>1)]
+
 def _placed(said, images, faults):
     "Identifier → what is said of it; what is of no radiograph is noticed"
     uids,by,lost = images.by_uid() if any(s.uid for s in said) else {},{},{}
     named = match_names(list(dict.fromkeys([s.name for s in said if not s.uid]+[s.also for s in said if s.also])), images.paths)
+    lone = _lone(said, images.paths)
+    named = {n:i or lone.get(n) for n,i in named.items()}
     for s in said:
         mine = uids.get(s.name,[]) if s.uid else list({i:0 for i in (named[s.name],s.also and named[s.also]) if i})
         if len(mine)>1 and not s.uid: faults.append(MaskFault('files are called after one radiograph and name another', 'correct the name, or what is in it', f'{s.where}: {few(mine)}'))
         for i in mine: by.setdefault(i,[]).append(s)
         if not mine and (s.draw or s.label): lost[f'{s.where} ({s.name})' if s.uid else str(s.name)] = s
+    faults += _strays(by, images.paths)
     for i,of in by.items():
         twice = [k for k,n in Counter(_name(s.name) for s in of if s.file).items() if n>1]
         faults += [MaskFault('masks are there twice', 'keep one of each', few([s.name for s in of if s.file and _name(s.name)==k])) for k in twice]
     if lost and not by and not faults:
-        raise LabelError(f'no mask is of any of these {counted(len(images.paths),"radiographs")}: the masks are called {few(lost,2)}, the radiographs {few(images.paths,2)}; are they of the same set?')
+        raise LabelError(f'no mask is of any of these {counted(len(images.paths),"radiographs")}: the masks are called {few(lost,2)}, the radiographs {few(images.paths,2)}; are they of the same set? a mask is called after its radiograph, as in {next(iter(images.paths))}_mask.png')
     notice('masks are of no radiograph here, left out', list(lost))
     return by
 
@@ -182,9 +225,10 @@ def _drawn(i, said, size, faults, copies):
         name = s.where if s.uid else Path(str(s.name)).name
         m = s.draw and _caught(lambda: s.draw() if s.framed else _fits(s.draw(),size,name,copies), faults, name)
         if m is None or not m.any(): continue
-        if s.label is False: faults.append(MaskFault('rows have a mask and say no', 'correct the table', i))
+        if s.label is False: faults.append(MaskFault('rows that say no have a mask', 'correct the table', i))
         rle = rle_encode(m)
         if not s.framed and rle in own: continue     # the same once more
+        if any(runs_overlap(rles_runs([o],size=m.size),rles_runs([rle],size=m.size))>0 for o in own if o and not s.framed): faults.note('radiographs have masks that overlap, which are united; if one corrects the other, keep that one', i)
         frame.append(rle if s.framed else rle_to_frame(rle, m.shape))
         own.append('' if s.framed and size!=_FRAMED else rle)
     return own,frame
@@ -218,9 +262,10 @@ def _told(path, value, columns, faults, progress, but):
     ours = set(map(os.path.abspath,but.values()))
     files = [f for f in _mask_files(path, but, faults) if os.path.abspath(f) not in ours]
     if not files and path.is_file(): raise PtxError(f'{path}: neither masks nor a table; save a table as CSV, with commas')
-    if not files: raise PtxError(f'{path}: no masks (pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme); give their folder or file')
+    there = [f.name for f in _files(path,('',)) if f.name[0]!='.' and os.path.abspath(f) not in ours] if path.is_dir() else []
+    if not files: raise PtxError(f'{path}: no masks (pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme)'+(f', only {few(there)}' if there else '')+'; give their folder or file')
     keep,top = _meant(files, value, path),path if path.is_dir() else path.parent
-    return [s for f in bar(files,progress) for s in _caught(lambda: _reads(f,f.relative_to(top),value,keep), faults, f.name) or []]
+    return [s for f in bar(files,progress) for s in _caught(lambda: _reads(f,f.relative_to(top),value,keep,faults), faults, f.name) or []]
 
 def read_masks(
     source:str, # a folder of pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme files, one such file, or a table; maybe with options as in 'masks:empty=negative'
@@ -236,7 +281,7 @@ def read_masks(
     value,empty,columns = options.get('value',value),options.get('empty',empty),{**columns,**{k:v for k,v in options.items() if k in _CALLED}}
     copies = [] if _said_yes(options.get('resize',resize)) else None
     if empty not in _EMPTY: raise PtxError(f'empty={empty!r}: give one of {", ".join(_EMPTY)}')
-    files,faults = None if isinstance(images,dict) else radiographs(images,path),[]
+    files,faults = None if isinstance(images,dict) else radiographs(images,path),_Heard()
     pics = _Images(files.images if files else without_masks(images,path))
     _unlike(files)
     by = _placed(_told(path,value,columns,faults,progress,pics.paths), pics, faults)
@@ -247,6 +292,7 @@ def read_masks(
     if empty=='error': faults += [MaskFault('radiographs have no mask', 'if they are healthy say so (empty=negative), else leave them out (empty=skip)', i) for i in none]
     rows = [_row(i, by.get(i,[]), pics, faults, copies) for i in bar(list(pics.paths),progress) if i in told or empty=='negative' and i not in exempt]
     if faults: raise FaultyMasks(path, faults)
+    faults.tell()
     t = pd.DataFrame(rows)
     if value is not None and not t.area.any(): raise PtxError(f'{path}: no mask holds value={value}')
     notice('masks have other proportions than their radiograph, and were stretched over it; if the copies were padded or cropped that is wrong', copies or [])

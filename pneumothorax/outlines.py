@@ -149,7 +149,7 @@ class MaskSet:
         (keep,),(weigh,),p = *self.said,self.voters[0][row]
         if not keep.get(image,True): return 'a gate holds it to be healthy'
         if image in weigh: p = _weighed(p, weigh[image])
-        if (d := _decision(self.about)) is None: return f'plain rule: pieces from {self.about["min_area"]:,} px on at {self.about["thresh"]:g} or above' if isinstance(self.about,dict) else 'a function'
+        if (d := _decision(self.about)) is None: return f'plain rule: pieces at {self.about["thresh"]:g} or above, from {self.about["min_area"]:,} px of 1024×1024 on' if isinstance(self.about,dict) else 'a function'
         t = explain(p, d)
         return '; '.join(f'{s}: {f}' for s,f in zip(t.step,t.found))
     def __iter__(self):

@@ -14,12 +14,20 @@ from .rle import PtxError
 from .dicom import read_xray, show_xray, xray_meta
 from .files import written
 from .records import from_bytes
-from .decide import Decision, explain
+from .siim import counted
+from .decide import Decision, explain, prob_to_mask
 from .chest import describe_mask, patient_side
 from .outlines import masks_of, predict_like
 from .submission import decision_from
 
 # %% ../nbs/40a_show.ipynb #c40a000d
+def _plain_steps(p, thresh, min_area):
+    "Steps of the plain rule, as `explain` has them"
+    some,kept = prob_to_mask(p,thresh,1),prob_to_mask(p,thresh,min_area)
+    n,k = (cv2.connectedComponents(m)[0]-1 for m in (some,kept))
+    rows = [('threshold',f'{thresh:g} or above',f'{counted(n,"pieces")}',int(some.sum())),('pieces',f'{min_area:,} px or more',f'{k} of {n} kept',int(kept.sum()))]
+    return pd.DataFrame(rows, columns=['step','asked','found','area'])
+
 @dataclass
 class Outline:
     "What a run says of one radiograph"
@@ -52,12 +60,12 @@ class Outline:
         return self.told['extent']
     def explain(self)->pd.DataFrame: # a row per step: step, asked, found, area after it in pixels of the 1024² frame
         "What each step of the decision did to the map; raises `PtxError` where networks have voted, or a function decided"
-        if not isinstance(self.decision,dict) or 'triplet' not in self.decision: raise PtxError(f'{self.path}: decided by {self.source}; give a triplet to see its steps')
-        return explain(self.map, Decision.of(self.decision))
+        if not isinstance(self.decision,dict): raise PtxError(f'{self.path}: {self.reason}, so there are no steps to explain')
+        return explain(self.map, Decision.of(self.decision)) if 'triplet' in self.decision else _plain_steps(self.map, **self.decision)
     def words(self)->list: # a few lines
         "What there is to say"
         t = self.told
-        size = f'{t["area"]:,} px'+(f', {t["area_mm2"]/100:.1f} cm²' if t['area_mm2']>0 else '')+(f', {t["extent"]:.0%} of the lung field' if t['extent']>0 else '')
+        size = f'{t["area"]:,} of its pixels'+(f', {t["area_mm2"]/100:.1f} cm²' if t['area_mm2']>0 else '')+(f', {t["extent"]:.0%} of the lung field' if t['extent']>0 else '')
         where = patient_side(t)
         found = f'pneumothorax outlined: {where}, {size}' if self.positive else 'nothing outlined'
         return [found, f'highest probability {self.prob:.2f}; {self.reason} ({self.source})', *([t['remarks']] if t['remarks'] else []), 'research use only, not for diagnosis']

@@ -98,7 +98,8 @@ def modules():
 
 def test_no_function_speaks_of_the_command_line():
     "A message names an argument as `name=value` and a function in backquotes; a command says both in its own words"
-    found = [f'{m}:{n}: {s[:80]}' for m, tree in modules() for n, s in strings(tree) if re.search(r'(?<![\w-])(?<!gdcmconv )--[a-z]|\bptx_[a-z]+', s) and not s.startswith('# pneumothorax {version}')]
+    found = [f'{m}:{n}: {s[:80]}' for m, tree in modules() if m != 'report' for n, s in strings(tree) if re.search(     # a report says how to type its run again
+        r'(?<![\w-])(?<!gdcmconv )--[a-z]|\bptx_[a-z]+', s) and not s.startswith('# pneumothorax {version}')]
     assert not found, '\n'.join(found)
 
 def messages():

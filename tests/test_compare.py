@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY, ok, ptx
 
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
+from pneumothorax.cases import open_cases
 from pneumothorax.compare import compare
 from pneumothorax.predict import predict_maps
 from pneumothorax.rle import PtxError
@@ -66,3 +67,15 @@ def test_what_cannot_be_compared(runs, phantoms, tmp_path):
     (tmp_path/'moved'/'run.json').write_text(json.dumps(r))
     with pytest.raises(PtxError, match='no longer there; predict its images where they are now'): compare([runs/'cv', tmp_path/'moved'], device='cpu')
     assert not (tmp_path/'q.png').exists()
+
+def test_positives_without_an_outline_are_not_judged(runs, phantoms, tmp_path):
+    "They have no true mask, which is not the same as an empty one"
+    t = siim_train(phantoms)
+    ok('ptx_predict', runs/'a', phantoms/'dicom-images-train', '--out', tmp_path/'p', '--workers', '0')
+    held = json.loads((runs/'a'/'run.json').read_text())['data']['valid']
+    t = t[t.ImageId.isin(held)]
+    pos = t[t.has_ptx].ImageId.tolist()
+    rows = [f'{i},,{"yes" if y else "no"}' if i != pos[0] else f'{i},{r[0]},yes' for i, y, r in zip(t.ImageId, t.has_ptx, t.rles)]
+    (tmp_path/'t.csv').write_text('\n'.join(['image,mask,label', *rows])+'\n')
+    with pytest.warns(UserWarning, match='have no outline, so they are not judged'): c = open_cases(tmp_path/'p', tmp_path/'t.csv:empty=skip', **RULE)
+    assert set(c.table.ImageId) == set(t.ImageId)-set(pos[1:]) and c.table.has_ptx.sum() == 1

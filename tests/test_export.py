@@ -212,3 +212,45 @@ def test_a_cross_validation_that_learnt_nothing_shows_something(phantoms, tmp_pa
     ok('ptx_train', phantoms, '--folds', tmp_path/'f.csv', '--out', tmp_path/'cv', *TINY)
     p = ok('ptx_show', tmp_path/'cv', next((phantoms/'dicom-images-test').rglob('*.dcm')), '--out', tmp_path/'h')
     assert 'chosen on no data, for' in p.stdout or 'out of fold' in p.stdout
+
+def copies(t, d, change=lambda k, ds: None):
+    "Positives as files IM0001.dcm in a folder for each patient, and a prediction of them"
+    rows = t[t.has_ptx].head(2).reset_index(drop=True)
+    for k, p in enumerate(rows.path):
+        f = d/'s'/f'P{k}'/'IM0001.dcm'
+        f.parent.mkdir(parents=True)
+        ds = pydicom.dcmread(p)
+        change(k, ds)
+        ds.save_as(f)
+        rows.loc[k, ['ImageId', 'path']] = [f'P{k}_IM0001', f]
+    return rows, predictions(d/'pred', rows)
+
+def test_files_of_one_name_keep_their_folder(real, tmp_path):
+    rows, pred = copies(real[0], tmp_path)
+    export_masks(pred, tmp_path/'coco', 'coco', '.5,0,.5', progress=False)
+    assert [i['file_name'] for i in json.loads((tmp_path/'coco'/'masks.json').read_text())['images']] == ['P0/IM0001.dcm', 'P1/IM0001.dcm']
+    t = read_masks(tmp_path/'coco', tmp_path/'s')
+    assert t.ImageId.tolist() == rows.ImageId.tolist() and t.has_ptx.all()
+
+def test_deidentified_files_are_referred_to(real, tmp_path):
+    def change(k, ds):
+        for a in ('PatientBirthDate', 'StudyTime', 'AccessionNumber', 'PatientName')[:4*(k+1)]:
+            if a in ds: delattr(ds, a)
+        ds.StudyDate = '2024-01-01'
+    rows, pred = copies(real[0], tmp_path, change)
+    for kind in ('dicomseg', 'sc'): assert export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False).file.ne('').all()
+    assert read_masks(tmp_path/'dicomseg', dict(zip(rows.ImageId, rows.path))).has_ptx.all()
+    pd.read_csv(pred/'index.csv').assign(path=[str(rows.path[0]), str(tmp_path/'x.png')]).to_csv(pred/'index.csv', index=False)
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path/'x.png')
+    with pytest.warns(UserWarning, match=r'1 radiograph has no place in DICOM.*x.png \(is no DICOM file\)'): got = export_masks(pred, tmp_path/'some', 'dicomseg', '.5,0,.5', progress=False)
+    assert got.file.ne('').tolist() == [True, False]
+
+def test_what_is_about_a_radiograph_is_none(real, tmp_path):
+    "Segmentations and captures are not predicted as if they were chests; probabilities beside masks are no masks"
+    t, pred, _ = real
+    for kind in ('dicomseg', 'sc'):
+        export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False)
+        with pytest.raises(PtxError, match='a segmentation, no radiograph' if kind == 'dicomseg' else 'with an outline drawn into it'): read_xray(next((tmp_path/kind).glob('*.dcm')))
+    export_masks(pred, tmp_path/'nii', 'nifti', '.5,0,.5', maps=True, progress=False)
+    with pytest.warns(UserWarning, match='probabilities beside their masks'): back = read_masks(tmp_path/'nii', dict(zip(t.ImageId, t.path)))
+    assert back.has_ptx.tolist() == t.has_ptx.tolist()

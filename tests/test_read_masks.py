@@ -176,7 +176,7 @@ def test_faults_of_coco_files(odd, tmp_path):
     told(outside, '2 polygons are partly outside their radiograph: ')
     told(lambda j: j['annotations'][0].update(segmentation=[]), '1 annotation has a box and no outline')
     told(lambda j: j['annotations'][0].update(image_id=99), '1 file has annotations of images that they do not list: c.json: image 99')
-    told(lambda j: j['categories'].append({"id": 4, "name": 'heart'}), 'say which counts, as in value=lesion', '(lesion, heart), none of them pneumothorax')
+    told(lambda j: j['categories'].append({"id": 4, "name": 'heart'}), "say which count, as in value='lesion', or several as value='lesion|heart'", '(lesion, heart), none of them pneumothorax')
     told(lambda j: j['annotations'][0]['segmentation'].update(size=[3, 3]), 'another size than their image')
     told(lambda j: j['images'][0].update(height=7, width=9) or j['annotations'][0].update(segmentation=packed(np.ones((7, 9), np.uint8))), '7×9, radiograph 300×200')
     told(lambda j: j.pop('images'), 'neither COCO nor labelme')
@@ -192,7 +192,7 @@ def test_dicom_objects_that_are_no_segmentation_of_these(phantoms, tmp_path):
     seg(pos.path, np.eye(64, dtype=np.uint8), tmp_path/'a.dcm', 'left|right')
     refused(tmp_path, images, 'several labels (left, right), none of them pneumothorax')
     assert read_masks(f'{tmp_path}:value=right', images).area.item() == 2**20-64*256 and read_masks(tmp_path, images, value=1).area.item() == 64*256
-    refused(tmp_path, images, 'no mask holds value=lung', value='lung')
+    refused(tmp_path, images, "no label value='lung'; there are left, right", value='lung')
     (tmp_path/'a.dcm').write_bytes(pos.path.read_bytes())
     refused(tmp_path, images, 'no segmentations: a.dcm')
     ds = pydicom.dcmread(pos.path)
@@ -207,12 +207,12 @@ def test_tables_that_contradict_themselves(odd, tmp_path):
         (tmp_path/'t.csv').write_text('\n'.join([head, *rows]))
         return tmp_path/'t.csv'
     rest = [f'IM-000{k},IM-000{k}.npy,1,p{k}' for k in range(1, 6)]
-    refused(told('IM-0000,IM-0000.npy,0,p0', *rest), d, '1 row has a mask and say no')
+    refused(told('IM-0000,IM-0000.npy,0,p0', *rest), d, 'has a mask: IM-0000')
     refused(told('IM-0000,gone.npy,1,p0', *rest), d, 'not there: IM-0000: gone.npy')
     refused(told('IM-0000,IM-0000.npy,1,p0', 'IM-0000,IM-0000.npy,1,p1', *rest), d, '1 radiograph is of several patients: IM-0000: p0, p1')
     refused(told('IM-0000,,1,p0', 'IM-0000,,0,p0', *rest), d, 'said to be positive and to be healthy: IM-0000')
     refused(told('IM-0000,,,p0', *rest), d, '1 radiograph has no mask: IM-0000')
-    refused(told('a,b', head='scan,drawing'), d, 'columns scan, drawing; say which one names the file of the mask (mask=)')
+    refused(told('a,b', head='scan,drawing'), d, 'columns scan, drawing; say which one names the file of the mask (mask=NAME)')
     t = read_masks(told('IM-0000,,1,p0', *rest), d)
     assert t.outlined.tolist() == [False]+[True]*5 and t.has_ptx.all() and t.patient_id.tolist() == [f'p{k}' for k in range(6)]
     frame = rle_encode(np.pad(np.ones((9, 9), np.uint8), ((0, 1015), (0, 1015))))
@@ -315,10 +315,10 @@ def test_no_pneumothorax_is_none(tmp_path):
 
 def test_labels_that_are_not_understood(tmp_path):
     scans(tmp_path/'s', 'abcd')
-    for said, why in (('unsure', 'b: unsure'), ('PTX left', 'b: PTX left')):
+    for said, why in (('unsure', 'b: unsure'), ('ja', 'b: ja'), ('left', 'b: left'), ('x', 'b: x')):
         (tmp_path/'t.csv').write_text(f'image,mask,label\na,-1,no\nb,,{said}\nc,,yes\nd,,negative\n')
         refused(tmp_path/'t.csv', tmp_path/'s', 'not understood', why, empty='negative')
-    (tmp_path/'t.csv').write_text('image,mask,diagnosis\na,-1,no\nb,,positive\nc,,yes\nd,,normal\n')
+    (tmp_path/'t.csv').write_text('image,mask,diagnosis\na,-1,no\nb,,PTX left\nc,,yes\nd,,normal\n')
     t = read_masks(tmp_path/'t.csv', tmp_path/'s')
     assert (t.has_ptx.tolist(), t.outlined.tolist()) == ([False, True, True, False], [True, False, False, True])
     (tmp_path/'t.csv').write_text('image;mask\na;-1\n')
@@ -391,3 +391,83 @@ def test_masks_of_copies_are_brought_to_the_size_of_their_radiograph_if_one_says
     for i, own, h, w in list(zip(t.ImageId, t.own, t.height, t.width))[1:]: assert (rles_to_mask(own, (h, w)) == ms[i]).all()
     assert 'say yes or no' in ptx('ptx_import', f'{tmp_path}:resize=maybe', d, '--out', tmp_path/'l.csv').stderr
     assert '6 outlined' in ok('ptx_import', tmp_path, d, '--out', tmp_path/'l.csv', '--resize').stdout
+
+def labelme(f, label, points, **k): f.write_text(json.dumps({"imagePath": f'{f.stem}.png', "imageHeight": 40, "imageWidth": 40, "shapes": [{"label": label, "points": points}], **k}))
+
+BOX = [[5, 5], [20, 5], [20, 30]]
+
+def test_labels_with_a_side_count_and_others_are_told(tmp_path):
+    scans(tmp_path/'s', 'abcde')
+    (tmp_path/'m').mkdir()
+    for i, l in zip('abcd', ('pneumothorax', 'Pneumothorax left', 'tension pneumothorax', 'pneumotorax')): labelme(tmp_path/'m'/f'{i}.json', l, BOX)
+    with pytest.warns(PtxNotice, match='1 label is not counted, only .*: pneumotorax'): t = read_masks(tmp_path/'m', tmp_path/'s', empty='negative')
+    assert t.has_ptx.tolist() == [True, True, True, False, False]
+    for i, l in zip('abcd', ('air left', 'air right', 'heart', 'air left')): labelme(tmp_path/'m'/f'{i}.json', l, BOX)
+    refused(tmp_path/'m', tmp_path/'s', "say which count, as in value='air left', or several as value='air left|air right'", empty='negative')
+    assert read_masks(tmp_path/'m', tmp_path/'s', value='air left|air right', empty='negative').has_ptx.tolist() == [True, True, False, True, False]
+
+def test_masks_that_hold_another_value_are_told(tmp_path):
+    scans(tmp_path/'s', 'abc')
+    (tmp_path/'m').mkdir()
+    for i, v in zip('abc', (1, 255, 0)): Image.fromarray(blob()*np.uint8(v)).save(tmp_path/'m'/f'{i}.png')
+    with pytest.warns(PtxNotice, match='1 mask is empty, for what is drawn in them is not value=>127: a.png'): t = read_masks(tmp_path/'m', tmp_path/'s', value='>127')
+    assert t.has_ptx.tolist() == [False, True, False]
+    p = ptx('ptx_import', tmp_path/'m', tmp_path/'s', '--out', tmp_path/'l.csv', '--value', '>127')
+    assert "--value '>127': a.png" in p.stderr
+
+def test_pictures_as_drawing_tools_save_them(tmp_path):
+    scans(tmp_path/'s', 'abcd')
+    (tmp_path/'m').mkdir()
+    m = blob()
+    white = np.full((*m.shape, 3), 255, np.uint8)
+    Image.fromarray(np.dstack([white, m*255])).save(tmp_path/'m'/'a.png')                                        # white, and all in the alpha channel
+    Image.fromarray(np.dstack([white*[1, 0, 0], m*200]).astype(np.uint8)).save(tmp_path/'m'/'b.png')             # red, half transparent
+    Image.fromarray(m[..., None]*np.uint8([255, 0, 0])).quantize(2).save(tmp_path/'m'/'c.png')                   # a palette in which red may come first
+    Image.fromarray(m*255).convert('RGB').save(tmp_path/'m'/'d.png')
+    t = read_masks(tmp_path/'m', tmp_path/'s')
+    assert all((rles_to_mask(o, m.shape) == m).all() for o in t.own)
+
+def test_whose_mask_it_is(tmp_path):
+    for f in ('P1/x1', 'P2/x2', 'P3/x3'): scans(tmp_path/'s'/f[:2], [f[3:]])
+    (tmp_path/'m'/'P1').mkdir(parents=True)
+    Image.fromarray(blob()*255).save(tmp_path/'m'/'P1'/'mask.png')
+    assert read_masks(tmp_path/'m', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False, False]     # the only one of its folder
+    (tmp_path/'m'/'P2').mkdir()
+    Image.fromarray(blob()*255).save(tmp_path/'m'/'P2'/'x1.png')
+    refused(tmp_path/'m', tmp_path/'s', '1 mask is in the folder of another radiograph', 'x1.png', empty='negative')
+
+def test_overlapping_masks_and_squares_without_axes_are_told(tmp_path):
+    import nibabel as nib
+    scans(tmp_path/'s', 'ab')
+    (tmp_path/'m').mkdir()
+    m = blob()
+    Image.fromarray(m*255).save(tmp_path/'m'/'a_1.png')
+    Image.fromarray(np.roll(m, 2, 0)*255).save(tmp_path/'m'/'a_2.png')
+    nib.save(nib.Nifti1Image(m, np.eye(4)), tmp_path/'m'/'b.nii.gz')
+    with pytest.warns(PtxNotice) as w: read_masks(tmp_path/'m', tmp_path/'s')
+    said = ' '.join(str(o.message) for o in w)
+    assert '1 radiograph has masks that overlap' in said and 'read as x first' in said and 'b.nii.gz' in said
+
+def test_odd_outlines_are_faults(tmp_path):
+    scans(tmp_path/'s', 'abc')
+    (tmp_path/'m').mkdir()
+    labelme(tmp_path/'m'/'a.json', 'ptx', [[5, 5.2], [20, 5.2], [20, 5.21]])
+    labelme(tmp_path/'m'/'b.json', 'ptx', [[5, float('nan')], [20, 5], [20, 9]])
+    labelme(tmp_path/'m'/'c.json', 'ptx', BOX, imageHeight=None)
+    refused(tmp_path/'m', tmp_path/'s', 'so thin that they cover no pixel', 'corners without a number', 'without the size of their picture')
+    coco = {"images": [{"id": 1, "file_name": 'a.png', "height": 40, "width": 40}], "categories": [{"id": 1, "name": 'pneumothorax'}]}
+    for note, why in (({"category_id": 7}, 'categories that they do not list: c.json: category 7'), ({}, 'without id, image_id or category_id')):
+        (tmp_path/'c.json').write_text(json.dumps({**coco, "annotations": [{"id": 1, "image_id": 1, "segmentation": [5, 5, 20, 5, 20, 30], **note}]}))
+        refused(tmp_path/'c.json', tmp_path/'s', why, empty='negative')
+    (tmp_path/'c.json').write_text(json.dumps({**coco, "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [5, 5, 20, 5, 20, 30]}]}))
+    assert read_masks(tmp_path/'c.json', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False, False]      # a polygon that is not in a list
+
+def test_a_table_may_know_who_is_ill_and_no_more(tmp_path):
+    scans(tmp_path/'s', 'ab')
+    (tmp_path/'t.csv').write_text('image,finding\na,Atelectasis|Pneumothorax\nb,No Finding\n')
+    t = read_masks(tmp_path/'t.csv', tmp_path/'s')
+    assert (t.has_ptx.tolist(), t.outlined.tolist()) == ([True, False], [False, True])
+    (tmp_path/'t.csv').write_text('image,rle\na,1 3\nb,1048570 30\n')
+    refused(tmp_path/'t.csv', tmp_path/'s', '1 run-length is not of the 1024×1024 frame: b', 'a run ends at pixel 1,048,600')
+    (tmp_path/'t.csv').write_text('filename,file_size,region_shape_attributes\na.png,1,{}\n')
+    refused(tmp_path/'t.csv', tmp_path/'s', 'VGG annotator')
