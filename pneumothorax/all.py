@@ -42,6 +42,8 @@ from pneumothorax.export import export_masks
 from pneumothorax.show import outline
 from pneumothorax.bundle import bundle, find_inputs, go_on, start_from, unmet
 from pneumothorax.compare import compare
+from pneumothorax.cases import open_cases
+from pneumothorax.report import report
 from pneumothorax.merging import merge_submissions
 from pneumothorax.docs import tell_parameters as _tell
 import sys as _sys

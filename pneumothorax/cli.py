@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO', 'as_command', 'manners', 'command', 'ptx_sample', 'ptx_prepare', 'ptx_train', 'ptx_folds', 'ptx_import',
            'ptx_audit', 'ptx_predict', 'ptx_show', 'ptx_submit', 'ptx_export', 'ptx_merge', 'ptx_score', 'ptx_compare',
-           'ptx_bundle', 'demo', 'ptx_demo']
+           'ptx_report', 'ptx_bundle', 'demo', 'ptx_demo']
 
 # %% ../nbs/41_cli.ipynb #55830e74
 import argparse, atexit, errno, gc, inspect, json as _json, os, re, shlex, sys, warnings
@@ -21,7 +21,7 @@ from .files import disk_full
 
 # %% ../nbs/41_cli.ipynb #aae78815
 _COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
-    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
+    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', report='ptx_report', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
 _CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as_')   # parameters of functions that commands call otherwise
 _OF_MASKS = 'empty','value','resize','image','mask','label','patient'   # said of masks, in the text of --labels
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
@@ -579,6 +579,29 @@ def ptx_compare(
     write_index(c.rows(), Path(out).with_suffix('.csv'))
     c.figure().savefig(out)
     print(f'\n{out} and {Path(out).with_suffix(".csv")} written')
+
+# %% ../nbs/41_cli.ipynb #rep00002
+@command(may_miss=('pred',), inputs=('path','pred','labels','decision'), example='ptx_report cv --out report.html')
+def ptx_report(
+    path:str, # run of ptx_train, or of ptx_train --folds, or predictions
+    pred:str=None, # predictions of other radiographs by that run, which are judged in its place
+    out:str='report.html', # page to write
+    labels:str=None, # labels of predictions: a folder of radiographs with a label file, a label file (run-lengths of the 1024x1024 frame), or masks
+    triplet:str=None, # rule as top,area,bottom; default: the plain rule
+    decision:str=None, # record of a submission (.json): decide as it did
+    thresh:float=.5, # the plain rule: a pixel counts from this probability on
+    min_area:int=800, # the plain rule: smallest piece of a mask that is kept, pixels of the 1024² frame
+    n:int=8, # pictures of each kind
+    with_gate:bool=False, # fit a gate on a cross-validation, and show what it looks at
+    title:str=None, # of the page
+    device:str='auto', # where the networks run: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
+):
+    "Write one page about a run: scores with intervals, for whom, pictures of its mistakes, how to make it again. Research use only."
+    from pneumothorax.report import report
+    from pneumothorax.submission import decision_from
+    how = decision_from(triplet, file=decision)
+    f = report(path, pred, out, labels, how.get('decision'), n, with_gate, title, device=device, thresh=thresh, min_area=min_area)
+    print(f'{f} written, {f.stat().st_size/1e6:.1f} MB: open it in a browser')
 
 # %% ../nbs/41_cli.ipynb #bund0002
 @command(may_miss=('runs',), inputs=('runs','decision','gate'), example='ptx_bundle run --out bundle')

@@ -65,7 +65,8 @@ def by_group(
 )->pd.DataFrame: # a row for each group: question, group, n, n_pos, n_patients, and an `Interval` or None for each of `MEASURES`
     "Scores of every group; raises `PtxError`"
     if not len(t): raise PtxError('no radiographs to group')
-    def row(k, g, of): return dict(question=GROUPS.get(k,''), group=g, n=len(of), n_pos=int(of.has_ptx.sum()), n_patients=of.patient_id.nunique(), **{m:_measure(of,m) for m in MEASURES})
+    counts = lambda of: dict(n=len(of), n_pos=int(of.has_ptx.sum()), n_patients=of.patient_id.nunique())
+    def row(k, g, of): return dict(question=GROUPS.get(k,''), group=g, **counts(of), **{m:_measure(of,m) for m in MEASURES})
     known = {k:[b for _,b in v] for k,v in dict(size=_SIZES,age_band=_AGES).items()}
     order = lambda k: sorted(t[k].unique(), key=lambda g: (g==UNKNOWN, known[k].index(g) if g in known.get(k,()) else 0, g))
     rows = [row(k,g,t[t[k]==g]) for k in GROUPS for g in order(k) if set(t[k])-{UNKNOWN,'healthy'}]

@@ -113,6 +113,7 @@ def _from_picture(f):
         rgb,labels = np.asarray(im.convert('RGB')),np.asarray(im)     # a palette of greys is what it looks like, one of colours a list of labels, if 0 is black
         return rgb[...,0] if (rgb==rgb[...,:1]).all() else labels if not any((im.getpalette() or [0])[:3]) else rgb
 
+# %% ../nbs/03a_mask_files.ipynb #a3a000xc
 def _by_hand(f):
     "Has a NIfTI file the axes of np.eye(4), or a spacing alone? Nobody meant a patient's then"
     affine = _needs('nibabel','masks').load(f).affine

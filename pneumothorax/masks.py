@@ -100,6 +100,7 @@ def _mask_files(path, ids, faults):
     notice('files are probabilities beside their masks, left out', [f.name for f in maps])
     return [f for f in fs if kind(f) and f not in maps]
 
+# %% ../nbs/03b_masks.ipynb #a3a000x0
 def _pixels_of(f, value, faults):
     "A mask from a file of pixels; one in which something is drawn that does not count is noted"
     a = _PIXELS[_end(f)](f)
@@ -169,6 +170,7 @@ class _Images:
         for i in self.paths: out.setdefault(self.meta(i)['image_id'],[]).append(i)     # copies have one UID
         return out
 
+# %% ../nbs/03b_masks.ipynb #a3a000xc
 def _folder(p): return Path(str(p).replace('\\','/')).parent.name
 
 def _lone(said, images):
@@ -186,6 +188,7 @@ def _strays(by, images):
     mostly = any(f in parts for _,f,parts in agree)
     return [MaskFault('masks are in the folder of another radiograph than the one they are called after', 'correct the name or the folder', str(s.name)) for s,f,parts in agree if f not in parts and (f in known or mostly and len(known)>1)]
 
+# %% ../nbs/03b_masks.ipynb #a3b00p02
 def _placed(said, images, faults):
     "Identifier → what is said of it; what is of no radiograph is noticed"
     uids,by,lost = images.by_uid() if any(s.uid for s in said) else {},{},{}

@@ -28,6 +28,7 @@ def _plain_steps(p, thresh, min_area):
     rows = [('threshold',f'{thresh:g} or above',f'{counted(n,"pieces")}',int(some.sum())),('pieces',f'{min_area:,} px or more',f'{k} of {n} kept',int(kept.sum()))]
     return pd.DataFrame(rows, columns=['step','asked','found','area'])
 
+# %% ../nbs/40a_show.ipynb #c40a00x0
 @dataclass
 class Outline:
     "What a run says of one radiograph"

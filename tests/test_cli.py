@@ -27,7 +27,7 @@ def run(capsys, command, *args):
 
 def test_every_command_is_installed_and_exported():
     assert sorted(COMMANDS) == sorted(n for n in cli.__all__ if n.startswith('ptx_'))
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 16
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_help(command, capsys, monkeypatch):
@@ -134,7 +134,7 @@ def test_both_say_it_in_their_own_words(phantoms, tiny_run, capsys):
 
 PATHS = {'ptx_prepare': ['{}', 'OUT'], 'ptx_train': ['{}', '--out', 'OUT'], 'ptx_folds': ['{}', '--out', 'OUT'], 'ptx_audit': ['{}', '--out', 'OUT'],
     'ptx_predict': ['{}', '{}', '--out', 'OUT'], 'ptx_submit': ['{}', '--out', 'OUT'], 'ptx_merge': ['{}', '{}', '--out', 'OUT'], 'ptx_score': ['{}', '{}'],
-    'ptx_import': ['{}', '{}', '--out', 'OUT'], 'ptx_show': ['{}', '{}', '--out', 'OUT'], 'ptx_export': ['{}', '--out', 'OUT'], 'ptx_compare': ['{}', '{}', '--out', 'OUT'],
+    'ptx_import': ['{}', '{}', '--out', 'OUT'], 'ptx_show': ['{}', '{}', '--out', 'OUT'], 'ptx_export': ['{}', '--out', 'OUT'], 'ptx_compare': ['{}', '{}', '--out', 'OUT'], 'ptx_report': ['{}', '--out', 'OUT'],
     'ptx_bundle': ['{}', '--out', 'OUT'], 'ptx_sample': ['OUT'], 'ptx_demo': ['--out', 'OUT']}
 
 def test_every_command_is_in_the_table(): assert sorted(PATHS) == sorted(COMMANDS)
@@ -232,7 +232,7 @@ CHAIN = {'ptx_sample': ('s', '--n', 8, '--size', 64, '--positive', .5), 'ptx_pre
     'ptx_audit': ('s', '--out', 'a.csv'), 'ptx_train': ('s', '--out', 'r', '--valid', .5, *TINY), 'ptx_predict': ('r', 's/dicom-images-test', '--out', 'p'),
     'ptx_submit': ('p', '--out', 'x.csv', '--blank', '--sheet', 'x.png'), 'ptx_merge': ('x.csv', 'x.csv', '--out', 'm.csv'), 'ptx_score': ('x.csv', 's/answers/test-rle.csv'),
     'ptx_show': ('r', 's/dicom-images-test', '--out', 'h'), 'ptx_export': ('p', '--as', 'coco', '--out', 'e', '--thresh', '.001'),
-    'ptx_compare': ('p', 'p2', '--labels', 's/answers/test-rle.csv', '--out', 'q.png'), 'ptx_import': ('e', 's/dicom-images-test', '--empty', 'negative', '--out', 'i.csv'), 'ptx_bundle': ('r', '--out', 'b')}
+    'ptx_compare': ('p', 'p2', '--labels', 's/answers/test-rle.csv', '--out', 'q.png'), 'ptx_report': ('r', '--out', 'r.html', '--n', 1), 'ptx_import': ('e', 's/dicom-images-test', '--empty', 'negative', '--out', 'i.csv'), 'ptx_bundle': ('r', '--out', 'b')}
 
 def test_bars_are_for_terminals(tmp_path, monkeypatch):
     "Each command after those whose files it takes, and once more where it ends in an error"
