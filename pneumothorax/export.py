@@ -69,6 +69,7 @@ _OWED = 'AccessionNumber','StudyDate','StudyTime','StudyID','PatientBirthDate','
 
 def _complete(ds):
     "A header with all that an object of the same study has to repeat; a date or time that is none is left empty"
+    if re.fullmatch(r'\d{1,3}', age := str(ds.get('PatientAge',''))): ds.PatientAge = f'{age:>03}Y'     # as the competition's files have it
     for k in _OWED:
         if k not in ds or k.endswith(('Date','Time')) and not re.fullmatch(r'[\d.]*',str(ds[k].value or '')): setattr(ds, k, '')
     return ds
@@ -87,6 +88,7 @@ def _seg(ds, mask, about, f):
     with collected(): seg = hd.seg.Segmentation([ds], mask[None], 'BINARY', [what], series, 9001, sop, 1, 'pneumothorax', 'export', __version__, '0',
         content_label='PNEUMOTHORAX', **measures,
         content_description='automatic outline, research use only', series_description=OUTLINED)
+    seg.PatientOrientation,seg.ContentCreatorName = ds.get('PatientOrientation') or '',''     # may be empty, not missing
     seg.save_as(f)
 
 # %% ../nbs/40_export.ipynb #c4000014
@@ -121,7 +123,7 @@ def _capture(ds, path, mask, about, f):
     series,sop = _uids('sc', ds.SOPInstanceUID, about)
     ds = _complete(ds)
     with collected(): sc = hd.SCImage.from_ref_dataset(ds, rgb, 'RGB', 8, 'PATIENT', series, 9002, sop, 1, 'pneumothorax', patient_orientation=('L','F'))
-    sc.PatientOrientation = ds.get('PatientOrientation') or ''     # the source's; highdicom wants one to begin with
+    sc.PatientOrientation,sc.Laterality = ds.get('PatientOrientation') or '',ds.get('Laterality','')     # the source's; highdicom wants an orientation to begin with
     source = Dataset()
     source.ReferencedSOPClassUID,source.ReferencedSOPInstanceUID = ds.SOPClassUID,ds.SOPInstanceUID
     sc.SourceImageSequence = [source]

@@ -1,6 +1,8 @@
 "Masks on their way out: every real radiograph in every format and back, what cannot be referred to, the commands"
 import json
+import re
 import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -62,6 +64,7 @@ def test_dicom_objects_say_what_they_are(real, tmp_path):
         assert s.SegmentedPropertyTypeCodeSequence[0].CodeValue == '36118008' and s.SegmentAlgorithmType == 'AUTOMATIC'
         assert s.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == 'pneumothorax' and 'research use only' in ds.SeriesDescription
         assert ds.pixel_array.sum() == masks[f.stem].sum()
+        assert re.fullmatch(r'\d{3}Y', ds.PatientAge) and ds.ContentCreatorName == '' and 'PatientOrientation' in ds
     for f in (tmp_path/'sc').glob('*.dcm'):
         ds = pydicom.dcmread(f)
         assert ds.BurnedInAnnotation == 'YES' and ds.StudyInstanceUID == sources[f.stem].StudyInstanceUID and ds.pixel_array.shape[1:] == (1024, 3) and ds.pixel_array.shape[0] > 1024
@@ -254,3 +257,13 @@ def test_what_is_about_a_radiograph_is_none(real, tmp_path):
     export_masks(pred, tmp_path/'nii', 'nifti', '.5,0,.5', maps=True, progress=False)
     with pytest.warns(UserWarning, match='probabilities beside their masks'): back = read_masks(tmp_path/'nii', dict(zip(t.ImageId, t.path)))
     assert back.has_ptx.tolist() == t.has_ptx.tolist()
+
+@pytest.mark.slow
+def test_a_validator_finds_no_error(real, tmp_path):
+    "dciodvfy of the Debian package dicom3tools"
+    if not shutil.which('dciodvfy'): pytest.skip('no dciodvfy; it is in the Debian package dicom3tools')
+    for kind in ('dicomseg', 'sc'):
+        export_masks(real[1], tmp_path/kind, kind, '.5,0,.5', progress=False)
+        for f in (tmp_path/kind).glob('*.dcm'):
+            said = subprocess.run(['dciodvfy', f], capture_output=True, text=True, check=False).stderr
+            assert 'Error' not in said and ('Segmentation' if kind == 'dicomseg' else 'SCImage') in said, said
