@@ -21,7 +21,7 @@ $(READY): | settings.ini constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info<(3,10) and "Python 3.10 or newer is needed, $(PYTHON) is "+sys.version.split()[0]+"; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,codecs,weights,masks,smp,tensorboard,distributed]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,codecs,weights,masks,smp,tensorboard,distributed,app]'
 	rm -f $(VENV)/.ready-*; touch $@
 
 env: $(READY) ## make or update the environment
@@ -32,7 +32,8 @@ demo: $(READY) ## train, predict and score on the embedded sample (out/demo)
 test: $(READY) ## every notebook and every test, except the long ones
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
-test-all: $(READY) ## the long ones too
+test-all: $(READY) ## the long ones too; those in a browser want Debian's chromium
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
 	$(BIN)/python $(PYTEST)
 
 test-newest: $(READY) ## the tests of `make test` with the newest fastai, fastcore and nbdev, from an installed wheel

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO', 'as_command', 'manners', 'command', 'ptx_sample', 'ptx_prepare', 'ptx_train', 'ptx_folds', 'ptx_import',
            'ptx_audit', 'ptx_predict', 'ptx_show', 'ptx_submit', 'ptx_export', 'ptx_merge', 'ptx_score', 'ptx_compare',
-           'ptx_report', 'ptx_bundle', 'demo', 'ptx_demo']
+           'ptx_report', 'ptx_view', 'ptx_bundle', 'demo', 'ptx_demo']
 
 # %% ../nbs/41_cli.ipynb #55830e74
 import argparse, atexit, errno, gc, inspect, json as _json, os, re, shlex, sys, warnings
@@ -21,7 +21,7 @@ from .files import disk_full
 
 # %% ../nbs/41_cli.ipynb #aae78815
 _COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
-    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', report='ptx_report', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
+    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', report='ptx_report', view_server='ptx_view', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
 _CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as_')   # parameters of functions that commands call otherwise
 _OF_MASKS = 'empty','value','resize','image','mask','label','patient'   # said of masks, in the text of --labels
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
@@ -602,6 +602,26 @@ def ptx_report(
     how = decision_from(triplet, file=decision)
     f = report(path, pred, out, labels, how.get('decision'), n, with_gate, title, device=device, thresh=thresh, min_area=min_area)
     print(f'{f} written, {f.stat().st_size/1e6:.1f} MB: open it in a browser')
+
+# %% ../nbs/41_cli.ipynb #view0002
+@command(inputs=('runs','samples','decision'), example='ptx_view run --samples scans')
+def ptx_view(
+    runs:list, # runs of ptx_train, or of ptx_train --folds for all its folds; one or more
+    port:int=5006, # of the page
+    address:str='127.0.0.1', # of this machine; another one lets in whoever reaches it
+    samples:str=None, # folder of radiographs to pick
+    keep:str=None, # label file to which outlines of one's own are added (run-lengths of the 1024x1024 frame)
+    triplet:str=None, # rule to begin with, as top,area,bottom
+    decision:str=None, # record of a submission (.json): begin with its rule
+    device:str='auto', # where the networks run: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
+    no_browser:bool=False, # do not open one
+):
+    "Open a reading room in the browser: drop a radiograph, move thresholds, draw an outline. Research use only."
+    from pneumothorax.submission import decision_from
+    from pneumothorax.view import view_server
+    how = decision_from(triplet, file=decision)
+    print(f'reading room on http://{address}:{port}/; Ctrl-C closes it', flush=True)
+    view_server(runs, port, address, samples, keep, how.get('decision'), device, not no_browser)
 
 # %% ../nbs/41_cli.ipynb #bund0002
 @command(may_miss=('runs',), inputs=('runs','decision','gate'), example='ptx_bundle run --out bundle')

@@ -27,7 +27,7 @@ def run(capsys, command, *args):
 
 def test_every_command_is_installed_and_exported():
     assert sorted(COMMANDS) == sorted(n for n in cli.__all__ if n.startswith('ptx_'))
-    assert len(COMMANDS) == 16
+    assert len(COMMANDS) == 17
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_help(command, capsys, monkeypatch):
@@ -134,7 +134,7 @@ def test_both_say_it_in_their_own_words(phantoms, tiny_run, capsys):
 
 PATHS = {'ptx_prepare': ['{}', 'OUT'], 'ptx_train': ['{}', '--out', 'OUT'], 'ptx_folds': ['{}', '--out', 'OUT'], 'ptx_audit': ['{}', '--out', 'OUT'],
     'ptx_predict': ['{}', '{}', '--out', 'OUT'], 'ptx_submit': ['{}', '--out', 'OUT'], 'ptx_merge': ['{}', '{}', '--out', 'OUT'], 'ptx_score': ['{}', '{}'],
-    'ptx_import': ['{}', '{}', '--out', 'OUT'], 'ptx_show': ['{}', '{}', '--out', 'OUT'], 'ptx_export': ['{}', '--out', 'OUT'], 'ptx_compare': ['{}', '{}', '--out', 'OUT'], 'ptx_report': ['{}', '--out', 'OUT'],
+    'ptx_import': ['{}', '{}', '--out', 'OUT'], 'ptx_show': ['{}', '{}', '--out', 'OUT'], 'ptx_export': ['{}', '--out', 'OUT'], 'ptx_compare': ['{}', '{}', '--out', 'OUT'], 'ptx_report': ['{}', '--out', 'OUT'], 'ptx_view': ['{}'],
     'ptx_bundle': ['{}', '--out', 'OUT'], 'ptx_sample': ['OUT'], 'ptx_demo': ['--out', 'OUT']}
 
 def test_every_command_is_in_the_table(): assert sorted(PATHS) == sorted(COMMANDS)
@@ -236,7 +236,7 @@ CHAIN = {'ptx_sample': ('s', '--n', 8, '--size', 64, '--positive', .5), 'ptx_pre
 
 def test_bars_are_for_terminals(tmp_path, monkeypatch):
     "Each command after those whose files it takes, and once more where it ends in an error"
-    assert {*CHAIN, 'ptx_demo'} == {*COMMANDS}     # the demo is these commands
+    assert {*CHAIN, 'ptx_demo', 'ptx_view'} == {*COMMANDS}     # the demo is these commands; a server does not end
     monkeypatch.chdir(tmp_path)
     for command, args in CHAIN.items():
         if command == 'ptx_compare': shutil.copytree('p', 'p2')

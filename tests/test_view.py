@@ -1,0 +1,248 @@
+"The reading room: what is said, what is refused, that nothing stays; and, slowly, in a real browser"
+import asyncio
+import io
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from conftest import TINY, ok, ptx
+from PIL import Image
+
+pn = pytest.importorskip('panel')
+
+from pneumothorax.masks import read_masks
+from pneumothorax.reading import LIMIT, ReadingRoom
+from pneumothorax.rle import rles_to_mask
+from pneumothorax.siim import read_labels
+from pneumothorax.view import KEPT, Page, view_server
+
+
+@pytest.fixture(scope='module')
+def cv(phantoms, tmp_path_factory):
+    d = tmp_path_factory.mktemp('view')
+    ok('ptx_folds', phantoms, '--n', '2', '--out', d/'folds.csv')
+    ok('ptx_train', phantoms, '--folds', d/'folds.csv', '--out', d/'cv', *TINY)
+    return d/'cv'
+
+@pytest.fixture(scope='module')
+def room(cv): return ReadingRoom(cv, device='cpu')
+
+@pytest.fixture(scope='module')
+def files(phantoms): return sorted((phantoms/'dicom-images-test').rglob('*.dcm'))
+
+@pytest.fixture
+def page(room, tmp_path):
+    p = Page(room, labels=tmp_path/'mine.csv', decision='.01,0,.005')
+    yield p
+    p.forget()
+
+def changed(f, **kw):
+    ds = pydicom.dcmread(f)
+    for k, v in kw.items():
+        if v is None: delattr(ds, k)
+        else: setattr(ds, k, v)
+    b = io.BytesIO()
+    ds.save_as(b)
+    return b.getvalue()
+
+def png(a):
+    b = io.BytesIO()
+    Image.fromarray(a).save(b, 'PNG')
+    return b.getvalue()
+
+def test_what_is_said_is_what_is_drawn_and_taken(page, files):
+    page.take_in({f.name: f.read_bytes() for f in files[:2]})
+    r = page.seen[page.now]
+    assert list(page.which.options) == [f.name for f in files[:2]] and page.now == files[1].name
+    m = r.mask(page.triplet())
+    assert (np.asarray(Image.open(page.take('png'))) > 0).sum() == m.sum() > 0
+    assert f'{int(m.sum()):,} of its {m.size:,} pixels' in page.facts.object and page.steps.object.area.iloc[-1] > 0
+    for k in ('dicomseg', 'sc'): assert pydicom.dcmread(page.take(k)).StudyInstanceUID == pydicom.dcmread(r.path).StudyInstanceUID
+    (Path(page.folder)/'s.dcm').write_bytes(page.take('dicomseg').getvalue())
+    back = read_masks(Path(page.folder)/'s.dcm', {r.image: r.path})
+    assert (rles_to_mask(back.own[0], m.shape) == m).all()
+    assert read_labels(io_file(page, 'rle')).has_ptx[0]
+    page.top.value, page.area.value = .99, 8000
+    assert '<td>nothing</td>' in page.facts.object and page.sources['lines'].data['xs'] == []
+    assert 'nothing is outlined' in page.take('sc').getvalue().decode()
+
+def io_file(page, kind):
+    f = Path(page.folder)/'taken.csv'
+    f.write_bytes(page.take(kind).getvalue())
+    return f
+
+def test_no_patient_is_shown(page, files):
+    page.take_in({'a.dcm': changed(files[0], PatientName='Secret^Name', PatientID='secret-7', PatientBirthDate='19501224')})
+    said = page.facts.object+page.steps.object.to_string()+page.said.object
+    assert 'ecret' not in said and '1950' not in said and b'ecret' not in page.take('png').getvalue()+page.take('rle').getvalue()
+
+BAD = {'text.dcm': (lambda f: b'hello', 'not a DICOM file'), 'empty.dcm': (lambda f: b'', 'empty (0 bytes)'), 'photo.png': (lambda f: png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), 'a colour image'),
+    'nopixels.dcm': (lambda f: changed(f, PixelData=None), 'no pixel data'), 'cut.dcm': (lambda f: f.read_bytes()[:len(f.read_bytes())//2], 'cut'), 'frames.dcm': (lambda f: changed(f, NumberOfFrames=2, PixelData=pydicom.dcmread(f).PixelData*2), '2 frames'),
+    'large.dcm': (lambda f: bytes(200*10**6), f'200 MB, at most {LIMIT}'), 'tiny.png': (lambda f: png(np.zeros((8, 8), np.uint8)), 'too few'), '<b>x.dcm': (lambda f: b'hello', '&lt;b&gt;x.dcm')}
+
+@pytest.mark.parametrize('name', BAD)
+def test_a_sentence_for_each_bad_file(page, files, name):
+    make, why = BAD[name]
+    page.take_in({name: make(files[0]), 'good.dcm': files[0].read_bytes()})
+    assert page.said.visible and why in page.said.object and page.folder not in page.said.object and '<b>' not in page.said.object, page.said.object
+    assert list(page.seen) == ['good.dcm'] and len(list(Path(page.folder).iterdir())) == 1     # the other is read all the same, and of the bad one nothing is left
+
+def test_draw_first(page, files, tmp_path):
+    page.take_in({files[0].name: files[0].read_bytes()})
+    page.hide.value = True
+    assert page.facts.object == '' and page.steps.object is None and page.sources['lines'].data['xs'] == [] and all(b.visible for b in page.buttons)
+    page.sources['drawn'].data = {'xs': [[10.5, 30.5, 30.5, 10.5]], 'ys': [[53.5, 53.5, 33.5, 33.5]]}
+    page.compare()
+    assert page.verdict.object.startswith('Dice 0.') and 'yours 441 px' in page.verdict.object
+    page.healthy()
+    page.keep()
+    t = read_labels(tmp_path/'mine.csv')
+    assert len(t) == 1 and rles_to_mask(t.rles[0])[16*11:16*30, 16*11:16*30].all()     # what was kept before is replaced
+    (tmp_path/'mine.csv').write_text('image,mask\n')
+    page.keep()
+    assert 'its first line is not' in page.verdict.object and (tmp_path/'mine.csv').read_text() == 'image,mask\n'
+    page.labels = None
+    page.healthy()
+    assert 'no label file' in page.verdict.object
+
+def test_two_visitors_and_what_is_left_of_them(room, files):
+    pages = [Page(room), Page(room)]
+    async def both(): await asyncio.gather(*(p.begin({f.name: f.read_bytes()}) for p, f in zip(pages, files)))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(pn.state, 'execute', lambda f, schedule=None: f())
+        asyncio.run(both())
+    assert [list(p.seen) for p in pages] == [[f.name] for f in files[:2]]
+    for p in pages: p.forget()
+    assert not any(Path(p.folder).exists() for p in pages)
+
+def test_the_oldest_are_forgotten(page, files):
+    for k in range(KEPT+2): page.take_in({f'{k}.dcm': files[0].read_bytes()})
+    assert list(page.seen) == [f'{k}.dcm' for k in range(2, KEPT+2)] and len(list(Path(page.folder).iterdir())) == KEPT
+
+def test_runs_that_are_gone(cv, files, tmp_path):
+    "What was loaded goes on"
+    shutil.copytree(cv, tmp_path/'cv')
+    p = Page(ReadingRoom(tmp_path/'cv', device='cpu'))
+    shutil.rmtree(tmp_path/'cv')
+    p.take_in({files[0].name: files[0].read_bytes()})
+    assert list(p.seen) == [files[0].name] and not p.said.visible
+    p.forget()
+
+def free():
+    "A port that nobody has"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def answer(port):
+    "The page, once the server is there"
+    for _ in range(300):
+        with suppress(OSError): return urllib.request.urlopen(f'http://127.0.0.1:{port}/', timeout=30).read().decode()
+        time.sleep(.1)
+
+def test_the_server_answers_on_this_machine_alone(cv):
+    port = free()
+    s = view_server(cv, port, device='cpu', show=False, threaded=True)
+    try: assert 'Reading room' in answer(port)
+    finally: s.stop()
+    with pytest.warns(UserWarning, match='let in whoever reaches them'): view_server(cv, free(), '0.0.0.0', device='cpu', show=False, threaded=True).stop()
+
+def test_the_command(phantoms):
+    for args, why in ((('nowhere',), 'no such file or folder'), ((phantoms,), 'run.json')):
+        p = ptx('ptx_view', *args, '--no_browser')
+        assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr, p.stderr
+
+# --- in a browser
+
+@pytest.fixture(scope='module')
+def site(cv):
+    "A server of its own process, as a user starts it"
+    port = free()
+    p = subprocess.Popen([Path(sys.executable).parent/'ptx_view', cv, '--port', str(port), '--triplet', '.01,0,.005', '--keep', cv.parent/'kept.csv', '--no_browser'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert answer(port)
+        yield f'http://127.0.0.1:{port}/', cv.parent/'kept.csv'
+    finally: p.terminate()
+
+@pytest.fixture(scope='module')
+def browser():
+    sync = pytest.importorskip('playwright.sync_api', reason='no playwright; install pneumothorax[browser]')
+    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not chromium: pytest.skip('no Chromium; it is in the Debian package chromium')
+    with sync.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield b
+        b.close()
+
+def visit(browser, url, wide=1360):
+    "A page, what it complained of, and what it asked of others than its server"
+    page, wrong = browser.new_page(viewport={'width': wide, 'height': 900}, accept_downloads=True), []
+    page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
+    page.on('pageerror', lambda e: wrong.append(str(e)))
+    page.on('request', lambda r: wrong.append(r.url) if not r.url.startswith((url, url.replace('http', 'ws'), 'data:', 'blob:')) else None)
+    page.goto(url)
+    page.wait_for_selector('input[type=file]', state='attached', timeout=60_000)
+    time.sleep(1)
+    return page, wrong
+
+def dropped(page, *files):
+    page.set_input_files('input[type=file]', [str(f) for f in files])
+    page.wait_for_selector('text=highest probability', timeout=60_000)
+    time.sleep(1)
+
+@pytest.mark.slow
+def test_a_visit(site, browser, files, tmp_path):
+    "Load, drop, move a slider, take away, hide, draw, compare, keep"
+    url, kept = site
+    page, wrong = visit(browser, url)
+    dropped(page, files[0])
+    assert 'pixels' in page.locator('table').first.inner_text()
+    top = page.locator('.noUi-handle').nth(3)     # the window has two, strength one
+    top.focus()
+    for _ in range(60): top.press('ArrowRight')
+    page.wait_for_selector('td:text-is("nothing")')
+    for _ in range(60): top.press('ArrowLeft')
+    page.wait_for_selector('td:has-text("pixels")')
+    with page.expect_download() as d: page.get_by_text('mask as PNG').click()
+    d.value.save_as(tmp_path/'m.png')
+    assert np.asarray(Image.open(tmp_path/'m.png')).ndim == 2 and d.value.suggested_filename.endswith('_mask.png')
+    with page.expect_download() as d: page.get_by_text('run-length').click()
+    d.value.save_as(tmp_path/'r.csv')
+    assert len(read_labels(tmp_path/'r.csv')) == 1
+    page.get_by_role('checkbox').nth(1).check()     # the first is that of each network
+    page.wait_for_selector('button:has-text("compare")')
+    assert page.locator('text=highest probability').count() == 0
+    page.locator('[title*="Freehand"]').first.click()
+    box = page.locator('canvas').first.bounding_box()
+    x, y, s = box['x']+box['width']/2, box['y']+box['height']/2, box['width']/6
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for dx, dy in ((s, 0), (s, s), (0, s), (0, 0)): page.mouse.move(x+dx, y+dy, steps=8)
+    page.mouse.up()
+    time.sleep(.5)
+    page.get_by_role('button', name='compare').click()
+    page.wait_for_selector('text=in both')
+    page.get_by_role('button', name='keep').click()
+    page.wait_for_selector('text=kept in kept.csv')
+    assert read_labels(kept).has_ptx.tolist() == [True] and not wrong, wrong
+    page.close()
+
+@pytest.mark.slow
+def test_two_visitors_a_bad_file_and_a_telephone(site, browser, files, tmp_path):
+    (tmp_path/'bad.dcm').write_bytes(b'hello')
+    (a, wa), (b, wb) = visit(browser, site[0]), visit(browser, site[0], 390)
+    dropped(a, tmp_path/'bad.dcm', files[0])
+    dropped(b, files[1])
+    assert a.locator('text=not a DICOM file').count() and not b.locator('text=not a DICOM file').count()
+    assert b.evaluate('document.documentElement.scrollWidth') <= 390     # nothing sticks out
+    assert b.locator('canvas').first.bounding_box()['y'] < b.locator('.noUi-handle').first.bounding_box()['y']
+    assert not wa and not wb
+    for p in (a, b): p.close()
