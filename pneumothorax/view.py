@@ -278,8 +278,7 @@ def view_server(
     decision:object=None, # to begin with
     device:str='auto', # where the networks run
     show:bool=True, # open a browser?
-    threaded:bool=False, # serve in another thread, and return?
-)->object: # the server of Panel; returns when it is stopped, unless `threaded`
+): # returns when it is stopped
     "Open a reading room in the browser; raises `PtxError`"
     try: import panel as pn
     except ImportError: raise PtxError(f'panel is needed for the page; {to_install("pneumothorax[app]")}') from None
@@ -291,5 +290,5 @@ def view_server(
         page = Page(room, found, labels, decision)
         pn.state.on_session_destroyed(lambda context: page.forget())
         return page.layout()
-    how = dict(port=port, address=address, show=show, threaded=threaded, title='Reading room', verbose=False)
-    return pn.serve({'':session}, websocket_origin=f'{address}:{port}' if port else '*', websocket_max_message_size=(LIMIT+8)*10**6, **how)
+    how = dict(port=port, address=address, show=show, title='Reading room', verbose=False)
+    pn.serve({'':session}, websocket_origin=f'{address}:{port}' if port else '*', websocket_max_message_size=(LIMIT+8)*10**6, **how)

@@ -116,7 +116,7 @@ def changed(words, **options):
 def test_the_readme_holds_the_commands():
     first, folds = blocks()
     assert [w[0] for w in first] == ['ptx_sample', 'ptx_train', 'ptx_predict', 'ptx_submit', 'ptx_score']
-    assert [w[0] for w in folds] == ['ptx_folds', 'ptx_train', 'ptx_predict', 'ptx_predict', 'ptx_submit', 'ptx_score']
+    assert [w[0] for w in folds] == ['ptx_folds', 'ptx_train', 'ptx_predict', 'ptx_predict', 'ptx_submit', 'ptx_score', 'ptx_report']
     assert changed(['ptx_x', 'data', '--n', '3', '--out', 'y'], n=4, seed=1) == ['ptx_x', 'data', '--out', 'y', '--n', 4, '--seed', 1]
 
 @pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -135,6 +135,7 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, which):
     "Each block as it stands there ends with networks that outline pneumothoraces on phantoms that they have not seen"
     first, folds = blocks()
     monkeypatch.chdir(tmp_path)
-    for words in first if which=='first' else [first[0], *folds]: ok(*words)
-    s = json.loads(ok(*words, '--json').stdout)
+    for words in (block := first if which=='first' else [first[0], *folds]): ok(*words)
+    s = json.loads(ok(*next(w for w in block if w[0] == 'ptx_score'), '--json').stdout)
+    assert which == 'first' or (tmp_path/'report.html').stat().st_size > 1e5
     assert s['n'] == 40 and s['n_pos'] == 20 and s['dice_pos'] >= .3

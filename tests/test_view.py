@@ -148,20 +148,6 @@ def answer(port):
         with suppress(OSError): return urllib.request.urlopen(f'http://127.0.0.1:{port}/', timeout=30).read().decode()
         time.sleep(.1)
 
-def test_the_server_answers_on_this_machine_alone(cv):
-    port = free()
-    s = view_server(cv, port, device='cpu', show=False, threaded=True)
-    try: assert 'Reading room' in answer(port)
-    finally: s.stop()
-    with pytest.warns(UserWarning, match='let in whoever reaches them'): view_server(cv, free(), '0.0.0.0', device='cpu', show=False, threaded=True).stop()
-
-def test_the_command(phantoms):
-    for args, why in ((('nowhere',), 'no such file or folder'), ((phantoms,), 'run.json')):
-        p = ptx('ptx_view', *args, '--no_browser')
-        assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr, p.stderr
-
-# --- in a browser
-
 @pytest.fixture(scope='module')
 def site(cv):
     "A server of its own process, as a user starts it"
@@ -171,6 +157,21 @@ def site(cv):
         assert answer(port)
         yield f'http://127.0.0.1:{port}/', cv.parent/'kept.csv'
     finally: p.terminate()
+
+def test_the_server_answers_on_this_machine_alone(cv, site, monkeypatch):
+    assert 'Reading room' in urllib.request.urlopen(site[0], timeout=30).read().decode()
+    served = []
+    monkeypatch.setattr(pn, 'serve', lambda *args, **kw: served.append(kw['address']))
+    view_server(cv, free(), device='cpu', show=False)
+    with pytest.warns(UserWarning, match='let in whoever reaches them'): view_server(cv, free(), '0.0.0.0', device='cpu', show=False)
+    assert served == ['127.0.0.1', '0.0.0.0']
+
+def test_the_command(phantoms):
+    for args, why in ((('nowhere',), 'no such file or folder'), ((phantoms,), 'run.json')):
+        p = ptx('ptx_view', *args, '--no_browser')
+        assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr, p.stderr
+
+# --- in a browser
 
 @pytest.fixture(scope='module')
 def browser():
