@@ -119,7 +119,7 @@ def _reads(f, name, value, keep, faults):
 def _caught(f, faults, where):
     "Call `f`; what is wrong with a mask goes to `faults`"
     try: return f()
-    except MaskFault as e: faults.append(MaskFault(e.kind, e.remedy, e.detail if where in re.split('[ :,]+',e.detail) else ': '.join(filter(None,(where,e.detail)))))
+    except MaskFault as e: faults.append(MaskFault(e.kind, e.remedy, e.detail if re.search(rf'(^|[ :,]){re.escape(where)}($|[ :,])',e.detail) else ': '.join(filter(None,(where,e.detail)))))
     except PtxError: raise
     except Exception as e: faults.append(MaskFault('files cannot be read as masks', 'export them again', f'{where}: {type(e).__name__}, {e}'[:120]))
 
