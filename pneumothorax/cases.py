@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
 from safetensors import safe_open
-from .rle import rles_to_mask
+from .rle import rles_runs, rles_to_mask
 from .dicom import xray_metadata
 from .siim import find_labels, notice, without_shared
 from .masks import labels_of
@@ -119,7 +119,7 @@ def _of_folds(cv, kw):
     pred,(t,_) = oof_folder(cv),open_oof(cv)
     made,runs = masks_of(pred, **kw),_runs_of(pred)
     t = t.assign(rles=[[r] if r!='-1' else [] for r in t.rle]).drop(columns='rle')
-    t['area'] = [int(rles_to_mask(r).sum()) for r in t.rles]
+    t['area'] = [int(rles_runs(r)[1].sum()) for r in t.rles]
     args = run_record(runs[0])['args'] if runs else {}
     if args and Path(args['data']).exists():
         more = _data(args).table

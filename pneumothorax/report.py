@@ -125,9 +125,8 @@ def _curves(c):
     if not c.runs: return
     return dict(id='curves', title='Training', text='', parts=[svg(curves_figure(c.runs),'Loss in training, loss on held-back images and Dice on positives by epoch, a line for each training')])
 
-def _scores(c):
-    "Scores with their intervals"
-    t = score_table(c.judged)
+def _scores(c, t):
+    "Scores with their intervals; `t` of `score_table`"
     rows = [(k,group_text(v,3) if v is not None else 'no such radiograph','' if v is None else f'{v.n} ({v.n_groups})') for k,v in zip(t.score,t.interval)]
     y,p = c.judged.has_ptx.to_numpy(bool),c.judged.pred_area.to_numpy()>0
     cells = pd.DataFrame([('marked',int((y&p).sum()),int((~y&p).sum())),('not marked',int((y&~p).sum()),int((~y&~p).sum()))], columns=['','pneumothorax','healthy'])
@@ -311,12 +310,12 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name
 <footer><p>{{ foot }}</p></footer><script>{{ script }}</script></body></html>"""
 
 # %% ../nbs/40b_report.ipynb #c40b002c
-def _tiles(c):
-    "Numbers for the head of the page"
+def _tiles(c, scores):
+    "Numbers for the head of the page; `scores` of `score_table`, None without labels"
     t = c.judged
     if not c.labelled: return [('radiographs',f'{len(t):,}',''),('outlined',f'{int((t.pred_area>0).sum()):,}',f'{(t.pred_area>0).mean():.0%}')]
     ends = lambda v: group_text(v,2).partition(' ')[2].strip('()')
-    return [(k,'–' if v is None else f'{v.value:.2f}','no such radiograph' if v is None else ends(v)) for k,v in zip(*[score_table(t)[c] for c in ('score','interval')])]
+    return [(k,'–' if v is None else f'{v.value:.2f}','no such radiograph' if v is None else ends(v)) for k,v in zip(scores.score,scores.interval)]
 
 def report(
     path:object, # a run, a cross-validation, or predictions: what `open_cases` takes, or the `Cases` of it
@@ -334,11 +333,12 @@ def report(
     if pred: c.runs = runs_in(path)
     if not len(c): raise PtxError(f'{path}: no radiographs to report on')
     if with_gate and 'fold' not in c.table: raise PtxError(f'{path}: a gate is fitted on a cross-validation; leave with_gate= out')
-    judge = [_scores(c),_groups(c),_images(c),_rules(c)] if c.labelled else [_images(c)]
-    sections = [s for s in (*judge, _gate(c) if with_gate else None, _gallery(c,n), _data(c), _curves(c), _made(c)) if s]
+    data,scores = _data(c),score_table(c.judged) if c.labelled else None
+    judge = [_scores(c,scores),_groups(c),_images(c),_rules(c)] if c.labelled else [_images(c)]
+    sections = [s for s in (*judge, _gate(c) if with_gate else None, _gallery(c,n), data, _curves(c), _made(c)) if s]
     name = Path(c.name).name
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
     page = template.render(title=title or f'Pneumothorax: report of {name}', style=Markup(_STYLE), script=Markup(_SCRIPT), labelled=c.labelled,
-        lead=_data(c)['text'], tiles=_tiles(c), sections=sections, colours=COLOURS, foot='Made by the library pneumothorax. For research; no medical device, and not for diagnosis.')
+        lead=data['text'], tiles=_tiles(c,scores), sections=sections, colours=COLOURS, foot='Made by the library pneumothorax. For research; no medical device, and not for diagnosis.')
     with written(out) as part: part.write_text(page, encoding='utf-8')
     return Path(out)

@@ -88,10 +88,9 @@ def _figure(self):
     box = dict(x='x', y='y', dw='dw', dh='dh')
     p.image('image', source=self.sources['x'], color_mapper=self.grey, **box)
     self.over = p.image('image', source=self.sources['layer'], color_mapper=self.heat, global_alpha=.5, **box)
-    self.edges = p.multi_line('xs', 'ys', color='colour', line_width='width', source=self.sources['lines'])
+    p.multi_line('xs', 'ys', color='colour', line_width='width', source=self.sources['lines'])
     mine = p.patches('xs', 'ys', source=self.sources['drawn'], fill_alpha=.15, fill_color=COLOURS['true'], line_color=COLOURS['true'], line_width=2)
-    self.pen = FreehandDrawTool(renderers=[mine])
-    p.add_tools(self.pen)
+    p.add_tools(FreehandDrawTool(renderers=[mine], num_objects=50))
     return p
 
 def _wire(self):
@@ -100,9 +99,9 @@ def _wire(self):
     self.window.jslink(self.grey, code={'value':'target.low = 65535*source.value[0]; target.high = 65535*source.value[1]'})
     self.alpha.jslink(self.over.glyph, value='global_alpha')
     for s in (self.top,self.bottom,self.area,self.each,self.hide): s.param.watch(lambda e: self.cut(), 'value')
-    self.layer.param.watch(lambda e: self.lay(), 'value')
+    for s in (self.layer,self.hide): s.param.watch(lambda e: self.lay(), 'value')
     self.equal.param.watch(lambda e: self.show(), 'value')
-    self.which.param.watch(lambda e: self.look(e.new), 'value')
+    self.which.param.watch(lambda e: e.new!=self.now and self.look(e.new), 'value')
     async def picked(e): await self.begin({e.new:Path(self.samples[e.new]).read_bytes()} if e.new else {})
     async def dropped(e): await self.begin({k:v for k,v in (e.new or {}).items() if k not in self.seen})
     self.pick.param.watch(picked, 'value')
@@ -184,14 +183,12 @@ def _cut(self):
     r,t,rows = self.seen[self.now],self.triplet(),[]
     hidden = self.hide.value
     for b in self.buttons: b.visible = hidden
-    self.pen.update(num_objects=50)
     if not hidden:
         if self.each.value: rows += [(x,y,'#cccccc',1) for k in range(len(r.each)) for x,y in zip(*lines_of(r.mask(t,k)))]
         rows += [(x,y,COLOURS['predicted'],2) for x,y in zip(*lines_of(r.mask(t)))]
     self.sources['lines'].data = dict(zip(('xs','ys','colour','width'), map(list,zip(*rows)) if rows else ([],[],[],[])))
     self.facts.object = '' if hidden else _html(r.facts(t))
     self.steps.object = None if hidden else r.steps(t)
-    self.lay()
 
 def _clear(self):
     "Take away what the reader drew"

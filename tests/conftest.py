@@ -63,6 +63,14 @@ def ok(command, *args):
     assert p.returncode == 0, f'{command}\n{p.stdout[-1000:]}\n{p.stderr[-3000:]}'
     return p
 
+@pytest.fixture(scope='module')
+def cv(phantoms, tmp_path_factory):
+    "A cross-validation of two folds and one epoch on the phantoms, from the command line"
+    d = tmp_path_factory.mktemp('folds')
+    ok('ptx_folds', phantoms, '--n', '2', '--out', d/'folds.csv')
+    ok('ptx_train', phantoms, '--folds', d/'folds.csv', '--out', d/'cv', *TINY)
+    return d/'cv'
+
 @pytest.fixture(scope='session')
 def tiny_run(phantoms, tmp_path_factory):
     "A run of one epoch on the phantoms, from the command line"

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, ok, ptx
+from conftest import ok, ptx
 from PIL import Image
 
 from pneumothorax.cases import open_cases
@@ -38,13 +38,6 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
     def handle_data(self, data): self.text.append(data)
     def says(self, words): return words in ' '.join(' '.join(self.text).split())
-
-@pytest.fixture(scope='module')
-def cv(phantoms, tmp_path_factory):
-    d = tmp_path_factory.mktemp('report')
-    ok('ptx_folds', phantoms, '--n', '2', '--out', d/'folds.csv')
-    ok('ptx_train', phantoms, '--folds', d/'folds.csv', '--out', d/'cv', *TINY)
-    return d/'cv'
 
 def made(out, ids, files, maps):
     "Predictions by hand"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from conftest import TINY, ok, ptx
+from conftest import ptx
 from PIL import Image
 
 pn = pytest.importorskip('panel')
@@ -24,13 +24,6 @@ from pneumothorax.rle import rles_to_mask
 from pneumothorax.siim import read_labels
 from pneumothorax.view import KEPT, Page, view_server
 
-
-@pytest.fixture(scope='module')
-def cv(phantoms, tmp_path_factory):
-    d = tmp_path_factory.mktemp('view')
-    ok('ptx_folds', phantoms, '--n', '2', '--out', d/'folds.csv')
-    ok('ptx_train', phantoms, '--folds', d/'folds.csv', '--out', d/'cv', *TINY)
-    return d/'cv'
 
 @pytest.fixture(scope='module')
 def room(cv): return ReadingRoom(cv, device='cpu')
