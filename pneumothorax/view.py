@@ -281,11 +281,14 @@ def view_server(
     except ImportError: raise PtxError(f'panel is needed for the page; {to_install("pneumothorax[app]")}') from None
     from pneumothorax.siim import find_images, notice
     room,found = ReadingRoom(runs, device),find_images(samples) if samples else {}
-    if address not in ('127.0.0.1','localhost','::1'): notice('addresses other than that of this machine let in whoever reaches them', [address])
+    local = '127.0.0.1','localhost','::1'
+    if address not in local: notice('addresses other than that of this machine let in whoever reaches them', [address])
     pn.extension('filedropper', sizing_mode='stretch_width')
     def session():
         page = Page(room, found, labels, decision)
         pn.state.on_session_destroyed(lambda context: page.forget())
         return page.layout()
+    names = ['127.0.0.1','localhost'] if address in local else [address]     # as it may be typed in a browser
+    origin = '*' if not port or address in ('','0.0.0.0','::') else [f'{o}:{port}' for o in names]
     how = dict(port=port, address=address, show=show, title='Reading room', verbose=False)
-    pn.serve({'':session}, websocket_origin=f'{address}:{port}' if port else '*', websocket_max_message_size=(LIMIT+8)*10**6, **how)
+    pn.serve({'':session}, websocket_origin=origin, websocket_max_message_size=(LIMIT+8)*10**6, **how)
