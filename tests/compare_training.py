@@ -186,6 +186,7 @@ def report(a, df):
 if __name__ == '__main__':
     p = parser(__doc__, epochs=25, seeds=1)
     p.add_argument('--tta', default='hflip', help='views')
+    p.add_argument('--first', type=int, default=0, help='seed to begin with, where another machine has made the ones before')
     p.add_argument('--only', nargs='+', default=[''], help='variants, or how their names begin, in this order')
     a = p.parse_args()
     if bad := [k for k in a.only if not any(v.startswith(k) for v in VARIANTS)]: sys.exit(f'no variant begins with {", ".join(bad)}; there are {", ".join(VARIANTS)}')
@@ -194,7 +195,7 @@ if __name__ == '__main__':
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     if a.report: report(a, df)
     else:
-        todo = [(v, s, f) for s in range(a.seeds) for v in chosen(a) for f in FOLDS]
+        todo = [(v, s, f) for s in range(a.first,a.seeds) for v in chosen(a) for f in FOLDS]
         for size in {int(np.max(VARIANTS[v].get('size', a.size))) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
             left = [t for t in todo if not (a.out/f'{name_of(*t)}.maps'/'predict.json').exists() or not (a.out/f'{name_of(*t)}.healthy'/'predict.json').exists()]
