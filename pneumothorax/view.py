@@ -7,6 +7,7 @@ __all__ = ['KEPT', 'LAYERS', 'NOTICE', 'picture', 'lines_of', 'Page', 'view_serv
 
 # %% ../nbs/40d_view.ipynb #c4300004
 import asyncio, html, io, shutil, tempfile
+from itertools import chain, count
 from pathlib import Path
 import cv2, numpy as np
 from .rle import PtxError, to_install
@@ -53,6 +54,7 @@ class Page:
     ):
         import panel as pn
         self.room,self.samples,self.labels,self.folder,self.seen,self.now = room,samples,labels,tempfile.mkdtemp(prefix='ptx-view-'),{},None
+        self.wrong = []
         t = Decision.of(decision or Triplet(.5,800,.3)).triplet
         w = pn.widgets
         self.drop = w.FileDropper(multiple=True, max_file_size=f'{LIMIT}MB', previews=[], height=90)
@@ -101,9 +103,14 @@ def _wire(self):
     for s in (self.top,self.bottom,self.area,self.each,self.hide): s.param.watch(lambda e: self.cut(), 'value')
     for s in (self.layer,self.hide): s.param.watch(lambda e: self.lay(), 'value')
     self.equal.param.watch(lambda e: self.show(), 'value')
-    self.which.param.watch(lambda e: e.new!=self.now and self.look(e.new), 'value')
-    async def picked(e): await self.begin({e.new:Path(self.samples[e.new]).read_bytes()} if e.new else {})
-    async def dropped(e): await self.begin({k:v for k,v in (e.new or {}).items() if k not in self.seen})
+    self.which.param.watch(lambda e: e.new!=self.now and self.turn(e.new), 'value')
+    async def picked(e):
+        if e.new in self.seen: self.turn(e.new)
+        elif e.new: await self.begin({e.new:Path(self.samples[e.new])})
+    async def dropped(e):
+        files = {k:v.encode() if isinstance(v,str) else v for k,v in e.new.items()}     # Panel makes words of what calls itself text
+        e.new.clear()     # else each file comes again with the next one
+        await self.begin(files)
     self.pick.param.watch(picked, 'value')
     self.drop.param.watch(dropped, 'value')
     for b in self.buttons: b.on_click(lambda e,n=b.name: getattr(self,n)())
@@ -120,22 +127,30 @@ Page._wire,Page.begin = _wire,_begin
 
 # %% ../nbs/40d_view.ipynb #c4300010
 def _read(self, files):
-    "Read files, name → bytes; gives name → `Reading`, and what is wrong"
+    "Read files, name → bytes or path; gives name → `Reading`, and what is wrong"
     good,wrong = {},[]
     for name,data in files.items():
-        try: good[name] = self.room.read(data, name, self.folder)
+        try: good[name] = self.room.read(data.read_bytes() if isinstance(data,Path) else data, name, self.folder)
         except PtxError as e: wrong.append(str(e))
         except OSError as e: wrong.append(f'{name}: cannot be read now ({e.strerror or e})')
     return good,wrong
 
 def _took(self, good, wrong):
     "Show what was read"
-    self.seen.update(good)
-    self.now = next(reversed(good), self.now)
+    for name,r in good.items():
+        self.now = next(n for n in chain([name], (f'{name} ({k})' for k in count(2))) if n not in self.seen)
+        self.seen[self.now] = r
     for name in list(self.seen)[:-KEPT]: self.room.close(self.seen.pop(name))
-    self.said.param.update(object=html.escape(' · '.join(wrong)), visible=bool(wrong))
+    self.wrong = [*self.wrong,*wrong][-3:]     # of several files that are dropped together each comes by itself
+    self.said.param.update(object=html.escape(' · '.join(self.wrong)), visible=bool(self.wrong))
     if self.seen: self.which.param.update(options=list(self.seen), value=self.now, visible=len(self.seen)>1)
     if self.now: self.look(self.now)
+
+def _take_in(self, files):
+    "Read files, name → bytes or path, and show them"
+    _took(self, *_read(self,files))
+
+Page.take_in = _take_in
 
 # %% ../nbs/40d_view.ipynb #c4300012
 def _look(self, name):
@@ -152,6 +167,12 @@ def _look(self, name):
     self.lay()
     self.cut()
 
+def _turn(self, name):
+    "The same, since the reader wants it: what was wrong before is read by now"
+    self.wrong,self.said.visible = [],False
+    self.which.value = name
+    self.look(name)
+
 def _show(self):
     "Send the pixels"
     if not self.now: return
@@ -160,11 +181,7 @@ def _show(self):
     h,w = r.x.shape
     self.sources['x'].data = dict(image=[picture(np.asarray(x,np.float32))], x=[0], y=[0], dw=[w], dh=[h])
 
-def _take_in(self, files):
-    "Read files, name → bytes, and show them"
-    _took(self, *_read(self,files))
-
-Page.look,Page.show,Page.take_in = _look,_show,_take_in
+Page.look,Page.turn,Page.show = _look,_turn,_show
 
 # %% ../nbs/40d_view.ipynb #c4300014
 def _lay(self):

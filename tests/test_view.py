@@ -120,6 +120,47 @@ def test_the_oldest_are_forgotten(page, files):
     for k in range(KEPT+2): page.take_in({f'{k}.dcm': files[0].read_bytes()})
     assert list(page.seen) == [f'{k}.dcm' for k in range(2, KEPT+2)] and len(list(Path(page.folder).iterdir())) == KEPT
 
+def dropped_in(page, **files):
+    "As the browser hands files over, one after the other; one whose kind is text comes as text"
+    async def all_of_them():
+        for k, v in files.items():
+            page.drop.value[f'{k}.dcm'] = v
+            page.drop.param.trigger('value')
+            await asyncio.sleep(0)
+            while page.drop.loading: await asyncio.sleep(.01)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(pn.state, 'execute', lambda f, schedule=None: asyncio.ensure_future(f()) if asyncio.iscoroutinefunction(f) else f())
+        asyncio.run(all_of_them())
+
+def test_two_files_of_one_name_and_what_was_wrong_stays_until_it_is_read(room, files):
+    page = Page(room, {f.name: f for f in files})
+    page.take_in({'same.dcm': files[0].read_bytes()})
+    page.take_in({'same.dcm': files[1].read_bytes()})
+    page.take_in({'same.dcm': files[2].read_bytes()})
+    assert list(page.seen) == ['same.dcm', 'same.dcm (2)', 'same.dcm (3)'] == list(page.which.options) and page.now == 'same.dcm (3)'
+    assert len({r.path.read_bytes() for r in page.seen.values()}) == 3
+    page.take_in({'bad.dcm': b'hello'})
+    page.take_in({'good.dcm': files[0].read_bytes()})
+    assert 'bad.dcm' in page.said.object and page.said.visible and page.now == 'good.dcm'
+    page.which.value = 'same.dcm'
+    assert page.now == 'same.dcm' and not page.said.visible
+    page.forget()
+
+def test_files_that_are_dropped_are_read_once_and_not_kept_in_memory(room, files):
+    page = Page(room)
+    dropped_in(page, words='no radiograph', a=files[0].read_bytes(), b=files[1].read_bytes())
+    assert page.drop.value == {} and list(page.seen) == ['a.dcm', 'b.dcm'] and page.said.object.count('words.dcm') == 1
+    dropped_in(page, a=files[2].read_bytes())
+    assert list(page.seen) == ['a.dcm', 'b.dcm', 'a.dcm (2)']
+    page.forget()
+
+def test_a_sample_that_is_gone(room, files, tmp_path):
+    shutil.copy(files[0], tmp_path/'s.dcm')
+    page = Page(room, {'s.dcm': tmp_path/'s.dcm', 't.dcm': tmp_path/'t.dcm'})
+    page.take_in(page.samples)
+    assert list(page.seen) == ['s.dcm'] and 't.dcm: cannot be read now (No such file or directory)' in page.said.object
+    page.forget()
+
 def test_runs_that_are_gone(cv, files, tmp_path):
     "What was loaded goes on"
     shutil.copytree(cv, tmp_path/'cv')
@@ -219,12 +260,13 @@ def test_a_visit(site, browser, files, tmp_path):
     page.wait_for_selector('td:text-is("nothing")')
     for _ in range(60): top.press('ArrowLeft')
     page.wait_for_selector('td:has-text("pixels")')
-    with page.expect_download() as d: page.get_by_text('mask as PNG').click()
-    d.value.save_as(tmp_path/'m.png')
-    assert np.asarray(Image.open(tmp_path/'m.png')).ndim == 2 and d.value.suggested_filename.endswith('_mask.png')
-    with page.expect_download() as d: page.get_by_text('run-length').click()
-    d.value.save_as(tmp_path/'r.csv')
-    assert len(read_labels(tmp_path/'r.csv')) == 1
+    for text, name in (('mask as PNG', 'm.png'), ('run-length', 'r.csv'), ('DICOM segmentation', 's.dcm'), ('DICOM capture', 'c.dcm')):
+        with page.expect_download() as d: page.get_by_text(text).click()
+        d.value.save_as(tmp_path/name)
+    m = np.asarray(Image.open(tmp_path/'m.png')) > 0
+    back = read_masks(tmp_path/'s.dcm', {files[0].stem: files[0]})
+    assert m.ndim == 2 and m.any() and (rles_to_mask(back.own.iloc[0], m.shape) == m).all()
+    assert len(read_labels(tmp_path/'r.csv')) == 1 and pydicom.dcmread(tmp_path/'c.dcm').SOPClassUID.name == 'Secondary Capture Image Storage'
     page.get_by_role('checkbox').nth(1).check()     # the first is that of each network
     page.wait_for_selector('button:has-text("compare")')
     assert page.locator('text=highest probability').count() == 0
