@@ -1,10 +1,13 @@
 "The reading room: what is said, what is refused, that nothing stays; and, slowly, in a real browser"
 import asyncio
+import errno
 import io
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import suppress
@@ -20,7 +23,7 @@ pn = pytest.importorskip('panel')
 
 from pneumothorax.masks import read_masks
 from pneumothorax.reading import LIMIT, ReadingRoom
-from pneumothorax.rle import rles_to_mask
+from pneumothorax.rle import PtxError, rles_to_mask
 from pneumothorax.siim import read_labels
 from pneumothorax.view import KEPT, Page, view_server
 
@@ -79,19 +82,19 @@ def test_no_patient_is_shown(page, files):
 
 BAD = {'text.dcm': (lambda f: b'hello', 'not a DICOM file'), 'empty.dcm': (lambda f: b'', 'empty (0 bytes)'), 'photo.png': (lambda f: png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), 'a colour image'),
     'nopixels.dcm': (lambda f: changed(f, PixelData=None), 'no pixel data'), 'cut.dcm': (lambda f: f.read_bytes()[:len(f.read_bytes())//2], 'cut'), 'frames.dcm': (lambda f: changed(f, NumberOfFrames=2, PixelData=pydicom.dcmread(f).PixelData*2), '2 frames'),
-    'large.dcm': (lambda f: bytes(200*10**6), f'200 MB, at most {LIMIT}'), 'tiny.png': (lambda f: png(np.zeros((8, 8), np.uint8)), 'too few'), '<b>x.dcm': (lambda f: b'hello', '&lt;b&gt;x.dcm')}
+    'large.dcm': (lambda f: bytes(200*10**6), f'200 MB, at most {LIMIT}'), 'tiny.png': (lambda f: png(np.zeros((8, 8), np.uint8)), 'too few'), 'a&b<i>.dcm': (lambda f: b'hello', 'a&amp;b_i_.dcm: '), '\0.dcm': (lambda f: b'hello', '_.dcm: '), '..': (lambda f: b'hello', 'image: '), 300*'ü': (lambda f: b'hello', 120*'ü'+': ')}
 
 @pytest.mark.parametrize('name', BAD)
 def test_a_sentence_for_each_bad_file(page, files, name):
     make, why = BAD[name]
     page.take_in({name: make(files[0]), 'good.dcm': files[0].read_bytes()})
-    assert page.said.visible and why in page.said.object and page.folder not in page.said.object and '<b>' not in page.said.object, page.said.object
+    assert page.said.visible and why in page.said.object and page.folder not in page.said.object and '<i>' not in page.said.object, page.said.object
     assert list(page.seen) == ['good.dcm'] and len(list(Path(page.folder).iterdir())) == 1     # the other is read all the same, and of the bad one nothing is left
 
 def test_draw_first(page, files, tmp_path):
     page.take_in({files[0].name: files[0].read_bytes()})
     page.hide.value = True
-    assert page.facts.object == '' and page.steps.object is None and page.sources['lines'].data['xs'] == [] and all(b.visible for b in page.buttons)
+    assert page.facts.object == '' and page.steps.object is None and page.sources['lines'].data['xs'] == [] and all(b.visible for b in page.buttons.values())
     page.sources['drawn'].data = {'xs': [[10.5, 30.5, 30.5, 10.5]], 'ys': [[53.5, 53.5, 33.5, 33.5]]}
     page.compare()
     assert page.verdict.object.startswith('Dice 0.') and 'yours 441 px' in page.verdict.object
@@ -105,6 +108,42 @@ def test_draw_first(page, files, tmp_path):
     page.labels = None
     page.healthy()
     assert 'no label file' in page.verdict.object
+
+def test_while_one_draws_ones_own_outline_is_taken_away(page, files):
+    page.take_in({files[0].name: files[0].read_bytes()})
+    assert not any(f.disabled for f in page.files)
+    page.hide.value = True
+    assert [f.disabled for f in page.files] == [False, False, True, True]
+    assert 'nothing is drawn' in page.take('png').getvalue().decode() and 'nothing is drawn' in page.verdict.object and not page.said.visible
+    page.sources['drawn'].data = {'xs': [[10.5, 30.5, 30.5, 10.5]], 'ys': [[53.5, 53.5, 33.5, 33.5]]}
+    m = np.asarray(Image.open(page.take('png'))) > 0
+    assert m.sum() == 441 and m[10:31, 10:31].all()
+    assert abs(rles_to_mask(read_labels(io_file(page, 'rle')).rles[0]).sum()/(441*16**2)-1) < .01     # corners are rounded where a mask becomes larger
+    assert 'can be taken as' in page.take('dicomseg').getvalue().decode()
+
+def test_what_is_not_in_dicom_has_no_dicom_objects(page, files):
+    page.take_in({'x.png': png((page.room.read(files[0].read_bytes(), 'x.dcm').x*255).astype(np.uint8))})
+    assert [f.disabled for f in page.files] == [False, False, True, True]
+    assert 'is no DICOM file, so no DICOM object can refer to it' in page.take('sc').getvalue().decode()
+
+def test_the_mask_begins_where_it_is_decided_at_the_latest(page, files):
+    page.take_in({files[0].name: files[0].read_bytes()})
+    page.top.value = .3
+    page.bottom.value = .8
+    assert page.bottom.value == .3 == page.triplet().bottom
+
+def test_what_fails_for_another_reason_is_said_too(page, files, monkeypatch, caplog):
+    def broken(*args): raise RuntimeError('out of memory')
+    monkeypatch.setattr(page.room, 'read', broken)
+    page.take_in({'x.dcm': b''})
+    assert 'reading it failed (RuntimeError)' in page.said.object and 'out of memory' in caplog.text
+
+def test_kept_labels_of_any_name_can_be_read(page, files, tmp_path):
+    for name in ('a "b", c.png', 'a.png'):
+        page.take_in({name: png(np.random.default_rng(len(name)).integers(0, 255, (64, 64), np.uint8))})
+        page.healthy()
+    t = read_labels(tmp_path/'mine.csv')
+    assert t.ImageId.tolist() == ['a _b_, c', 'a'] and not t.has_ptx.any()
 
 def test_two_visitors_and_what_is_left_of_them(room, files):
     pages = [Page(room), Page(room)]
@@ -137,8 +176,8 @@ def test_two_files_of_one_name_and_what_was_wrong_stays_until_it_is_read(room, f
     page.take_in({'same.dcm': files[0].read_bytes()})
     page.take_in({'same.dcm': files[1].read_bytes()})
     page.take_in({'same.dcm': files[2].read_bytes()})
-    assert list(page.seen) == ['same.dcm', 'same.dcm (2)', 'same.dcm (3)'] == list(page.which.options) and page.now == 'same.dcm (3)'
-    assert len({r.path.read_bytes() for r in page.seen.values()}) == 3
+    assert list(page.seen) == ['same.dcm', 'same (2).dcm', 'same (3).dcm'] == list(page.which.options) and page.now == 'same (3).dcm'
+    assert len({r.path.read_bytes() for r in page.seen.values()}) == len({r.image for r in page.seen.values()}) == 3     # what is kept of one is not the other's
     page.take_in({'bad.dcm': b'hello'})
     page.take_in({'good.dcm': files[0].read_bytes()})
     assert 'bad.dcm' in page.said.object and page.said.visible and page.now == 'good.dcm'
@@ -151,7 +190,7 @@ def test_files_that_are_dropped_are_read_once_and_not_kept_in_memory(room, files
     dropped_in(page, words='no radiograph', a=files[0].read_bytes(), b=files[1].read_bytes())
     assert page.drop.value == {} and list(page.seen) == ['a.dcm', 'b.dcm'] and page.said.object.count('words.dcm') == 1
     dropped_in(page, a=files[2].read_bytes())
-    assert list(page.seen) == ['a.dcm', 'b.dcm', 'a.dcm (2)']
+    assert list(page.seen) == ['a.dcm', 'b.dcm', 'a (2).dcm']
     page.forget()
 
 def test_a_sample_that_is_gone(room, files, tmp_path):
@@ -211,8 +250,44 @@ def test_the_server_serves_a_page_on_this_machine_alone(cv, monkeypatch):
     view_server(cv, 5007, device='cpu', show=False)
     with pytest.warns(UserWarning, match='let in whoever reaches them'): view_server(cv, 5007, '0.0.0.0', device='cpu', show=False)
     assert [(kw['address'], kw['websocket_origin']) for _, kw in served] == [('127.0.0.1', ['127.0.0.1:5007', 'localhost:5007']), ('0.0.0.0', '*')]
-    a, b = (served[0][0]['']() for _ in range(2))     # each visitor has a page of his own
+
+def pages_of(monkeypatch, n, *args, fails=None, do=lambda pages: None, **kw):
+    "Pages of visitors to a server that is then stopped, and their folders while it ran"
+    out = []
+    def serve(panels, **kw):
+        out.extend(panels['']() for _ in range(n))
+        out.append(set(Path(tempfile.gettempdir()).glob(f'ptx-view-{os.getpid()}-*')))
+        do(out[:n])
+        if fails: raise fails
+    monkeypatch.setattr(pn, 'serve', serve)
+    view_server(*args, device='cpu', show=False, **kw)
+    return out[:n], out[n]
+
+def test_each_visitor_has_a_page_and_nothing_of_it_stays_when_the_server_stops(cv, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    (tmp_path/'ptx-view-999999999-x').mkdir()     # of a server that was killed
+    (a, b), there = pages_of(monkeypatch, 2, cv)
     assert a is not b and len(list(a.select(pn.widgets.FileDropper))) == 1
+    assert len(there) == 2 and not list(tmp_path.glob('ptx-view-*'))
+    with pytest.raises(KeyboardInterrupt): pages_of(monkeypatch, 1, cv, fails=KeyboardInterrupt())
+    assert not list(tmp_path.glob('ptx-view-*'))
+    with pytest.raises(PtxError, match='port=5006: something else answers there'): pages_of(monkeypatch, 0, cv, fails=OSError(errno.EADDRINUSE, 'in use'))
+
+def test_samples_can_be_picked(cv, files, monkeypatch, tmp_path):
+    for k, f in enumerate(files[:2]): shutil.copy(f, tmp_path/f's{k}.dcm')
+    (tmp_path/'again').mkdir()
+    shutil.copy(files[0], tmp_path/'again'/'s0.dcm')
+    def pick(pages):
+        pick, which = [next(s for s in pages[0].select(pn.widgets.Select) if s.name == n) for n in ('or a sample', 'radiograph')]
+        assert pick.options == ['', 's0.dcm', 's1.dcm']
+        async def picked():
+            pick.value = 's1.dcm'
+            while not which.options: await asyncio.sleep(.01)
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(pn.state, 'execute', lambda f, schedule=None: asyncio.ensure_future(f()) if asyncio.iscoroutinefunction(f) else f())
+            asyncio.run(asyncio.wait_for(picked(), 60))
+        assert which.value == 's1.dcm'
+    with pytest.warns(UserWarning, match='identifier of another one'): pages_of(monkeypatch, 1, cv, samples=tmp_path, do=pick)
 
 def test_the_command(phantoms):
     for args, why in ((('nowhere',), 'no such file or folder'), ((phantoms,), 'run.json')):
@@ -267,10 +342,9 @@ def test_a_visit(site, browser, files, tmp_path):
     back = read_masks(tmp_path/'s.dcm', {files[0].stem: files[0]})
     assert m.ndim == 2 and m.any() and (rles_to_mask(back.own.iloc[0], m.shape) == m).all()
     assert len(read_labels(tmp_path/'r.csv')) == 1 and pydicom.dcmread(tmp_path/'c.dcm').SOPClassUID.name == 'Secondary Capture Image Storage'
-    page.get_by_role('checkbox').nth(1).check()     # the first is that of each network
+    page.get_by_role('button', name='hide the prediction').click()
     page.wait_for_selector('button:has-text("compare")')
-    assert page.locator('text=highest probability').count() == 0
-    page.locator('[title*="Freehand"]').first.click()
+    page.wait_for_selector('text=highest probability', state='detached')
     box = page.locator('canvas').first.bounding_box()
     x, y, s = box['x']+box['width']/2, box['y']+box['height']/2, box['width']/6
     page.mouse.move(x, y)
@@ -280,7 +354,7 @@ def test_a_visit(site, browser, files, tmp_path):
     time.sleep(.5)
     page.get_by_role('button', name='compare').click()
     page.wait_for_selector('text=in both')
-    page.get_by_role('button', name='keep').click()
+    page.get_by_role('button', name='keep my outline').click()
     page.wait_for_selector('text=kept in kept.csv')
     assert read_labels(kept).has_ptx.tolist() == [True] and not wrong, wrong
     page.close()
@@ -289,7 +363,9 @@ def test_a_visit(site, browser, files, tmp_path):
 def test_two_visitors_a_bad_file_and_a_telephone(site, browser, files, tmp_path):
     (tmp_path/'bad.dcm').write_bytes(b'hello')
     (a, wa), (b, wb) = visit(browser, site[0]), visit(browser, site[0], 390)
-    dropped(a, tmp_path/'bad.dcm', files[0])
+    a.set_input_files('input[type=file]', str(tmp_path/'bad.dcm'))     # by itself: nothing follows that would bring the words along
+    a.wait_for_selector('text=not a DICOM file', timeout=20_000)
+    dropped(a, files[0])
     dropped(b, files[1])
     assert a.locator('text=not a DICOM file').count() and not b.locator('text=not a DICOM file').count()
     assert b.evaluate('document.documentElement.scrollWidth') <= 390     # nothing sticks out
