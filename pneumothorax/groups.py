@@ -75,11 +75,11 @@ def by_group(
 def group_text(
     v:Interval, # or None
     digits:int=2, # behind the point
-)->str: # such as '0.71 (0.60 to 0.82)', '0.71 (too few)'
+)->str: # such as '0.71 (0.60 to 0.82)', '0.71 (too few)', '0.00 (no interval)'
     "A score of a group in words"
     if v is None: return ''
     said,k = f'{v.value:.{digits}f}',f'.{digits}f'
-    if np.isnan(v.lo): return said if v.why.startswith('the value is the same') else f'{said} (too few)'
+    if np.isnan(v.lo): return f'{said} (no interval)' if v.why.startswith('the value is the same') else f'{said} (too few)'
     return f'{said} ({v.lo:{k}} to {v.hi:{k}})'
 
 # %% ../nbs/36b_groups.ipynb #c36b0012
@@ -102,6 +102,8 @@ def score_table(
     return pd.DataFrame(rows, columns=['score','interval'])
 
 # %% ../nbs/36b_groups.ipynb #c36b0015
+_BLUE = '#2b87c8'     # 3:1 on white and on black
+
 def group_figure(
     t:pd.DataFrame, # of `by_group`
     measures:tuple=('sensitivity','dice_pos'), # of `MEASURES`
@@ -117,8 +119,8 @@ def group_figure(
     for ax,m in zip(axs,measures):
         for y,v in enumerate(rows[m]):
             if v is None: continue
-            if not np.isnan(v.lo): ax.plot([v.lo,v.hi], [y,y], color='#0072b2', linewidth=2)
-            ax.plot(v.value, y, 'o', color='#0072b2', markerfacecolor='w' if np.isnan(v.lo) else '#0072b2')
+            if not np.isnan(v.lo): ax.plot([v.lo,v.hi], [y,y], color=_BLUE, linewidth=2)
+            ax.plot(v.value, y, 'o', color=_BLUE, markerfacecolor='none' if np.isnan(v.lo) else _BLUE)
         for y in np.flatnonzero(rows.question!=rows.question.shift())[1:]: ax.axhline(y-.5, color='.7', linewidth=.8)
         ax.set_title(MEASURES[m], fontsize=10)
         ax.set(xlim=(-.03,1.03), ylim=(len(rows)-.5,-.5))

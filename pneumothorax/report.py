@@ -16,9 +16,10 @@ from .rle import PtxError, rles_to_mask
 from .dicom import COLOURS, draw_outlines
 from .siim import counted, few
 from .files import written
-from .decide import TOPS, BOTTOMS, Decision, count_pixels, nested_search, search, surface_figure
+from .records import read_record
+from .decide import AREAS, TOPS, BOTTOMS, Decision, count_pixels, nested_search, search, surface_figure
 from .submission import _readable
-from .cases import Cases, about_runs, open_cases, run_record, runs_in
+from .cases import Cases, about_runs, open_cases, run_history, run_record, runs_in
 from .groups import MEASURES, by_group, group_figure, group_text, grouped, score_table, true_sides
 
 # %% ../nbs/40b_report.ipynb #c40b000c
@@ -43,7 +44,7 @@ def svg(
     s = s[s.index('<svg'):].replace(_INK,'currentColor')
     box = re.search(r'viewBox="([^"]+)"', s)[1]
     head = f'<svg viewBox="{box}" role="img" style="max-width:{float(box.split()[2])*4/3:.0f}px" aria-label="{Markup.escape(alt)}">'
-    return Markup('<figure>'+re.sub(r'<svg[^>]*>', lambda m: head, s, count=1)+'</figure>')
+    return Markup('<figure tabindex="0">'+re.sub(r'<svg[^>]*>', lambda m: head, s, count=1)+'</figure>')
 
 def table(
     t:pd.DataFrame, # of text and numbers
@@ -51,7 +52,8 @@ def table(
 )->Markup: # <table>, escaped
     "A table as a part of a page"
     html = t.to_html(index=False, border=0, na_rep='', float_format='{:.3f}'.format)
-    return Markup('<div class="wide">'+(html.replace('<thead>',f'<caption>{Markup.escape(caption)}</caption><thead>',1) if caption else html)+'</div>')
+    html = html.replace('<th>','<th scope="col">')
+    return Markup(f'<div class="wide" tabindex="0" role="region" aria-label="{Markup.escape(caption) or "table"}">'+(html.replace('<thead>',f'<caption>{Markup.escape(caption)}</caption><thead>',1) if caption else html)+'</div>')
 
 # %% ../nbs/40b_report.ipynb #c40b000f
 def command_of(
@@ -77,9 +79,12 @@ def _made(c):
     about,first = about_runs(c.runs),run_record(c.runs[0])
     folds = next((f for r in c.runs for f in [r.parent/'folds.csv'] if f.exists()), None)
     n = f'{counted(len(c.runs),"trainings")}, together {about["minutes"]:.1f} minutes' if len(c.runs)>1 else f'One training of {about["minutes"]:.1f} minutes'
-    text = f'{n}; {counted(int(about["epochs"]),"epochs")}, {about["parameters"]/1e6:.2f} million parameters a network. Made {first["made"][:10]}.'
+    text = f'{n}; {counted(int(about["epochs"]),"epochs")}, {about["parameters"]/1e6:.2f} million parameters a network. Made {str(first.get("made",""))[:10]}.'
+    if (first['data'].get('synthetic') or 0)>=1: text += ' It was trained on synthetic radiographs only.'
+    p = read_record(c.folder/'predict.json')
+    text += f' Its maps have {p.get("size")}² pixels; views: {few(p.get("views",["identity"]))}.'
     recipe = pd.DataFrame([(k,_typed(v)) for k,v in about['recipe'].items() if k!='valid' and v not in (None,False,0,0.)], columns=['argument','value']).astype(str)
-    versions = pd.DataFrame([(k,v) for k,v in first['versions'].items() if v], columns=['package','version'])
+    versions = pd.DataFrame([(k,v) for k,v in first.get('versions',{}).items() if v], columns=['package','version'])
     return dict(id='made', title='How it was made', text=text, parts=[Markup('<pre><code>')+command_of(first['args'],folds)+Markup('</code></pre>')],
         more=[table(recipe,'What the training was given'), table(versions,'What the result depends on')])
 
@@ -108,7 +113,7 @@ def curves_figure(
         fig = Figure(figsize=(8.5,2.6), layout='constrained')
         axs = fig.subplots(1,3)
         for k,r in enumerate(runs):
-            h = pd.read_csv(Path(r)/'history.csv')
+            h = run_history(r)
             for ax,col,title in zip(axs,('train_loss','valid_loss','dice_pos'),('loss in training','loss on held-back images','Dice on positives')):
                 if col in h: ax.plot(h.epoch+1, h[col], '.-', lw=1.2, ms=4, color=f'C{k%10}', label=Path(r).name)
                 ax.set_title(title, fontsize=10)
@@ -149,6 +154,7 @@ def _rules(c):
     counts = count_pixels(c.made.maps[t.row.to_numpy()], t.rles.tolist(), [*TOPS,*BOTTOMS])
     best,scores = search(counts)
     text = f'The best triplet of these radiographs is {best}, with a Dice of {scores.max():.3f}: it was chosen on them, so it flatters itself.'
+    if best.min_area==max(AREAS): text += ' It lies at the end of the areas that were tried: marking hardly anything is best here.'
     if 'fold' in t and t.fold.nunique()>1:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')     # patients in several folds are told above
@@ -172,16 +178,17 @@ def probabilities_figure(
     with inked():
         fig = Figure(figsize=(8.5,2.9) if known else (5,2.9), layout='constrained')
         ax,*more = fig.subplots(1,1+known,squeeze=False)[0]
-        kinds = [('healthy','#0072b2',~t.has_ptx.astype(bool)),('pneumothorax','#d55e00',t.has_ptx.astype(bool))] if known else [('radiographs','#0072b2',t.max_prob>=0)]
+        kinds = [('healthy','#2b87c8',~t.has_ptx.astype(bool)),('pneumothorax','#d55e00',t.has_ptx.astype(bool))] if known else [('radiographs','#2b87c8',t.max_prob>=0)]
         ax.hist([t.max_prob[m] for *_,m in kinds], edges, stacked=True, color=[c for _,c,_ in kinds], label=[f'{n} ({int(m.sum())})' for n,_,m in kinds])
         ax.set(xlabel='highest probability of the map', ylabel='radiographs', xlim=(0,1))
         ax.legend(fontsize=9)
+        ax.yaxis.get_major_locator().set_params(integer=True)
         for ax in more:
             at = np.clip(np.digitize(t.max_prob,edges)-1, 0, bins-1)
             g = t.groupby(at).agg(p=('max_prob','mean'), share=('has_ptx','mean'), n=('has_ptx','size'))
             ax.plot([0,1],[0,1], color='.6', lw=1)
-            ax.plot(g.p, g.share.astype(float), color='#0072b2', lw=1)
-            ax.scatter(g.p, g.share.astype(float), 12*np.log10(g.n*10), color='#0072b2')
+            ax.plot(g.p, g.share.astype(float), color='#2b87c8', lw=1)
+            ax.scatter(g.p, g.share.astype(float), 12*np.log10(g.n*10), color='#2b87c8')
             ax.set(xlabel='highest probability of the map', ylabel='share with a pneumothorax', xlim=(-.03,1.03), ylim=(-.03,1.03))
         for ax in fig.axes: ax.spines[['top','right']].set_visible(False)
     return fig
@@ -198,27 +205,36 @@ def _groups(c):
     g = by_group(grouped(t))
     told = g.assign(**{k:g[k].map(group_text) for k in MEASURES}).rename(columns=dict(n='radiographs',n_pos='positive',n_patients='patients')|MEASURES)
     with inked(): parts = [svg(group_figure(g),'Positives marked and Dice on positives by size, side, view, sex and age')] if t.has_ptx.any() else []
-    return dict(id='groups', title='For whom', text='With 95 % intervals by patient; in the figure each group has its number of positives behind it, and an open circle means that these are too few for an interval. Many groups are many looks: a difference here is a question, and more radiographs are the answer.',
+    return dict(id='groups', title='For whom', text='With 95 % intervals by patient; in the figure each group has its number of positives behind it, and an open circle means that there is no interval: too few, or all the same. Many groups are many looks: a difference here is a question, and more radiographs are the answer.',
         parts=parts, more=[table(told)])
 
 # %% ../nbs/40b_report.ipynb #c40b0022
 CASES = dict(best='outlined best', worst='outlined worst', missed='missed', alarm='false alarm', edge='on the edge', largest='largest', smallest='smallest', empty='likeliest of the others')
+
+_EDGE = .2     # how far from where the decision turns a probability is on the edge
+
+def _halves(t, n):
+    "At most `n` of the upper half, the last first, and of the lower one"
+    return t[::-1][:min(n,(len(t)+1)//2)],t[:min(n,len(t)//2)]
 
 def pick_cases(
     t:pd.DataFrame, # of `Cases.judged`
     n:int=8, # of each kind
     doubt:float=.5, # probability at which the decision turns
 )->dict: # kind of `CASES` → ImageIds; kinds without images are left out
-    "Radiographs that are worth a look"
+    "Radiographs that are worth a look: of what was outlined the better half and the worse one, at most `n` of each"
     t,marked = t.assign(far=(t.max_prob-doubt).abs()),t.pred_area>0
-    edge = t.sort_values(['far','ImageId']).head(n)
+    edge = t[t.far<=_EDGE].sort_values(['far','ImageId']).head(n)
+    likely = lambda o: o.sort_values(['max_prob','ImageId'],ascending=[False,True]).head(n)
     if 'rles' in t:
         hit,true = t[marked&t.has_ptx].sort_values(['dice','ImageId']),t.has_ptx.astype(bool)
-        out = dict(best=hit[::-1][:n], worst=hit[:max(0,min(n,len(hit)-n))], missed=t[true&~marked].sort_values(['area','ImageId'],ascending=[False,True]).head(n),
-            alarm=t[~true&marked].sort_values(['pred_area','ImageId'],ascending=[False,True]).head(n), edge=edge)
+        best,worst = _halves(hit, n)
+        out = dict(best=best, worst=worst, missed=t[true&~marked].sort_values(['area','ImageId'],ascending=[False,True]).head(n),
+            alarm=t[~true&marked].sort_values(['pred_area','ImageId'],ascending=[False,True]).head(n), edge=edge, empty=likely(t[~true&~marked]))
     else:
         by = t[marked].sort_values(['pred_area','ImageId'])
-        out = dict(largest=by[::-1][:n], smallest=by[:max(0,min(n,len(by)-n))], edge=edge, empty=t[~marked].sort_values(['max_prob','ImageId'],ascending=[False,True]).head(n))
+        largest,smallest = _halves(by, n)
+        out = dict(largest=largest, smallest=smallest, edge=edge, empty=likely(t[~marked]))
     return {k:v.ImageId.tolist() for k,v in out.items() if len(v)}
 
 # %% ../nbs/40b_report.ipynb #c40b0025
@@ -226,7 +242,7 @@ def overlay(
     path:str, # of a radiograph
     true:np.ndarray=None, # 1024×1024 in {0,1}
     pred:np.ndarray=None, # likewise
-    size:int=320, # pixels of the longer side
+    size:int=448, # pixels of the longer side
 )->str: # data: URI of a JPEG
     "A radiograph with its outlines, as text for a page"
     x,why = _readable(path, size)
@@ -276,14 +292,14 @@ def _gate(c):
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1b1b;--paper:#fff;--soft:#f1f3f5;--line:#c9ced3;--accent:#0067a5}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16191c;--soft:#22272b;--line:#454c53;--accent:#6cc0f5}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:60rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+*{box-sizing:border-box}body{margin:0 auto;max-width:66rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
 h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;border-top:1px solid var(--line);padding-top:1rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem}a{color:var(--accent)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}.tiles div{background:var(--soft);border-radius:.4rem;padding:.6rem .8rem}
 .tiles b{display:block;font-size:1.5rem;line-height:1.2}.tiles small{display:block}
 figure{margin:1rem 0;overflow-x:auto}svg{width:100%;height:auto;color:var(--ink)}@media(max-width:40rem){figure svg{min-width:34rem}}
 .wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;font-weight:600;padding:.2rem 0}
-th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:left!important;white-space:nowrap}
+th,td{padding:.25rem .55rem;border-bottom:1px solid var(--line);text-align:left!important;white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}
 pre{background:var(--soft);padding:.7rem;border-radius:.4rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
 .show button{font:inherit;font-size:.9rem;margin:.15rem;padding:.25rem .7rem;border:1px solid var(--line);border-radius:1rem;background:var(--paper);color:var(--ink);cursor:pointer}
 .show button[aria-pressed=true]{background:var(--accent);color:var(--paper)}
@@ -291,12 +307,13 @@ pre{background:var(--soft);padding:.7rem;border-radius:.4rem;white-space:pre-wra
 article img{width:100%;height:auto;display:block;background:#000}article div{padding:.5rem .7rem;overflow-wrap:anywhere}article strong{display:block}
 i.k{display:inline-block;width:1.6rem;border-top:3px solid;margin:0 .3rem .2rem 0}.key{background:#333;color:#fff;border-radius:.3rem;padding:.2rem .6rem;display:inline-block;font-size:.85rem}
 footer{margin-top:2rem;border-top:1px solid var(--line);font-size:.85rem}
-@media print{nav,.show{display:none}article{break-inside:avoid}article[hidden]{display:block!important}details>*{display:block}body{max-width:none}}
+@media print{nav,.show{display:none}article{break-inside:avoid}article[hidden]{display:block!important}details::details-content{content-visibility:visible;block-size:auto}body{max-width:none}h2,caption,summary{break-after:avoid}figure,tr{break-inside:avoid}.wide,figure{overflow:visible}}
 """
 _SCRIPT = """
 document.querySelectorAll('.show button').forEach(b=>b.addEventListener('click',()=>{
 document.querySelectorAll('.show button').forEach(o=>o.setAttribute('aria-pressed',o===b));
 document.querySelectorAll('.cases article').forEach(a=>{a.hidden=b.dataset.kind!=='all'&&!a.dataset.kinds.split(' ').includes(b.dataset.kind)})}));
+addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(d=>{d.open=true}));
 """
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title><style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1><p>{{ lead }}</p>
@@ -306,7 +323,7 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name
 {% if s.more is defined %}<details><summary>{{ 'All numbers' if s.id=='groups' else 'In full' }}</summary>{% for p in s.more %}{{ p }}{% endfor %}</details>{% endif %}
 {% if s.items is defined and s.id=='cases' %}<p class="key"><i class="k" style="color:{{ colours.true }}"></i>true {% if not labelled %}(not known) {% endif %}<i class="k" style="color:{{ colours.predicted }}"></i>predicted</p>
 <div class="show"><button data-kind="all" aria-pressed="true">all ({{ s['items']|length }})</button>{% for k,name in s.kinds.items() %}<button data-kind="{{ k }}" aria-pressed="false">{{ name }}</button>{% endfor %}</div>
-<div class="cases">{% for i in s['items'] %}<article data-kinds="{{ i.kinds|join(' ') }}"><img src="{{ i.src }}" alt="Radiograph {{ i.id }} with outlines: {{ i.words|join(', ') }}" loading="lazy"><div><strong>{{ i.words|join(', ') }}</strong>{{ i.id }}{% for l in i.lines %}<br>{{ l }}{% endfor %}</div></article>{% endfor %}</div>{% endif %}</section>{% endfor %}
+<div class="cases">{% for i in s['items'] %}<article data-kinds="{{ i.kinds|join(' ') }}"><img src="{{ i.src }}" alt="Radiograph {{ i.id }} with outlines: {{ i.words|join(', ') }}"><div><strong>{{ i.words|join(', ') }}</strong>{{ i.id }}{% for l in i.lines %}<br>{{ l }}{% endfor %}</div></article>{% endfor %}</div>{% endif %}</section>{% endfor %}
 <footer><p>{{ foot }}</p></footer><script>{{ script }}</script></body></html>"""
 
 # %% ../nbs/40b_report.ipynb #c40b002c
@@ -316,6 +333,12 @@ def _tiles(c, scores):
     if not c.labelled: return [('radiographs',f'{len(t):,}',''),('outlined',f'{int((t.pred_area>0).sum()):,}',f'{(t.pred_area>0).mean():.0%}')]
     ends = lambda v: group_text(v,2).partition(' ')[2].strip('()')
     return [(k,'–' if v is None else f'{v.value:.2f}','no such radiograph' if v is None else ends(v)) for k,v in zip(scores.score,scores.interval)]
+
+def _same_runs(path, pred, c):
+    "Runs of `path`; raises `PtxError` if others have predicted"
+    runs = runs_in(path)
+    if c.runs and not {r.resolve() for r in c.runs} & {r.resolve() for r in runs}: raise PtxError(f'{pred}: predicted by {few(c.runs)}, not by {path}; give that run, or predictions of this one')
+    return runs
 
 def report(
     path:object, # a run, a cross-validation, or predictions: what `open_cases` takes, or the `Cases` of it
@@ -330,7 +353,7 @@ def report(
 )->Path: # the page
     "Write a page about a run that needs nothing else; raises `PtxError`"
     c = path if isinstance(path,Cases) else open_cases(pred or path, labels, decision, **kwargs)
-    if pred: c.runs = runs_in(path)
+    if pred: c.runs = _same_runs(path, pred, c)
     if not len(c): raise PtxError(f'{path}: no radiographs to report on')
     if with_gate and 'fold' not in c.table: raise PtxError(f'{path}: a gate is fitted on a cross-validation; leave with_gate= out')
     data,scores = _data(c),score_table(c.judged) if c.labelled else None

@@ -1,6 +1,7 @@
 "The page about a run: the same numbers as elsewhere, every kind of input, nothing from outside taken for markup"
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -75,10 +76,37 @@ def test_each_kind_of_case(four, tmp_path):
     pred, labels = four
     t = open_cases(pred, labels).judged.set_index('ImageId')
     assert t.dice.round(3).tolist() == [t.dice['a'].round(3), 0, 0, 1] and t.dice['a'] > .9
-    assert pick_cases(t.reset_index(), 2) == {'best': ['a'], 'missed': ['b'], 'alarm': ['c'], 'edge': ['b', 'c']}
+    assert pick_cases(t.reset_index(), 2) == {'best': ['a'], 'missed': ['b'], 'alarm': ['c'], 'edge': ['b'], 'empty': ['d']}
     p = Page(report(pred, out=tmp_path/'r.html', labels=labels))
-    assert {i['alt'].partition(': ')[2] for i in p.images} == {'outlined best', 'missed, on the edge', 'false alarm, on the edge'} or len(p.images) == 4
+    assert [i['alt'].partition(': ')[2] for i in p.images] == ['outlined best', 'missed, on the edge', 'false alarm', 'likeliest of the others']
     assert p.says('4 radiographs') and p.says('The runs behind these predictions are not there')
+
+def test_best_and_worst_are_halves_of_what_was_outlined():
+    t = pd.DataFrame({'ImageId': list('abcde'), 'max_prob': .9, 'pred_area': 9, 'area': 9, 'has_ptx': True, 'dice': [.1, .9, .5, .7, .3], 'rles': None})
+    assert pick_cases(t, 8) == {'best': ['b', 'd', 'c'], 'worst': ['a', 'e']}
+    assert pick_cases(t, 1) == {'best': ['b'], 'worst': ['a']}
+
+def broken(f, how):
+    if how == 'gone': f.unlink()
+    elif how == 'half': f.write_bytes(f.read_bytes()[:f.stat().st_size//2])
+    elif how == 'empty': f.write_bytes(b'')
+    else: f.write_text('[]')
+
+@pytest.mark.parametrize('file, how', [('oof/maps.npy', 'half'), ('oof/index.csv', 'empty'), ('oof/predict.json', 'half'), ('oof/predict.json', 'list'), ('fold-1/run.json', 'half'), ('fold-0/run.json', 'list'), ('fold-1/history.csv', 'empty')])
+def test_a_damaged_file_is_named(cv, tmp_path, file, how):
+    shutil.copytree(cv, tmp_path/'cv')
+    broken(tmp_path/'cv'/file, how)
+    with pytest.raises(PtxError, match=f'{re.escape(file)}.*damaged'): report(tmp_path/'cv', out=tmp_path/'r.html')
+
+def test_folds_that_are_gone_are_told(cv, tmp_path):
+    shutil.copytree(cv, tmp_path/'cv')
+    shutil.rmtree(tmp_path/'cv'/'fold-1')
+    with pytest.warns(UserWarning, match='nothing is said of their training: fold-1'): report(tmp_path/'cv', out=tmp_path/'r.html')
+
+def test_predictions_of_another_run_are_refused(cv, phantoms, tmp_path):
+    predict_maps(cv/'fold-0', phantoms/'dicom-images-test', tmp_path/'p', workers=0, progress=False)
+    assert report(cv, tmp_path/'p', out=tmp_path/'r.html').exists()
+    with pytest.raises(PtxError, match='predicted by .*fold-0, not by .*fold-1'): report(cv/'fold-1', tmp_path/'p', out=tmp_path/'r.html')
 
 @pytest.mark.parametrize('rows', [[0], [3], [0, 1], [2, 3], [0, 3]], ids=['one positive', 'one healthy', 'positives', 'healthy', 'one of each'])
 def test_few_of_one_kind(four, tmp_path, rows):
