@@ -203,7 +203,7 @@ def _groups(c):
     "For whom it works"
     t = c.judged.assign(side=true_sides(c.judged))
     g = by_group(grouped(t))
-    told = g.assign(**{k:g[k].map(group_text) for k in MEASURES}).rename(columns=dict(n='radiographs',n_pos='positive',n_patients='patients')|MEASURES)
+    told = g.assign(group=[f'{q}: {n}'.removeprefix(': ') for q,n in zip(g.question,g.group)], **{k:g[k].map(group_text) for k in MEASURES}).drop(columns='question').rename(columns=dict(n='radiographs',n_pos='positive',n_patients='patients')|MEASURES)
     with inked(): parts = [svg(group_figure(g),'Positives marked and Dice on positives by size, side, view, sex and age')] if t.has_ptx.any() else []
     return dict(id='groups', title='For whom', text='With 95 % intervals by patient; in the figure each group has its number of positives behind it, and an open circle means that there is no interval: too few, or all the same. Many groups are many looks: a difference here is a question, and more radiographs are the answer.',
         parts=parts, more=[table(told)])
@@ -299,7 +299,7 @@ nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem}a{color:var(--accent)}
 .tiles b{display:block;font-size:1.5rem;line-height:1.2}.tiles small{display:block}
 figure{margin:1rem 0;overflow-x:auto}svg{width:100%;height:auto;color:var(--ink)}@media(max-width:40rem){figure svg{min-width:34rem}}
 .wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;font-weight:600;padding:.2rem 0}
-th,td{padding:.25rem .55rem;border-bottom:1px solid var(--line);text-align:left!important;white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}
+th,td{padding:.25rem .45rem;border-bottom:1px solid var(--line);text-align:left!important;white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}
 pre{background:var(--soft);padding:.7rem;border-radius:.4rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
 .show button{font:inherit;font-size:.9rem;margin:.15rem;padding:.25rem .7rem;border:1px solid var(--line);border-radius:1rem;background:var(--paper);color:var(--ink);cursor:pointer}
 .show button[aria-pressed=true]{background:var(--accent);color:var(--paper)}
@@ -307,7 +307,8 @@ pre{background:var(--soft);padding:.7rem;border-radius:.4rem;white-space:pre-wra
 article img{width:100%;height:auto;display:block;background:#000}article div{padding:.5rem .7rem;overflow-wrap:anywhere}article strong{display:block}
 i.k{display:inline-block;width:1.6rem;border-top:3px solid;margin:0 .3rem .2rem 0}.key{background:#333;color:#fff;border-radius:.3rem;padding:.2rem .6rem;display:inline-block;font-size:.85rem}
 footer{margin-top:2rem;border-top:1px solid var(--line);font-size:.85rem}
-@media print{nav,.show{display:none}article{break-inside:avoid}article[hidden]{display:block!important}details::details-content{content-visibility:visible;block-size:auto}body{max-width:none}h2,caption,summary{break-after:avoid}figure,tr{break-inside:avoid}.wide,figure{overflow:visible}}
+details table{font-size:.8rem}
+@media print{:root{color-scheme:light;--ink:#000;--paper:#fff;--soft:#f1f3f5;--line:#999;--accent:#0067a5}nav,.show{display:none}article{break-inside:avoid}article[hidden]{display:block!important}details::details-content{content-visibility:visible;block-size:auto}body{max-width:none}h2,caption,summary{break-after:avoid}figure,tr{break-inside:avoid}.wide,figure{overflow:visible}}
 """
 _SCRIPT = """
 document.querySelectorAll('.show button').forEach(b=>b.addEventListener('click',()=>{
