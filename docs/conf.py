@@ -16,6 +16,7 @@ project_copyright = cfg['copyright']
 extensions = ['myst_nb', 'sphinx.ext.viewcode']
 exclude_patterns = ['notebooks']
 nitpicky = True
+smartquotes = False     # 'lite0' is typed, not said
 nb_execution_mode = 'off'
 nb_merge_streams = True
 myst_enable_extensions = ['dollarmath', 'attrs_block', 'attrs_inline', 'colon_fence']
@@ -31,7 +32,11 @@ html_css_files = ['site.css']
 html_copy_source = False
 html_show_sphinx = False
 html_math_renderer = 'mathml'
-html_theme_options = {'navigation_with_keys': True}
+html_theme_options = {
+    'navigation_with_keys': True,
+    'light_css_variables': {'color-sidebar-link-text--top-level': 'var(--color-foreground-secondary)'},
+    'dark_css_variables': {'color-sidebar-link-text--top-level': 'var(--color-foreground-secondary)'},
+}
 
 def formula(tex, block):
     "A formula as MathML, which browsers draw themselves; docutils takes the digits of \\frac14 for one number"
@@ -44,7 +49,7 @@ def in_line(writer, node):
 
 def on_its_own(writer, node):
     "Formula on a line of its own"
-    writer.body.append(f'<div class="math">{formula(node.astext(), True)}</div>\n')
+    writer.body.append(f'<div class="formula">{formula(node.astext(), True)}</div>\n')
     raise SkipNode
 
 def setup(app):

@@ -19,7 +19,7 @@ FLOORS = [(0, 'Files and labels'), (7, 'Training'), (8, 'Files and labels'), (9,
     (17, 'Training'), (20, 'Networks'), (23, 'Training'), (25, 'Networks'), (26, 'Training'), (30, 'Prediction'), (35, 'Training'), (36, 'Scores'),
     (37, 'For people'), (38, 'Scores'), (39, 'For people'), (50, 'Tutorials'), (60, 'Evidence')]
 LISTED = 'Tutorials', 'Evidence', 'Files and labels', 'Batches', 'Networks', 'Training', 'Prediction', 'Scores', 'For people'
-LONG = 12     # exported cells with more lines are folded
+LONG = dict(exported=16, picture=6, other=30)     # cells with more lines are folded
 
 # Notebooks
 
@@ -39,9 +39,13 @@ def module_of(nb):
     "The module that a notebook exports, if any"
     return next((m[1] for c in nb.cells if (m := re.match(r'#\|\s*default_exp\s+(\w+)', c.source))), None)
 
+def tree(source):
+    "Syntax of a cell, without magics"
+    return ast.parse('\n'.join(line for line in source.splitlines() if line[:1] not in ('%', '!')))
+
 def defined(source):
     "Names that the top of an exported cell defines"
-    body = ast.parse('\n'.join(line for line in source.splitlines() if line[:1] not in '%!')).body
+    body = tree(source).body
     names = [[n.name] if isinstance(n, (ast.FunctionDef, ast.ClassDef)) else
         [t.id for a in n.targets for t in ast.walk(a) if isinstance(t, ast.Name)] if isinstance(n, ast.Assign) else [] for n in body]
     return [n for ns in names for n in ns]
@@ -67,12 +71,13 @@ def anchor(module, name):
     "Where a name is defined; capitals are told apart, since anchors have none"
     return f'{"constant" if name.isupper() else "class" if name[0].isupper() else "code"}-{module}-{name}'.lower()
 
-def fold(cell, source, names):
-    "Metadata that close a long exported cell, under a line that says what is in it"
+def fold(cell, source, names, kind):
+    "Metadata that close a long cell, under a line that says what is in it"
     lines = source.count('\n')+1
-    if lines <= LONG: return
-    what = ', '.join(n for n in names if n[0] != '_') or ', '.join(names) or 'imports'
-    cell.metadata.update(tags=['hide-input'], mystnb=dict(code_prompt_show=f'{what} · {lines} lines', code_prompt_hide=what))
+    if lines <= LONG[kind]: return
+    imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree(source).body)
+    what = ', '.join([n for n in names if n[0] != '_'] or names) or ('imports' if imports else 'code of the picture' if kind == 'picture' else 'code')
+    cell.metadata.update(tags=['hide-input'], mystnb=dict(code_prompt_show=f'{what} · {lines} lines', code_prompt_hide=f'{what} · {lines} lines'))
 
 def lesson(nb, links, head=''):
     "A notebook as its page: shown cells, folded code, links, an anchor for what each exported cell defines"
@@ -88,13 +93,13 @@ def lesson(nb, links, head=''):
         if c.cell_type != 'code': continue
         c.source = source = '\n'.join(line for line in c.source.splitlines() if not line.startswith('#|')).strip()
         if not source: continue
-        names = defined(source) if flags & {'export', 'exports'} else []
+        exported, picture = bool(flags & {'export', 'exports'}), any(m.startswith('image/') for o in c.outputs for m in o.get('data', {}))
+        names = defined(source) if exported else []
         new = [n for n in dict.fromkeys(names) if n[0] != '_' and n not in seen]
         if new and said and module: said.source = '\n'.join(f'({anchor(module, n)})=' for n in new)+'\n'+said.source
         seen |= {*new}
-        if flags & {'export', 'exports'}: fold(c, source, names)
-        if any(m.startswith('image/') for o in c.outputs for m in o.get('data', {})):
-            c.metadata.mystnb = {**c.metadata.get('mystnb', {}), 'image': dict(alt=plain(said.source if said else ''))}
+        fold(c, source, names, 'exported' if exported else 'picture' if picture else 'other')
+        if picture: c.metadata.mystnb = {**c.metadata.get('mystnb', {}), 'image': dict(alt=plain(said.source if said else ''))}
         cells.append(c)
     if head and cells: cells[0].source += f'\n\n{head}'
     nb.cells, nb.metadata = cells, nbformat.from_dict(dict(language_info=dict(name='python', pygments_lexer='ipython3')))
@@ -124,9 +129,15 @@ def cell(text):
 def literal(v, n=60):
     "A value as code, short"
     if isinstance(v, (set, frozenset)): v = sorted(v)
+    if repr(v) == '<factory>': return '…'
     text = getattr(v, '__name__', None) or re.sub(r' at 0x\w+', '', repr(v))
     text = text if len(text) <= n else text[:n]+' …'
     return f'`` {text} ``' if '`' in text else f'`{text}`'
+
+def prose(text, links):
+    "A comment or docstring, which is no markdown but for backquotes, with links"
+    parts = re.split(r'(`[^`]+`)', text or '')
+    return linked(''.join(p if i%2 else re.sub(r'([\\*_<\[\]$#~])', r'\\\1', p) for i, p in enumerate(parts)), links)
 
 def typed(anno):
     "A type as one writes it"
@@ -138,14 +149,18 @@ def params(f):
     try: return {k: v for k, v in docments(f, full=True).items() if k not in ('self', 'cls')}
     except (TypeError, ValueError, OSError): return {}
 
+def rows(head, lines):
+    "A table that becomes a list on a phone"
+    return '\n'.join(['{.params}', '| '+' | '.join(head)+' |', '|---'*len(head)+'|', *('| '+' | '.join(map(cell, r))+' |' for r in lines)])
+
 def table(f, links):
-    "Parameters and result of a function as a table, from its docments"
+    "Parameters of a function as a table, and its result in a line, from its docments"
     found = params(f)
     back = found.pop('return', None)
-    rows = [(f'`{k}`', typed(v.anno), '' if v.default is inspect.Parameter.empty else literal(v.default), linked(v.docment or '', links)) for k, v in found.items()]
-    if back and back.docment: rows.append(('**returns**', typed(back.anno), '', linked(back.docment, links)))
-    if not rows: return ''
-    return '\n'.join(['| Parameter | Type | Default | |', '|---|---|---|---|', *('| '+' | '.join(map(cell, r))+' |' for r in rows)])
+    lines = [(f'`{k}`', typed(v.anno), '' if v.default is inspect.Parameter.empty else literal(v.default), prose(v.docment, links)) for k, v in found.items()]
+    out = [rows(('Parameter', 'Type', 'Default', 'What it is'), lines)] if lines else []
+    if back and back.docment: out.append(f'**Returns** {typed(back.anno)}: {prose(back.docment, links)}')
+    return '\n\n'.join(out)
 
 def signature(f):
     "Names and defaults; types are in the table"
@@ -166,17 +181,17 @@ def directive(kind, name, body, fence='```'):
 def methods(cls, links):
     "Public methods of a class that have something to say"
     own = {k: f for k, f in vars(cls).items() if k[0] != '_' and inspect.isfunction(f) and f.__module__ == cls.__module__ and f.__doc__}
-    return '\n'.join(directive('method', k+signature(f), f'{linked(summary(f), links)}\n\n{table(f, links)}') for k, f in own.items())
+    return '\n'.join(directive('method', k+signature(f), f'{prose(summary(f), links)}\n\n{table(f, links)}') for k, f in own.items())
 
 def entry(module, name, o, links):
     "One public name: signature, what it does, parameters, where it is explained"
-    lesson = f'[Where it is explained](#{anchor(module, name)})'
+    lesson = f'{{.where}}\n[where it is explained](#{anchor(module, name)})'
     if isinstance(o, type):
         made = o if '__init__' in vars(o) or '__dataclass_fields__' in vars(o) else None
         head = name+(signature(o) if made else '')
         return directive('exception' if issubclass(o, Exception) else 'class', head,
-            f'{linked(summary(o), links)}\n\n{table(o, links) if made else ""}\n\n{lesson}\n\n{methods(o, links)}', '````')
-    if inspect.isfunction(o): return directive('function', name+signature(o), f'{linked(summary(o), links)}\n\n{table(o, links)}\n\n{lesson}', '````')
+            f'{prose(summary(o), links)}\n\n{table(o, links) if made else ""}\n\n{lesson}\n\n{methods(o, links)}', '````')
+    if inspect.isfunction(o): return directive('function', name+signature(o), f'{prose(summary(o), links)}\n\n{table(o, links)}\n\n{lesson}', '````')
     if callable(o): return directive('function', name, f'fastai\'s, for radiographs.\n\n{lesson}', '````')
     return directive('data', name, f'{typed(type(o).__name__)}, {literal(o, 300)}\n\n{lesson}', '````')
 
@@ -185,18 +200,19 @@ def api_page(module, stem, links):
     m = load(module)
     here = {k: v for k, v in links.items() if k != module}
     names = [n for n in m.__all__ if not is_command(n)]
-    rows = [f'| [`{n}`](#pneumothorax.{module}.{n}) | {cell(linked(summary(o), here)) if callable(o := getattr(m, n)) else typed(type(o).__name__)} |' for n in names]
+    names.sort(key=lambda n: not callable(getattr(m, n)))     # constants come last
+    lines = [(f'[`{n}`](#pneumothorax.{module}.{n})', prose(summary(o), here) if callable(o := getattr(m, n)) else literal(o)) for n in names]
     told = ['', 'The commands have [a page of their own](/commands.md).'] if len(names) < len(m.__all__) else []
-    return '\n'.join([f'# {module}', '', f'> {summary(m)}', '', f'Explained, tried and tested in [{stem}](/nbs/{stem}.ipynb).', *told, '',
-        f'```{{py:module}} pneumothorax.{module}\n```', '', '| Name | |', '|---|---|', *rows, '', *(entry(module, n, getattr(m, n), here) for n in names)])
+    return '\n'.join([f'# pneumothorax.{module}', '', f'> {summary(m)}', '', f'Explained, tried and tested in [{stem}](/nbs/{stem}.ipynb).', *told, '',
+        f'```{{py:module}} pneumothorax.{module}\n```', '', rows(('Name', 'What it does'), lines), '', *(entry(module, n, getattr(m, n), here) for n in names)])
 
 def api_index(found):
     "All rooms with their one line, floor by floor"
     out = ['# API', '', 'One page for each module, written from the comments beside its parameters. '
         '`from pneumothorax.all import *` takes a chosen list of these names; the others are imported from their module. {ref}`From A to Z <genindex>`.', '']
     for f in LISTED:
-        rows = [f'| [{m}](/api/{m}.md) | {cell(summary(load(m)))} |' for m, s in found.items() if floor(s) == f]
-        if rows: out += [f'## {f}', '', '| Module | |', '|---|---|', *rows, '']
+        lines = [(f'[{m}](/api/{m}.md)', summary(load(m))) for m, s in found.items() if floor(s) == f]
+        if lines: out += [f'## {f}', '', rows(('Module', 'What it does'), lines), '']
     pages = [f'{m} <{m}>' for m in found]
     return '\n'.join([*out, '```{toctree}', ':hidden:', *pages, '```', ''])
 
@@ -205,28 +221,51 @@ def command_page(name, links):
     from pneumothorax import cli
     f = getattr(cli, name)
     told, parser = docments(inspect.unwrap(f), full=True), cli._parser(inspect.unwrap(f), *f.main.args[1:])     # noqa: SLF001
-    rows = []
+    lines = []
     for a in parser._actions:     # noqa: SLF001
         if a.dest not in told: continue
         v = told[a.dest]
         default = '' if v.default in (inspect.Parameter.empty, None) or v.anno is bool else literal(v.default)
-        rows.append((f'`{a.option_strings[0] if a.option_strings else a.dest}`', '' if v.anno is bool else typed(v.anno), default, linked(v.docment or '', links)))
+        lines.append((f'`{a.option_strings[0] if a.option_strings else a.dest}`', '' if v.anno is bool else typed(v.anno), default, prose(v.docment, links)))
     usage = ' '.join(parser.format_usage().split()).removeprefix('usage: ')
     example = f.main.args[-1]
-    return '\n'.join([f'({name.replace("_", "-")}-command)=', f'## {name}', '', linked(summary(inspect.unwrap(f)), links), '', '```sh', usage,
+    return '\n'.join([f'({name.replace("_", "-")}-command)=', f'## {name}', '', prose(summary(inspect.unwrap(f)), links), '', '```sh', usage,
         *([f'{example}     # for example'] if example else []), '```', '',
-        '| Argument | Type | Default | |', '|---|---|---|---|', *('| '+' | '.join(map(cell, r))+' |' for r in rows), ''])
+        rows(('Argument', 'Type', 'Default', 'What it is'), lines), ''])
 
 def commands(links):
     "All commands, in the order in which one needs them"
     from pneumothorax import cli
     names = [n for n in cli.__all__ if is_command(n)]
-    rows = [f'| [`{n}`](#{n.replace("_", "-")}-command) | {cell(summary(inspect.unwrap(getattr(cli, n))))} |' for n in names]
+    lines = [(f'[`{n}`](#{n.replace("_", "-")}-command)', summary(inspect.unwrap(getattr(cli, n)))) for n in names]
     return '\n'.join(['# Commands', '', '> The same functions, typed in a terminal', '',
         'Options may be written with `-` or `_`. Each command says what comes next, and `--help` prints what stands here. How they are made: [41_cli](/nbs/41_cli.ipynb).',
-        '', '| Command | |', '|---|---|', *rows, '', *(command_page(n, {k: v for k, v in links.items() if k != n}) for n in names)])
+        '', rows(('Command', 'What it does'), lines), '', *(command_page(n, {k: v for k, v in links.items() if k != n}) for n in names)])
 
 # The site
+
+DOORS = """:::{container} doors
+[**Your own radiographs**\\
+From DICOM files and somebody's drawings to masks in your viewer](/nbs/50_tutorial.own_data.ipynb)
+
+[**A Kaggle kernel**\\
+Train, predict and submit without internet](/nbs/51_tutorial.kaggle.ipynb)
+
+[**Few labels**\\
+What pays where masks are rare, measured](/nbs/52_tutorial.few_labels.ipynb)
+
+[**Commands**\\
+Everything from a terminal, with all options](/commands.md)
+
+[**API**\\
+Every function and parameter](/api/index.md)
+
+[**The first lesson**\\
+All notebooks in reading order begin here](/nbs/00_rle.ipynb)
+:::
+
+![The reading room: a synthetic chest with its outline, thresholds to the left, what is said of it to the right](images/view.jpg)
+"""
 
 def title(f):
     "A notebook's line in the table of contents: its number and its name, or the title of a lesson without a module"
@@ -245,7 +284,7 @@ def contents(root=ROOT):
 def head(stem, module):
     "What stands under the title of a lesson"
     api = f'[API of `{module}`](/api/{module}.md) · ' if module else ''
-    return f'{{.where}}\n{api}{{download}}`the notebook <../notebooks/{stem}.ipynb>`'
+    return f'{{.where}}\n{api}{{download}}`download the notebook <../notebooks/{stem}.ipynb>`'
 
 def write(out, root=ROOT):
     "Write the sources of the whole site into a folder, made anew; how many pages"
@@ -260,6 +299,7 @@ def write(out, root=ROOT):
         pages[f'nbs/{f.name}'] = nbformat.writes(lesson(nb, {k: v for k, v in links.items() if k not in (f.stem, m)}, head(f.stem, m)))
         pages[f'notebooks/{f.name}'] = f.read_text(encoding='utf-8')
     front = lesson(nbformat.read(root/'index.ipynb', as_version=4), links)
+    front.cells.insert(1, nbformat.v4.new_markdown_cell(DOORS))
     front.cells.append(nbformat.v4.new_markdown_cell(contents(root)))
     pages['index.ipynb'] = nbformat.writes(front)
     pages |= {f'api/{m}.md': api_page(m, s, links) for m, s in found.items()}
