@@ -39,12 +39,15 @@ def check(site):
                 continue
             target = (f.parent/unquote(to.path)).resolve() if to.path else f
             if not target.is_relative_to(site) or not target.is_file(): wrong.append(f'{f.relative_to(site)}: {link} is not there')
-            elif to.fragment and target in pages and unquote(to.fragment) not in pages[target].anchors: wrong.append(f'{f.relative_to(site)}: {link} has no such anchor')
+            elif to.fragment and target in pages and unquote(to.fragment) not in pages[target].anchors:
+                wrong.append(f'{f.relative_to(site)}: {link} has no such anchor')
     for f in site.rglob('*.css'):
-        wrong += [f'{f.relative_to(site)}: taken from another host: {u}' for u in re.findall(r'url\(["\']?((?:https?:)?//[^)"\']+)', f.read_text(encoding='utf-8'))]
+        taken = re.findall(r'url\(["\']?((?:https?:)?//[^)"\']+)', f.read_text(encoding='utf-8'))
+        wrong += [f'{f.relative_to(site)}: taken from another host: {u}' for u in taken]
     return wrong, hosts, len(pages)
 
 if __name__ == '__main__':
     wrong, hosts, n = check(sys.argv[1])
-    sys.stdout.write(''.join(f'{w}\n' for w in wrong)+f'{n} pages, {len(wrong)} broken links; to other hosts, not asked: '+(', '.join(f'{h} ({k})' for h, k in hosts.most_common()) or 'none')+'\n')
+    others = ', '.join(f'{h} ({k})' for h, k in hosts.most_common()) or 'none'
+    sys.stdout.write(''.join(f'{w}\n' for w in wrong)+f'{n} pages, {len(wrong)} faults; to other hosts, not asked: {others}\n')
     sys.exit(bool(wrong))

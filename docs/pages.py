@@ -1,6 +1,7 @@
 """Sources of the site from what the repository holds: `python docs/pages.py DIR` writes them for Sphinx.
 
-Notebooks keep their stored outputs, lose hidden cells and directives, and their names become links. API pages and commands come from the live objects, by fastcore's docments."""
+Notebooks keep their stored outputs, lose hidden cells and directives, and names in them become links.
+API pages and commands come from the live objects, by fastcore's docments."""
 import ast
 import importlib
 import inspect
@@ -15,11 +16,11 @@ from fastcore.docments import docments
 
 ROOT = Path(__file__).resolve().parents[1]
 # The floors of the house, by the number with which each begins; a new notebook is on that of the number below it
-FLOORS = [(0, 'Files and labels'), (7, 'Training'), (8, 'Files and labels'), (9, 'Training'), (10, 'Batches'), (12, 'Training'), (15, 'Networks'),
-    (17, 'Training'), (20, 'Networks'), (23, 'Training'), (25, 'Networks'), (26, 'Training'), (30, 'Prediction'), (35, 'Training'), (36, 'Scores'),
-    (37, 'For people'), (38, 'Scores'), (39, 'For people'), (50, 'Tutorials'), (60, 'Evidence')]
+FLOORS = [(0, 'Files and labels'), (7, 'Training'), (8, 'Files and labels'), (9, 'Training'), (10, 'Batches'), (12, 'Training'),
+    (15, 'Networks'), (17, 'Training'), (20, 'Networks'), (23, 'Training'), (25, 'Networks'), (26, 'Training'), (30, 'Prediction'),
+    (35, 'Training'), (36, 'Scores'), (37, 'For people'), (38, 'Scores'), (39, 'For people'), (50, 'Tutorials'), (60, 'Evidence')]
 LISTED = 'Tutorials', 'Evidence', 'Files and labels', 'Batches', 'Networks', 'Training', 'Prediction', 'Scores', 'For people'
-LONG = dict(exported=16, picture=6, other=30)     # cells with more lines are folded
+LONG = {'exported': 16, 'picture': 6, 'other': 30}     # cells with more lines are folded
 
 # Notebooks
 
@@ -54,7 +55,7 @@ def linked(text, links):
     "The first mention of a name in backquotes becomes a link; headings, code and what is a link already stay"
     seen = set()
     def link(m):
-        name = re.sub(r'\.ipynb$|\(.*\)$', '', m[1])
+        name = re.sub(r'^nbs/|\.ipynb$|\(.*\)$', '', m[1])
         if name not in links or name in seen: return m[0]
         seen.add(name)
         return f'[{m[0]}]({links[name]})'
@@ -76,8 +77,9 @@ def fold(cell, source, names, kind):
     lines = source.count('\n')+1
     if lines <= LONG[kind]: return
     imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree(source).body)
-    what = ', '.join([n for n in names if n[0] != '_'] or names) or ('imports' if imports else 'code of the picture' if kind == 'picture' else 'code')
-    cell.metadata.update(tags=['hide-input'], mystnb=dict(code_prompt_show=f'{what} · {lines} lines', code_prompt_hide=f'{what} · {lines} lines'))
+    what = ', '.join([n for n in names if n[0] != '_'] or names)
+    what = what or ('imports' if imports else 'code of the picture' if kind == 'picture' else 'code')
+    cell.metadata.update(tags=['hide-input'], mystnb={f'code_prompt_{k}': f'{what} · {lines} lines' for k in ('show', 'hide')})
 
 def lesson(nb, links, head=''):
     "A notebook as its page: shown cells, folded code, links, an anchor for what each exported cell defines"
@@ -95,14 +97,14 @@ def lesson(nb, links, head=''):
         if not source: continue
         exported, picture = bool(flags & {'export', 'exports'}), any(m.startswith('image/') for o in c.outputs for m in o.get('data', {}))
         names = defined(source) if exported else []
-        new = [n for n in dict.fromkeys(names) if n[0] != '_' and n not in seen]
+        new = [n for n in dict.fromkeys(names) if n in links and n not in seen]
         if new and said and module: said.source = '\n'.join(f'({anchor(module, n)})=' for n in new)+'\n'+said.source
         seen |= {*new}
         fold(c, source, names, 'exported' if exported else 'picture' if picture else 'other')
-        if picture: c.metadata.mystnb = {**c.metadata.get('mystnb', {}), 'image': dict(alt=plain(said.source if said else ''))}
+        if picture: c.metadata.mystnb = {**c.metadata.get('mystnb', {}), 'image': {'alt': plain(said.source if said else '')}}
         cells.append(c)
     if head and cells: cells[0].source += f'\n\n{head}'
-    nb.cells, nb.metadata = cells, nbformat.from_dict(dict(language_info=dict(name='python', pygments_lexer='ipython3')))
+    nb.cells, nb.metadata = cells, nbformat.from_dict({'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'}})
     return nb
 
 # The library, read from the live objects
@@ -122,12 +124,17 @@ def known(modules, stems):
     links |= {n: f'#{n.replace("_", "-")}-command' if is_command(n) else f'#pneumothorax.{m}.{n}' for m in modules for n in load(m).__all__}
     return links | {s: f'/nbs/{s}.ipynb' for s in stems}
 
+def but(links, *pages):
+    "Without those that lead to the page on which one is"
+    return {k: v for k, v in links.items() if v not in pages}
+
 def cell(text):
     "Text of a table's cell: a bar would end it"
     return str(text).replace('|', '\\|').replace('\n', ' ')
 
 def literal(v, n=60):
-    "A value as code, short"
+    "A value as code, short; nothing where there is none"
+    if v is inspect.Parameter.empty: return ''
     if isinstance(v, (set, frozenset)): v = sorted(v)
     if repr(v) == '<factory>': return '…'
     text = getattr(v, '__name__', None) or re.sub(r' at 0x\w+', '', repr(v))
@@ -157,7 +164,7 @@ def table(f, links):
     "Parameters of a function as a table, and its result in a line, from its docments"
     found = params(f)
     back = found.pop('return', None)
-    lines = [(f'`{k}`', typed(v.anno), '' if v.default is inspect.Parameter.empty else literal(v.default), prose(v.docment, links)) for k, v in found.items()]
+    lines = [(f'`{k}`', typed(v.anno), literal(v.default), prose(v.docment, links)) for k, v in found.items()]
     out = [rows(('Parameter', 'Type', 'Default', 'What it is'), lines)] if lines else []
     if back and back.docment: out.append(f'**Returns** {typed(back.anno)}: {prose(back.docment, links)}')
     return '\n\n'.join(out)
@@ -166,8 +173,8 @@ def signature(f):
     "Names and defaults; types are in the table"
     try: sig = inspect.signature(f)
     except (TypeError, ValueError): return '(…)'
-    short = [p.replace(annotation=p.empty, default=p.default if p.default is p.empty or isinstance(p.default, (int, float, str, bool, type(None))) else ...)
-        for p in sig.parameters.values() if p.name not in ('self', 'cls')]
+    plain = lambda v: v if v is inspect.Parameter.empty or isinstance(v, (int, float, str, type(None))) else ...
+    short = [p.replace(annotation=p.empty, default=plain(p.default)) for p in sig.parameters.values() if p.name not in ('self', 'cls')]
     return str(sig.replace(parameters=short, return_annotation=sig.empty)).replace('Ellipsis', '…')
 
 def summary(o):
@@ -191,25 +198,30 @@ def entry(module, name, o, links):
         head = name+(signature(o) if made else '')
         return directive('exception' if issubclass(o, Exception) else 'class', head,
             f'{prose(summary(o), links)}\n\n{table(o, links) if made else ""}\n\n{lesson}\n\n{methods(o, links)}', '````')
-    if inspect.isfunction(o): return directive('function', name+signature(o), f'{prose(summary(o), links)}\n\n{table(o, links)}\n\n{lesson}', '````')
+    body = f'{prose(summary(o), links)}\n\n{table(o, links)}\n\n{lesson}'
+    if inspect.isfunction(o): return directive('function', name+signature(o), body, '````')
     if callable(o): return directive('function', name, f'fastai\'s, for radiographs.\n\n{lesson}', '````')
     return directive('data', name, f'{typed(type(o).__name__)}, {literal(o, 300)}\n\n{lesson}', '````')
 
 def api_page(module, stem, links):
     "All public names of a room: a list, then one by one"
     m = load(module)
-    here = {k: v for k, v in links.items() if k != module}
+    here = but(links, f'/api/{module}.md')
     names = [n for n in m.__all__ if not is_command(n)]
     names.sort(key=lambda n: not callable(getattr(m, n)))     # constants come last
-    lines = [(f'[`{n}`](#pneumothorax.{module}.{n})', prose(summary(o), here) if callable(o := getattr(m, n)) else literal(o)) for n in names]
+    what = lambda o: prose(summary(o), here) if callable(o) else literal(o)
+    lines = [(f'[`{n}`](#pneumothorax.{module}.{n})', what(getattr(m, n))) for n in names]
     told = ['', 'The commands have [a page of their own](/commands.md).'] if len(names) < len(m.__all__) else []
-    return '\n'.join([f'# pneumothorax.{module}', '', f'> {summary(m)}', '', f'Explained, tried and tested in [{stem}](/nbs/{stem}.ipynb).', *told, '',
-        f'```{{py:module}} pneumothorax.{module}\n```', '', rows(('Name', 'What it does'), lines), '', *(entry(module, n, getattr(m, n), here) for n in names)])
+    return '\n'.join([f'# pneumothorax.{module}', '', f'> {summary(m)}', '',
+        f'Explained, tried and tested in [{stem}](/nbs/{stem}.ipynb).', *told, '',
+        f'```{{py:module}} pneumothorax.{module}\n```', '', rows(('Name', 'What it does'), lines), '',
+        *(entry(module, n, getattr(m, n), here) for n in names)])
 
 def api_index(found):
     "All rooms with their one line, floor by floor"
-    out = ['# API', '', 'One page for each module, written from the comments beside its parameters. '
-        '`from pneumothorax.all import *` takes a chosen list of these names; the others are imported from their module. {ref}`From A to Z <genindex>`.', '']
+    out = ['# API', '', ('One page for each module, written from the comments beside its parameters. '
+        '`from pneumothorax.all import *` takes a chosen list of these names; '
+        'the others are imported from their module. {ref}`From A to Z <genindex>`.'), '']
     for f in LISTED:
         lines = [(f'[{m}](/api/{m}.md)', summary(load(m))) for m, s in found.items() if floor(s) == f]
         if lines: out += [f'## {f}', '', rows(('Module', 'What it does'), lines), '']
@@ -220,16 +232,18 @@ def command_page(name, links):
     "One command as its `--help` tells it"
     from pneumothorax import cli
     f = getattr(cli, name)
-    told, parser = docments(inspect.unwrap(f), full=True), cli._parser(inspect.unwrap(f), *f.main.args[1:])     # noqa: SLF001
+    told, parser = docments(inspect.unwrap(f), full=True), cli._parser(inspect.unwrap(f), *f.main.args[1:])
     lines = []
-    for a in parser._actions:     # noqa: SLF001
+    for a in parser._actions:
         if a.dest not in told: continue
         v = told[a.dest]
         default = '' if v.default in (inspect.Parameter.empty, None) or v.anno is bool else literal(v.default)
-        lines.append((f'`{a.option_strings[0] if a.option_strings else a.dest}`', '' if v.anno is bool else typed(v.anno), default, prose(v.docment, links)))
+        option = a.option_strings[0] if a.option_strings else a.dest
+        lines.append((f'`{option}`', '' if v.anno is bool else typed(v.anno), default, prose(v.docment, links)))
     usage = ' '.join(parser.format_usage().split()).removeprefix('usage: ')
     example = f.main.args[-1]
-    return '\n'.join([f'({name.replace("_", "-")}-command)=', f'## {name}', '', prose(summary(inspect.unwrap(f)), links), '', '```sh', usage,
+    return '\n'.join([f'({name.replace("_", "-")}-command)=', f'## {name}', '',
+        prose(summary(inspect.unwrap(f)), links), '', '```sh', usage,
         *([f'{example}     # for example'] if example else []), '```', '',
         rows(('Argument', 'Type', 'Default', 'What it is'), lines), ''])
 
@@ -239,8 +253,9 @@ def commands(links):
     names = [n for n in cli.__all__ if is_command(n)]
     lines = [(f'[`{n}`](#{n.replace("_", "-")}-command)', summary(inspect.unwrap(getattr(cli, n)))) for n in names]
     return '\n'.join(['# Commands', '', '> The same functions, typed in a terminal', '',
-        'Options may be written with `-` or `_`. Each command says what comes next, and `--help` prints what stands here. How they are made: [41_cli](/nbs/41_cli.ipynb).',
-        '', rows(('Command', 'What it does'), lines), '', *(command_page(n, {k: v for k, v in links.items() if k != n}) for n in names)])
+        'Options may be written with `-` or `_`. Each command says what comes next, and `--help` prints what stands here.',
+        'How they are made: [41_cli](/nbs/41_cli.ipynb).',
+        '', rows(('Command', 'What it does'), lines), '', *(command_page(n, but(links, links[n])) for n in names)])
 
 # The site
 
@@ -279,7 +294,8 @@ def toctree(caption, entries):
 def contents(root=ROOT):
     "Table of contents: tutorials, evidence, rooms floor by floor, reference"
     books = {f: [f'{title(n)} <nbs/{n.stem}>' for n in notebooks(root) if floor(n.stem) == f] for f in LISTED}
-    return '\n'.join([*(toctree(f, b) for f, b in books.items() if b), toctree('Reference', ['Commands <commands>', 'API <api/index>', 'Changelog <changelog>'])])
+    return '\n'.join([*(toctree(f, b) for f, b in books.items() if b),
+        toctree('Reference', ['Commands <commands>', 'API <api/index>', 'Changelog <changelog>'])])
 
 def head(stem, module):
     "What stands under the title of a lesson"
@@ -296,14 +312,15 @@ def write(out, root=ROOT):
     for f in notebooks(root):
         nb = nbformat.read(f, as_version=4)
         m = module_of(nb)
-        pages[f'nbs/{f.name}'] = nbformat.writes(lesson(nb, {k: v for k, v in links.items() if k not in (f.stem, m)}, head(f.stem, m)))
+        pages[f'nbs/{f.name}'] = nbformat.writes(lesson(nb, but(links, f'/nbs/{f.name}', f'/api/{m}.md'), head(f.stem, m)))
         pages[f'notebooks/{f.name}'] = f.read_text(encoding='utf-8')
     front = lesson(nbformat.read(root/'index.ipynb', as_version=4), links)
     front.cells.insert(1, nbformat.v4.new_markdown_cell(DOORS))
     front.cells.append(nbformat.v4.new_markdown_cell(contents(root)))
     pages['index.ipynb'] = nbformat.writes(front)
     pages |= {f'api/{m}.md': api_page(m, s, links) for m, s in found.items()}
-    pages |= {'api/index.md': api_index(found), 'commands.md': commands(links), 'changelog.md': linked((root/'CHANGELOG.md').read_text(encoding='utf-8'), links)}
+    pages |= {'api/index.md': api_index(found), 'commands.md': commands(links)}
+    pages['changelog.md'] = linked((root/'CHANGELOG.md').read_text(encoding='utf-8'), links)
     for name, text in pages.items():
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         (out/name).write_text(text, encoding='utf-8')
