@@ -20,7 +20,7 @@ FLOORS = [(0, 'Files and labels'), (7, 'Training'), (8, 'Files and labels'), (9,
     (15, 'Networks'), (17, 'Training'), (20, 'Networks'), (23, 'Training'), (25, 'Networks'), (26, 'Training'), (30, 'Prediction'),
     (35, 'Training'), (36, 'Scores'), (37, 'For people'), (38, 'Scores'), (39, 'For people'), (50, 'Tutorials'), (60, 'Evidence')]
 LISTED = 'Tutorials', 'Evidence', 'Files and labels', 'Batches', 'Networks', 'Training', 'Prediction', 'Scores', 'For people'
-LONG = {'exported': 16, 'picture': 6, 'other': 30}     # cells with more lines are folded
+LONG = {'exported': 16, 'imports': 1, 'picture': 6, 'other': 30}     # cells with more lines are folded
 
 # Notebooks
 
@@ -75,10 +75,9 @@ def anchor(module, name):
 def fold(cell, source, names, kind):
     "Metadata that close a long cell, under a line that says what is in it"
     lines = source.count('\n')+1
+    if kind == 'exported' and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree(source).body): kind = 'imports'
     if lines <= LONG[kind]: return
-    imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree(source).body)
-    what = ', '.join([n for n in names if n[0] != '_'] or names)
-    what = what or ('imports' if imports else 'code of the picture' if kind == 'picture' else 'code')
+    what = ', '.join([n for n in names if n[0] != '_'] or names) or {'picture': 'code of the picture', 'imports': 'imports'}.get(kind, 'code')
     cell.metadata.update(tags=['hide-input'], mystnb={f'code_prompt_{k}': f'{what} · {lines} lines' for k in ('show', 'hide')})
 
 def lesson(nb, links, head=''):
@@ -212,7 +211,7 @@ def api_page(module, stem, links):
     what = lambda o: prose(summary(o), here) if callable(o) else literal(o)
     lines = [(f'[`{n}`](#pneumothorax.{module}.{n})', what(getattr(m, n))) for n in names]
     told = ['', 'The commands have [a page of their own](/commands.md).'] if len(names) < len(m.__all__) else []
-    return '\n'.join([f'# pneumothorax.{module}', '', f'> {summary(m)}', '',
+    return '\n'.join([f'# API of {module}', '', f'> {summary(m)}', '',
         f'Explained, tried and tested in [{stem}](/nbs/{stem}.ipynb).', *told, '',
         f'```{{py:module}} pneumothorax.{module}\n```', '', rows(('Name', 'What it does'), lines), '',
         *(entry(module, n, getattr(m, n), here) for n in names)])
