@@ -23,7 +23,7 @@ myst_enable_extensions = ['dollarmath', 'attrs_block', 'attrs_inline', 'colon_fe
 myst_heading_anchors = 4
 add_module_names = False
 toc_object_entries_show_parents = 'hide'
-python_maximum_signature_line_length = 110
+viewcode_follow_imported_members = False     # every name is described where it is defined; nothing has to be imported for that
 
 html_theme = 'furo'
 html_title = project
