@@ -13,7 +13,7 @@ PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscop
 # the run that `make kaggle` takes along; the demo's is made if it is not there
 RUN    ?= out/demo/run
 
-.PHONY: help demo test test-all test-newest dist kaggle export readme style clean distclean hooks env
+.PHONY: help demo test test-all test-newest dist docs kaggle export readme style clean distclean hooks env
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -33,7 +33,7 @@ test: $(READY) ## every notebook and every test, except the long ones
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
 test-all: $(READY) ## the long ones too; those in a browser want Debian's chromium
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser,docs]'
 	$(BIN)/python $(PYTEST)
 
 test-newest: $(READY) ## the tests of `make test` with the newest fastai, fastcore and nbdev, from an installed wheel
@@ -43,6 +43,13 @@ test-newest: $(READY) ## the tests of `make test` with the newest fastai, fastco
 dist: $(READY) ## wheel and sdist (dist)
 	rm -rf dist build
 	$(BIN)/python -m build -q --no-isolation
+
+docs: $(READY) ## the site: notebooks, API, commands, changelog, search (_docs/site), which needs no network
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	rm -rf _docs
+	$(BIN)/python -W ignore docs/pages.py _docs/pages
+	PYTHONWARNINGS=ignore $(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d _docs/trees _docs/pages _docs/site
+	$(BIN)/python docs/links.py _docs/site
 
 kaggle: $(READY) ## a folder to attach to a Kaggle kernel (out/kaggle), with the weights of RUN=…
 	test '$(RUN)' != out/demo/run || test -e $(RUN)/run.json || $(BIN)/ptx_demo --out out/demo
@@ -63,7 +70,7 @@ $(TREADY):
 
 style: $(TREADY) ## chkstyle and ruff, from an environment of their own
 	$(TOOLS)/bin/chkstyle nbs index.ipynb
-	$(TOOLS)/bin/ruff check tests setup.py
+	$(TOOLS)/bin/ruff check tests docs setup.py
 
 hooks: $(READY) ## nbdev's git hooks: clean notebooks, readable merges
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_install_hooks
