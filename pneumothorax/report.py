@@ -203,7 +203,8 @@ def _groups(c):
     "For whom it works"
     t = c.judged.assign(side=true_sides(c.judged))
     g = by_group(grouped(t))
-    told = g.assign(group=[f'{q}: {n}'.removeprefix(': ') for q,n in zip(g.question,g.group)], **{k:g[k].map(group_text) for k in MEASURES}).drop(columns='question').rename(columns=dict(n='radiographs',n_pos='positive',n_patients='patients')|MEASURES)
+    told = g.assign(group=[f'{q}: {n}'.removeprefix(': ') for q,n in zip(g.question,g.group)], **{k:g[k].map(group_text) for k in MEASURES})
+    told = told.drop(columns='question').rename(columns=dict(n='radiographs',n_pos='positive',n_patients='patients')|MEASURES)
     with inked(): parts = [svg(group_figure(g),'Positives marked and Dice on positives by size, side, view, sex and age')] if t.has_ptx.any() else []
     return dict(id='groups', title='For whom', text='With 95 % intervals by patient; in the figure each group has its number of positives behind it, and an open circle means that there is no interval: too few, or all the same. Many groups are many looks: a difference here is a question, and more radiographs are the answer.',
         parts=parts, more=[table(told)])
