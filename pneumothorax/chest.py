@@ -118,15 +118,18 @@ def patient_side(
     "A side in words"
     return "patient's "+told['side'] if told['side'] in ('left','right') else told['side'] and 'both sides' or 'side not said'
 
+_RADIOGRAPHS = 'CR','DX','DR','RG','RF','XA','OT','SC','',None     # modalities of DICOM that a radiograph of the chest may have
+
 def describe_mask(
     mask:np.ndarray, # H×W in {0,1}, at the radiograph's own size
     x:np.ndarray, # H×W in [0,1]
     path:str, # of the radiograph
 )->dict: # area (pixels), area_frame (of 1024²), area_mm2 (NaN where the spacing is unknown), side (of the patient), extent (share of the lung field, NaN where it cannot be said), remarks
     "What a mask means"
-    spacing,(usual,assumed) = xray_meta(path)['pixel_spacing'],hung(path)
+    meta,(usual,assumed) = xray_meta(path),hung(path)
+    spacing,other = meta['pixel_spacing'],f'modality {meta["modality"]}, no radiograph: the networks know radiographs of the chest only' if meta['modality'] not in _RADIOGRAPHS else ''
     n = int(mask.sum())
     share,why = extent(mask, x) if usual is not None else (np.nan if n else 0.,'')
-    remarks = [w for w in (why, assumed if n else '', 'no pixel spacing' if n and not spacing else '') if w]
+    remarks = [w for w in (other, why, assumed if n else '', 'no pixel spacing' if n and not spacing else '') if w]
     return dict(area=n, area_frame=round(n*1024**2/mask.size), area_mm2=round(n*spacing[0]*spacing[1],1) if spacing else 0. if not n else np.nan,
         side=sides(mask, midline(x), usual), extent=share, remarks='; '.join(remarks))
