@@ -60,13 +60,13 @@ def pose(rng:np.random.Generator, # source of chance
         )->AttrDict: # one exposure: view, geometry in cm, beam, detector, display
     "One exposure of a patient: everything that changes from one radiograph to the next"
     u,ap = rng.uniform,bool(rng.random()<.4)
-    return AttrDict(view='AP' if ap else 'PA', fov=u(33,39), tilt=rng.normal(0,.05 if ap else .02),  # chkstyle: ignore
-        dx=rng.normal(0,1.3 if ap else .6), dy=u(-2.,.6),
+    return AttrDict(view='AP' if ap else 'PA', fov=u(32,39), tilt=rng.normal(0,.05 if ap else .02),  # chkstyle: ignore
+        dx=rng.normal(0,1.3 if ap else .6), dy=u(-2.8,.3),
         yaw=rng.normal(0,.9 if ap else .35), breath=u(.82,.97) if ap else u(.94,1.06),
         wide=u(1.,1.06) if ap else u(.97,1.03), heart=u(1.08,1.2) if ap else u(.95,1.05),
         arm=u(.1,.5) if ap else u(.3,.95), scapula=u(-1.5,1.) if ap else u(.8,3.2), scatter=u(.7,1.3) if ap else u(.35,.8),
-        blur=u(.015,.04), photons=10**u(5.1,6.3), haze=u(0,.9) if ap else u(0,.3), lo=u(.25,.7), hi=u(98,99.8), gamma=u(.65,1.05),
-        local=u(.1,.8), crisp=u(0,1.1), top=u(.76,.92), heel=rng.normal(0,.12), text=bool(rng.random()<.85))
+        blur=u(.015,.04), photons=10**u(5.3,6.3), haze=u(0,.9) if ap else u(0,.3), lo=u(.15,.65), hi=u(96.5,99.9), gamma=u(.5,1.2),
+        local=u(0,1.), crisp=u(0,1.1), top=u(.62,.97), veil=u(0,.15)**2, heel=rng.normal(0,.12), text=bool(rng.random()<.85))
 
 # %% ../nbs/03_phantom.ipynb #16998493
 class Plate:
@@ -187,13 +187,13 @@ def body(p:Plate, # detector
     "Thickness of neck, trunk, arms, muscles and breasts along the beam"
     top,w,ay = -a.h/2,a.w*e.wide+a.wall*.8,p.y+a.h/2
     s = _step((ay+5.)/8.)
-    wide = 5.2+a.fat*1.5+(w+1.2-5.2)*_sqrt(s)*(1-.09*_step((p.y-4)/14)*(1.2-a.fat))
-    deep = 5.+a.fat+(a.d/2+a.wall-5.)*_step((ay+3.5)/9)+.7*_step((p.y-4)/8)
+    wide = 5.2+a.fat*1.5+(w+2.-5.2)*_sqrt(s)*(1-.07*_step((p.y-4)/14)*(1.2-a.fat))
+    deep = 5.+a.fat+(a.d/2+a.wall-5.)*_step((ay+4)/18)+.7*_step((p.y-4)/8)
     u = np.minimum(np.abs(p.x)/wide,1)
     out = 2*deep*(1-u**3)**.55*(1-.16*u)
     for k in (-1,1):
         j = (k*(w+2.2),top+a.shoulder+.5)
-        r = 4.4+1.5*a.fat
+        r = 5.+1.5*a.fat
         out = np.maximum(out, capsule(p, j, (k*(w+3.4+20*np.sin(e.arm)),j[1]+20*np.cos(e.arm)), r, r*.8))
         out = np.maximum(out, capsule(p, (k*4,top-1.5), j, 4.5, r)*.95)
         fold = _curve_of([[k*(w+3),top+a.shoulder+3],[k*(w*.97),top+9.5],[k*w*.7,top+13],[k*w*.3,top+13.5]])
@@ -274,7 +274,7 @@ def ribs(p:Plate, # detector
             flat = np.hypot(dx,dy)
             high,thick = 1.12*a.rib*(1+.12*(g>0))*np.array([1,1.15][int(k==0)]),.5*a.rib
             half = np.hypot(high*dx/flat,1.1*thick*dy/flat)
-            chord = np.minimum(2*high*thick/half*np.hypot(flat,dz)/flat,1.15)
+            chord = np.minimum(2*high*thick/half*np.hypot(flat,dz)/flat,1.)
             dense = np.where(g>0,1.1,1)*_SHOWS[k]*np.clip((end-f)/(.5 if k<10 else .25),0,1)*np.clip(f/.12,0,1)
             line = np.stack([x,yy,half,chord,dense],1)
             blend = np.clip((f-1.37)/.4,0,1)
@@ -321,7 +321,7 @@ def spine(p:Plate, # detector
     spinous = _ring(_lobe(x,s,.24,.5,(0,.28*high)),.35)
     wing = _step((half+1.5-ax)/.5)*_step((ax-half+.4)/.4)*np.exp(-np.square((s+.2*high+.12*(ax-half))/.3))*(y>-.4)
     lamina = np.exp(-np.square((s-.1*high-.25*ax)/.28))*_step((half*.8-ax)/.3)
-    out[box] = .34*block+.1*plate+.07*side+.09*pedicle+.11*spinous+.12*wing+.08*lamina
+    out[box] = .29*block+.1*plate+.07*side+.09*pedicle+.11*spinous+.12*wing+.08*lamina
     return out
 
 # %% ../nbs/03_phantom.ipynb #ph0f0003
@@ -359,7 +359,7 @@ def shoulders(p:Plate, # detector
         far = np.r_[np.linspace(0,6,25),np.linspace(6.5,20,15)]
         half = np.interp(far,[0,1,2.5,4.5,7,20],[2.25,2.25,2.05,1.5,1.15,1.05])
         side = np.outer(np.interp(far,[0,4,20],[0,.5,.5]),[k*way[1],-k*way[0]])
-        _bone(p, out, np.concatenate([joint+side+far[:,None]*way,np.stack([half,1.9*half,.42+.4*_step((far-1)/6)],1)],1), np.float32(.2))
+        _bone(p, out, np.concatenate([joint+side+far[:,None]*way,np.stack([half,1.9*half,.3+.28*_step((far-1)/6)],1)],1), np.float32(.2))
         _blade(p, out, k, joint, k*(w-.6+e.scapula), top)
     return out
 
@@ -395,7 +395,8 @@ def vessels(p:Plate, # detector
     first = trunk[:-1],trunk[1:],np.linspace(.5,.2,len(trunk)-1)
     start,end,r = [np.concatenate(v) for v in zip(first,*(_tree(rng,at+d,side,n,a.vessels**.3) for d,n in (([0,-.6],13),([side*.7,2.2],9))))]
     bins = .022*1.45**np.arange(11)
-    for lo,hi in zip(bins,bins[1:]):
+    for lo,hi in zip(bins[-2::-1],bins[:0:-1]):
+        if lo<.15<=hi: out = cv2.GaussianBlur(out, (0,0), .08*p.cm)
         some = (r>=lo)&(r<hi)
         if not some.any(): continue
         m = float(r[some].mean())
@@ -449,11 +450,11 @@ def lungs_attenuation(p:Plate, # detector
     "Lung tissue, vessels and haze, with pleural air and its visceral line"
     gone = float(m[l.field].mean()) if l.field.any() else 0.
     grain = 1+.035*p.noise(rng,.2)+.05*p.noise(rng,.4)+.06*p.noise(rng,.9)+.07*p.noise(rng,2.5)
-    grain = grain+e.haze*_step((p.y-l.top)/l.h)*np.maximum(.5+.6*p.noise(rng,6),0)
-    dense = a.lung*.17*(1+1.1*gone)*np.maximum(grain,.4)
+    haze = e.haze*_step((p.y-l.top)/l.h)*np.maximum(.5+.6*p.noise(rng,6),0)*(1-.6*m)
+    dense = a.lung*.17*(1+1.1*gone)*np.maximum(grain*(1-m*rng.uniform(.75,1.))+haze,.4*(1-m))
     seen = np.minimum(l.path/5,1)
     blood = .3*vessels(p,a,e,l.side)*seen*a.vessels
-    return l.path*dense*(1-m*rng.uniform(.72,1.))+blood*(1-.97*m)+rng.uniform(.09,.17)*_line(p,m,l.field)
+    return l.path*dense+blood*(1-.97*m)+rng.uniform(.09,.17)*_line(p,m,l.field)
 
 # %% ../nbs/03_phantom.ipynb #dc6c3041
 def _curve(rng, pts, wob=.6):
@@ -518,7 +519,7 @@ def devices(p:Plate, # detector
 # %% ../nbs/03_phantom.ipynb #1c4669b7
 def _bubble(p, wave, at, axes, turn, level):
     "Path through a bubble of gas in cm as a share of its thickness; fluid stands below `level`"
-    b = _step(1.2*ellipsoid(p,at,axes,turn)+.3*wave)**.8
+    b = _step(1.2*ellipsoid(p,at,axes,turn)+.13*wave)**.8
     return b if level is None else b*_step((level-p.y)/.2)
 
 def gas(p:Plate, # detector
@@ -575,7 +576,7 @@ def display(x:np.ndarray, # size×size float32, log exposure
     y = y+on*e.crisp*(y-cv2.GaussianBlur(y, (0,0), max(.3*s/fov,.5)))
     hi = np.percentile(y[x>e.lo],e.hi) if (x>e.lo).any() else 1.
     v = np.clip((y-e.lo)/max(hi-e.lo,.5),0,1)**e.gamma
-    return (.02+e.top*v).astype(np.float32)
+    return (.02+e.veil+(e.top-e.veil)*v).astype(np.float32)
 
 def finish(x:np.ndarray, # size×size float32 in [0,1]
     e:AttrDict, # exposure
@@ -588,6 +589,7 @@ def finish(x:np.ndarray, # size×size float32 in [0,1]
         ink,left,u,font = np.zeros((s,s),np.uint8),rng.random()<.8,rng.uniform,cv2.FONT_HERSHEY_SIMPLEX
         put = lambda what,px,py,big,v: cv2.putText(ink, what, (int(s*px),int(s*py)), font, big*f, v, max(1,round(3*big*f)), cv2.LINE_AA)
         put('L' if left else 'R', u(.82,.93) if left else u(.03,.1), u(.15,.25), .38, int(u(190,255)))
+        if rng.random()<.35: put(''.join(rng.choice(list('ABDEHJKMRSTW'),int(rng.integers(2,4)))), u(.82,.9) if left else u(.03,.1), u(.26,.31), .2, int(u(150,230)))
         if e.view=='AP': put(str(rng.choice(['PORTABLE','AP','SUPINE'])), .04, u(.06,.12), .22, 240)
         x = np.maximum(x,ink/np.float32(255))
     for k in range(4):
@@ -604,7 +606,7 @@ def _skeleton(p, a, e):
     for l in back: _bone(p, out, l, .05)
     for l in front: _bone(p, out, l, .045)
     rng = np.random.default_rng(a.marrow)
-    return (.85*out+spine(p,a,e)+shoulders(p,a,e))*(1+.05*p.noise(rng,.15)+.06*p.noise(rng,.4))
+    return (.85*out+spine(p,a,e)+shoulders(p,a,e))*(1+.04*p.noise(rng,.15)+.04*p.noise(rng,.4))
 
 def _shutters(p, att, rng):
     "The borders that the collimator covers, and now and then the lines of a grid"
