@@ -65,8 +65,8 @@ def pose(rng:np.random.Generator, # source of chance
         yaw=rng.normal(0,.9 if ap else .35), breath=u(.82,.97) if ap else u(.94,1.06),
         wide=u(1.,1.06) if ap else u(.97,1.03), heart=u(1.08,1.2) if ap else u(.95,1.05),
         arm=u(.1,.5) if ap else u(.3,.95), scapula=u(-1.5,1.) if ap else u(.8,3.2), scatter=u(.7,1.3) if ap else u(.35,.8),
-        blur=u(.015,.04), photons=10**u(5.3,6.3), haze=u(0,.9) if ap else u(0,.3), lo=u(.15,.65), hi=u(96.5,99.9), gamma=u(.5,1.2),
-        local=u(0,1.), crisp=u(0,1.1), top=u(.62,.97), veil=u(0,.15)**2, heel=rng.normal(0,.12), text=bool(rng.random()<.85))
+        blur=u(.015,.04), photons=10**u(5.3,6.3), haze=u(0,.9) if ap else u(0,.3), lo=u(.15,.65), hi=u(96.5,99.9), gamma=u(.45,1.05),
+        local=u(0,1.), crisp=u(0,1.1), top=u(.66,.98), veil=u(0,.15)**2, heel=rng.normal(0,.12), text=bool(rng.random()<.85))
 
 # %% ../nbs/03_phantom.ipynb #16998493
 class Plate:
@@ -190,7 +190,7 @@ def body(p:Plate, # detector
     wide = 5.2+a.fat*1.5+(w+2.-5.2)*_sqrt(s)*(1-.07*_step((p.y-4)/14)*(1.2-a.fat))
     deep = 5.+a.fat+(a.d/2+a.wall-5.)*_step((ay+4)/18)+.7*_step((p.y-4)/8)
     u = np.minimum(np.abs(p.x)/wide,1)
-    out = 2*deep*(1-u**3)**.55*(1-.16*u)
+    out = 2*deep*_sqrt(1-u*u*u)*(1-.16*u)
     for k in (-1,1):
         j = (k*(w+2.2),top+a.shoulder+.5)
         r = 5.+1.5*a.fat
@@ -200,7 +200,7 @@ def body(p:Plate, # detector
         muscle = p.stroke([np.concatenate([fold,[[k*w*.15,top+6],[k*w*.5,top+3.5],[k*(w+3),top+1.5]]])], close=True)
         out = out+(1.9-a.breast-.5*a.fat)*cv2.GaussianBlur(muscle, (0,0), .35*p.cm)
         b = ellipsoid(p, (k*a.w*.66,4.+a.breast), (a.w*.52,4.4+2.*a.breast))
-        out = out+3.4*a.breast*_sqrt(b)**.8*_step((p.y+7.)/14)*_step((k*p.x-.5)/7)
+        out = out+3.4*a.breast*_sqrt(b)*_step((p.y+7.)/14)*_step((k*p.x-.5)/7)
     return out
 
 # %% ../nbs/03_phantom.ipynb #6aa069d4
@@ -247,7 +247,7 @@ def lung(p:Plate, # detector
     inside = (x<out)&(p.y>top)
     wall = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 5)/np.float32(p.cm)
     seen = path*(1-.92*cover)
-    field = (seen>.22*seen.max())&(dome>0)|((seen>1.2)&(t<.3))
+    field = (seen>seen.max()*(.08+.14*_step((t-.15)/.35)))&(dome>0)
     return AttrDict(side=side, path=path*(1-.8*cover), wall=wall, dome=dome, top=top, h=h, field=field)
 
 # %% ../nbs/03_phantom.ipynb #b149a994
@@ -379,7 +379,7 @@ def _tree(rng, at, side, n, size):
         turn = rng.uniform(.35,.8,len(r))*rng.choice([-1,1],len(r))
         ang,pos = np.concatenate([ang+turn*fork*.35,(ang-turn)[fork]]),np.concatenate([new,new[fork]])
         r = np.concatenate([r*np.where(fork,(1-share)**.33,.975),(r*small)[fork]])
-        keep = r>.022
+        keep = r>.026
         pos,ang,r = pos[keep],ang[keep],r[keep]
     return [np.concatenate(v) for v in zip(*out)]
 
@@ -394,7 +394,7 @@ def vessels(p:Plate, # detector
     trunk = _curve_of([at+[-side*.8,-1.],at+[side*.2,-.4],at+[side*.9,1.8],at+[side*1.1,4.2],at+[side*1.6,6.5]])
     first = trunk[:-1],trunk[1:],np.linspace(.5,.2,len(trunk)-1)
     start,end,r = [np.concatenate(v) for v in zip(first,*(_tree(rng,at+d,side,n,a.vessels**.3) for d,n in (([0,-.6],13),([side*.7,2.2],9))))]
-    bins = .022*1.45**np.arange(11)
+    bins = .026*1.45**np.arange(10)
     for lo,hi in zip(bins[-2::-1],bins[:0:-1]):
         if lo<.15<=hi: out = cv2.GaussianBlur(out, (0,0), .08*p.cm)
         some = (r>=lo)&(r<hi)
@@ -405,9 +405,9 @@ def vessels(p:Plate, # detector
             im = np.zeros((p.res,p.res),np.uint8)
             cv2.polylines(im, list(p.px(np.stack([start[some],end[some]],1))), False, 255, wide, cv2.LINE_AA, 4)
             out += im*np.float32(share*2*m*min(1,2*m*scale*p.cm/wide)/255)
-    for _ in range(3):
-        q = _lobe(p.x,p.y,*[rng.uniform(.18,.3)]*2,at+rng.normal(0,1.6,2)*[.8,1.2]+[side*.9,.3])
-        out += .3*_ring(q,.3)
+    turn = np.linspace(0,2*np.pi,25)
+    rings = [at+[side*.9,.3]+rng.normal(0,1.6,2)*[.8,1.2]+rng.uniform(.15,.27)*np.stack([np.cos(turn),np.sin(turn)],1) for _ in range(3)]
+    out += .3*p.stroke(rings,.08)
     hil = np.maximum(ellipsoid(p, at+[0,.4], (1.5,3.), -.25*side),0)
     return cv2.GaussianBlur(out, (0,0), .03*p.cm)+.55*hil*(.7+.3*p.noise(rng,.8))
 
@@ -606,7 +606,7 @@ def _skeleton(p, a, e):
     for l in back: _bone(p, out, l, .05)
     for l in front: _bone(p, out, l, .045)
     rng = np.random.default_rng(a.marrow)
-    return (.85*out+spine(p,a,e)+shoulders(p,a,e))*(1+.04*p.noise(rng,.15)+.04*p.noise(rng,.4))
+    return (.85*out+spine(p,a,e))*(1+.04*p.noise(rng,.15)+.05*p.noise(rng,.4))+shoulders(p,a,e)*(1+.03*p.noise(rng,1.2))
 
 def _shutters(p, att, rng):
     "The borders that the collimator covers, and now and then the lines of a grid"
