@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, cv2
 from PIL import Image
-from fastcore.basics import AttrDict
+from fastcore.basics import AttrDict,patch
 from pydicom.config import IGNORE
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset,FileMetaDataset
@@ -109,35 +109,6 @@ class Plate:
         cv2.polylines(im, [self.px(l) for l in (line if isinstance(line,list) else [line])], False, 0, 1, cv2.LINE_8, 4)
         return cv2.distanceTransform(im, cv2.DIST_L2, 5)/np.float32(self.cm)
 
-    def along(self,
-        line:np.ndarray, # K×(2+m), cm: a curve, and m numbers that change along it
-        reach:float, # cm: how far from the curve anything is wanted
-             )->tuple: # window (two slices); distance from the axis, cm, positive to the right of the way; cm beyond an end; m arrays
-        "A window round a curve, where every pixel knows its place along the curve and across it"
-        line = np.asarray(line,float)
-        way = np.r_[0,np.hypot(*np.diff(line[:,:2],axis=0).T).cumsum()]
-        at = np.linspace(0,way[-1],int(1.3*way[-1]*self.cm)+2)
-        c = np.stack([np.interp(at,way,v) for v in line.T],1)
-        q = (self.px(c[:,:2])+8)//16
-        lo = np.clip(q.min(0)-int(reach*self.cm)-2,0,self.res)
-        hi = np.clip(q.max(0)+int(reach*self.cm)+3,0,self.res)
-        on = np.nonzero(((q>=lo)&(q<hi)).all(1))[0]
-        if not len(on): return (slice(0,0),slice(0,0)),*np.zeros((2,0,0),np.float32),list(np.zeros((line.shape[1]-2,0,0),np.float32))
-        im = np.ones((hi-lo)[::-1],np.uint8)
-        u,v = (q[on]-lo).T
-        im[v,u] = 0
-        near = cv2.distanceTransformWithLabels(im, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)[1]
-        which = np.zeros(near.max()+1,int)
-        which[near[v,u]] = on
-        i,box = which[near],(slice(lo[1],hi[1]),slice(lo[0],hi[0]))
-        c,t = c.astype(np.float32),np.gradient(c[:,:2],axis=0)
-        t = (t/np.maximum(np.hypot(*t.T),1e-9)[:,None]).astype(np.float32)
-        dx,dy,tx,ty = self.x[box]-c[:,0][i],self.y[box]-c[:,1][i],t[:,0][i],t[:,1][i]
-        past = dx*tx+dy*ty
-        over = np.where(i<3,np.maximum(-past,0),0)+np.where(i>len(at)-4,np.maximum(past,0),0)
-        i = np.clip(i+np.rint(past*((len(at)-1)/way[-1])).astype(int),0,len(at)-1)
-        return box,dy*tx-dx*ty,over,[k[i] for k in c[:,2:].T]
-
     def noise(self,
         rng:np.random.Generator, # source of chance
         scale:float, # size of the blobs, cm
@@ -145,6 +116,37 @@ class Plate:
         "Smooth random field with blobs of a given size"
         k = int(np.clip(round(self.fov/scale),2,self.res))
         return cv2.resize(rng.standard_normal((k,k),dtype=np.float32), (self.res,self.res), interpolation=cv2.INTER_CUBIC)
+
+# %% ../nbs/03_phantom.ipynb #ph0f0019
+@patch
+def along(self:Plate,
+    line:np.ndarray, # K×(2+m), cm: a curve, and m numbers that change along it
+    reach:float, # cm: how far from the curve anything is wanted
+         )->tuple: # window (two slices); distance from the axis, cm, positive to the right of the way; cm beyond an end; m arrays
+    "A window round a curve, where every pixel knows its place along the curve and across it"
+    line = np.asarray(line,float)
+    way = np.r_[0,np.hypot(*np.diff(line[:,:2],axis=0).T).cumsum()]
+    at = np.linspace(0,way[-1],int(1.3*way[-1]*self.cm)+2)
+    c = np.stack([np.interp(at,way,v) for v in line.T],1)
+    q = (self.px(c[:,:2])+8)//16
+    lo = np.clip(q.min(0)-int(reach*self.cm)-2,0,self.res)
+    hi = np.clip(q.max(0)+int(reach*self.cm)+3,0,self.res)
+    on = np.nonzero(((q>=lo)&(q<hi)).all(1))[0]
+    if not len(on): return (slice(0,0),slice(0,0)),*np.zeros((2,0,0),np.float32),list(np.zeros((line.shape[1]-2,0,0),np.float32))
+    im = np.ones((hi-lo)[::-1],np.uint8)
+    u,v = (q[on]-lo).T
+    im[v,u] = 0
+    near = cv2.distanceTransformWithLabels(im, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)[1]
+    which = np.zeros(near.max()+1,int)
+    which[near[v,u]] = on
+    i,box = which[near],(slice(lo[1],hi[1]),slice(lo[0],hi[0]))
+    c,t = c.astype(np.float32),np.gradient(c[:,:2],axis=0)
+    t = (t/np.maximum(np.hypot(*t.T),1e-9)[:,None]).astype(np.float32)
+    dx,dy,tx,ty = self.x[box]-c[:,0][i],self.y[box]-c[:,1][i],t[:,0][i],t[:,1][i]
+    past = dx*tx+dy*ty
+    over = np.where(i<3,np.maximum(-past,0),0)+np.where(i>len(at)-4,np.maximum(past,0),0)
+    i = np.clip(i+np.rint(past*((len(at)-1)/way[-1])).astype(int),0,len(at)-1)
+    return box,dy*tx-dx*ty,over,[k[i] for k in c[:,2:].T]
 
 # %% ../nbs/03_phantom.ipynb #7c5d4395
 def _sqrt(x): return np.sqrt(np.maximum(x,0))
@@ -221,12 +223,11 @@ def heart(p:Plate, # detector
         deep.append(d/np.interp(y, [.3,.6], [2.,3.4]).astype(np.float32))
     return _sqrt(1-(1-np.clip(np.minimum(*deep),0,1))**2)
 
-# %% ../nbs/03_phantom.ipynb #ph0f0001
+# %% ../nbs/03_phantom.ipynb #4d82943a
 def _outline(a, e, r):
     "Half width of the chest inside the ribs, cm, where `r` is the height above the base as a share of the lung's"
     return a.apex+(a.w*e.wide-a.apex)*(1-r**2.4)**.54-1.1*np.maximum(.3-r,0)
 
-# %% ../nbs/03_phantom.ipynb #4d82943a
 def lung(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
@@ -334,7 +335,8 @@ def _blade(p, out, k, joint, x, y):
     t = np.ones((len(lateral),1))
     shape = lambda line,half,chord,dense: np.concatenate([line,t[:len(line)]*half,t[:len(line)]*chord,np.asarray(dense)*t[:len(line)]],1)
     fade = np.linspace(1,.35,len(t))[:,None]
-    _bone(p, out, shape(lateral,.18+.25*np.sin(np.linspace(.2,2.9,len(t)))[:,None],.9,.8*fade*np.minimum(np.linspace(0,8,len(t)),1)[:,None]), .08)
+    from_here = np.linspace(0,8,len(t))[:,None]
+    _bone(p, out, shape(lateral,.18+.25*np.sin(.2+.34*from_here),.9,.8*fade*np.minimum(from_here,1)), .08)
     _bone(p, out, shape(medial,.16,.6,.4*np.sin(np.linspace(.5,np.pi,len(t)))[:,None]), .05)
     acro = joint+np.array([k*.9,-2.5])
     _bone(p, out, shape(_curve_of([[x-k*3.2,y+5.2],gl+[-k*1.2,-1.],acro-[k*1.2,-.2],acro]),.55,.8,.75*fade[::-1]), .07)
@@ -393,7 +395,8 @@ def vessels(p:Plate, # detector
     at = np.array([side*(a.hilum+1.1),-a.h/2+h*(.47 if side<0 else .43)])
     trunk = _curve_of([at+[-side*.8,-1.],at+[side*.2,-.4],at+[side*.9,1.8],at+[side*1.1,4.2],at+[side*1.6,6.5]])
     first = trunk[:-1],trunk[1:],np.linspace(.5,.2,len(trunk)-1)
-    start,end,r = [np.concatenate(v) for v in zip(first,*(_tree(rng,at+d,side,n,a.vessels**.3) for d,n in (([0,-.6],13),([side*.7,2.2],9))))]
+    trees = [_tree(rng,at+d,side,n,a.vessels**.3) for d,n in (([0,-.6],13),([side*.7,2.2],9))]
+    start,end,r = [np.concatenate(v) for v in zip(first,*trees)]
     bins = .026*1.45**np.arange(10)
     for lo,hi in zip(bins[-2::-1],bins[:0:-1]):
         if lo<.15<=hi: out = cv2.GaussianBlur(out, (0,0), .08*p.cm)
@@ -531,7 +534,8 @@ def gas(p:Plate, # detector
     top,h,u = -a.h/2,a.h*e.breath,rng.uniform
     base,fork = top+h*.93-3+a.dome[1],np.array([.25+.3*e.yaw,top+h*.33])
     out = .85*np.maximum.reduce([capsule(p,(.15*e.yaw,top-9),fork,.72,.85), capsule(p,fork,fork+[-2.1,2.7],.7,.6),
-        capsule(p,fork+[-2.1,2.7],fork+[-2.7,5.6],.5,.32), capsule(p,fork,fork+[3.6,2.9],.66,.45), capsule(p,fork+[3.6,2.9],fork+[4.5,5.6],.4,.25)])
+        capsule(p,fork+[-2.1,2.7],fork+[-2.7,5.6],.5,.32),
+        capsule(p,fork,fork+[3.6,2.9],.66,.45), capsule(p,fork+[3.6,2.9],fork+[4.5,5.6],.4,.25)])
     wave = p.noise(rng,1.1)
     if rng.random()<.65:
         size,at = u(.9,3.4),np.array([u(4.5,8),base])
@@ -589,7 +593,8 @@ def finish(x:np.ndarray, # size×size float32 in [0,1]
         ink,left,u,font = np.zeros((s,s),np.uint8),rng.random()<.8,rng.uniform,cv2.FONT_HERSHEY_SIMPLEX
         put = lambda what,px,py,big,v: cv2.putText(ink, what, (int(s*px),int(s*py)), font, big*f, v, max(1,round(3*big*f)), cv2.LINE_AA)
         put('L' if left else 'R', u(.82,.93) if left else u(.03,.1), u(.15,.25), .38, int(u(190,255)))
-        if rng.random()<.35: put(''.join(rng.choice(list('ABDEHJKMRSTW'),int(rng.integers(2,4)))), u(.82,.9) if left else u(.03,.1), u(.26,.31), .2, int(u(150,230)))
+        who = ''.join(rng.choice(list('ABDEHJKMRSTW'),int(rng.integers(2,4))))     # the radiographer's initials
+        if rng.random()<.35: put(who, u(.82,.9) if left else u(.03,.1), u(.26,.31), .2, int(u(150,230)))
         if e.view=='AP': put(str(rng.choice(['PORTABLE','AP','SUPINE'])), .04, u(.06,.12), .22, 240)
         x = np.maximum(x,ink/np.float32(255))
     for k in range(4):
