@@ -65,8 +65,8 @@ def pose(rng:np.random.Generator, # source of chance
         yaw=rng.normal(0,.9 if ap else .35), breath=u(.82,.97) if ap else u(.94,1.06),
         wide=u(1.,1.06) if ap else u(.97,1.03), heart=u(1.08,1.2) if ap else u(.95,1.05),
         arm=u(.1,.5) if ap else u(.3,.95), scapula=u(-1.5,1.) if ap else u(.8,3.2), scatter=u(.7,1.3) if ap else u(.35,.8),
-        blur=u(.015,.04), photons=10**u(5.3,6.3), haze=u(0,.9) if ap else u(0,.3), lo=u(.15,.65), hi=u(96.5,99.9), gamma=u(.45,1.05),
-        local=u(0,1.), crisp=u(0,1.1), top=u(.66,.98), veil=u(0,.15)**2, heel=rng.normal(0,.12), text=bool(rng.random()<.85))
+        blur=u(.015,.04), photons=10**u(5.3,6.3), haze=u(0,.9) if ap else u(0,.3), lo=u(.35,1.), hi=u(96.5,99.9), gamma=u(.45,1.05),
+        local=u(.1,1.3), crisp=u(0,1.4), top=u(.66,.98), veil=u(0,.15)**2, heel=rng.normal(0,.12), text=bool(rng.random()<.85))
 
 # %% ../nbs/03_phantom.ipynb #16998493
 class Plate:
