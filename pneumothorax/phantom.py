@@ -14,11 +14,12 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, cv2
 from PIL import Image
-from fastcore.basics import AttrDict
+from fastcore.basics import AttrDict,patch
 from pydicom.config import IGNORE
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset,FileMetaDataset
 from pydicom.encaps import encapsulate
+from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtri
 from .rle import rle_encode,PtxError
 from .siim import bar, writable
@@ -48,24 +49,24 @@ def anatomy(rng:np.random.Generator, # source of chance
     u,sex = rng.uniform,'MF'[int(rng.random()<.45)]
     small,fat = (.9 if sex=='F' else 1.)*u(.92,1.06),rng.beta(2,3)
     return AttrDict(sex=sex, age=int(np.clip(rng.normal(47,17),8,90)), w=14.*small*u(.95,1.07), h=25.5*small*u(.93,1.1),  # chkstyle: ignore
-        d=15.5*u(.85,1.15), wall=1.3+2.4*fat, fat=fat, apex=u(4.6,5.8), hilum=u(1.8,2.5), heart=small*u(.82,1.1), heart_tilt=u(.4,.75),
+        d=15.5*u(.85,1.15), wall=1.3+2.4*fat, fat=fat, apex=u(4.,5.), hilum=u(1.9,2.6), heart=small*u(.86,1.12), heart_tilt=u(.4,.75),
         dome=[u(0,.6),u(1,2.2)], curve=u(.05,.085),
         breast=(u(.3,.8)*(1+.6*fat) if sex=='F' else u(0,.12)), scoliosis=u(-.6,.6),
-        pitch=u(.092,.102), drop=u(1.6,3.), rib=u(.44,.56), bone=u(.75,1.15),
-        lung=u(.17,.27), vessels=u(.7,1.3), shoulder=u(2.6,4.), tree=int(rng.integers(2**31)))
+        pitch=u(.092,.102), drop=u(2.6,4.2), rib=u(.48,.6), bone=u(.75,1.15), clavicle=u(-.6,.9), marrow=int(rng.integers(2**31)),
+        lung=u(.17,.27), vessels=u(.7,1.3), shoulder=u(2.8,4.4), tree=int(rng.integers(2**31)))
 
 # %% ../nbs/03_phantom.ipynb #bdda72de
 def pose(rng:np.random.Generator, # source of chance
         )->AttrDict: # one exposure: view, geometry in cm, beam, detector, display
     "One exposure of a patient: everything that changes from one radiograph to the next"
     u,ap = rng.uniform,bool(rng.random()<.4)
-    return AttrDict(view='AP' if ap else 'PA', fov=u(33,39), tilt=rng.normal(0,.05 if ap else .02),  # chkstyle: ignore
-        dx=rng.normal(0,1.3 if ap else .6), dy=u(-2.,.6),
+    return AttrDict(view='AP' if ap else 'PA', fov=u(32,39), tilt=rng.normal(0,.05 if ap else .02),  # chkstyle: ignore
+        dx=rng.normal(0,1.3 if ap else .6), dy=u(-2.8,.3),
         yaw=rng.normal(0,.9 if ap else .35), breath=u(.82,.97) if ap else u(.94,1.06),
         wide=u(1.,1.06) if ap else u(.97,1.03), heart=u(1.08,1.2) if ap else u(.95,1.05),
-        arm=u(.1,.5) if ap else u(.35,1.3), scapula=u(-1.5,1.) if ap else u(.8,3.2), scatter=u(.5,1.1) if ap else u(.3,.7),
-        blur=u(.025,.05), photons=10**u(4.6,5.5), haze=u(0,.9) if ap else u(0,.3), lo=u(.25,.7), hi=u(98,99.8), gamma=u(.5,.85),
-        local=u(.1,.9), crisp=u(0,1.4), heel=rng.normal(0,.12), text=bool(rng.random()<.85))
+        arm=u(.1,.5) if ap else u(.3,.95), scapula=u(-1.5,1.) if ap else u(.8,3.2), scatter=u(.7,1.3) if ap else u(.35,.8),
+        blur=u(.015,.04), photons=10**u(5.3,6.3), haze=u(0,.9) if ap else u(0,.3), lo=u(.35,1.), hi=u(96.5,99.9), gamma=u(.45,1.05),
+        local=u(.1,1.3), crisp=u(0,1.4), top=u(.66,.98), veil=u(0,.15)**2, heel=rng.normal(0,.12), text=bool(rng.random()<.85))
 
 # %% ../nbs/03_phantom.ipynb #16998493
 class Plate:
@@ -116,11 +117,47 @@ class Plate:
         k = int(np.clip(round(self.fov/scale),2,self.res))
         return cv2.resize(rng.standard_normal((k,k),dtype=np.float32), (self.res,self.res), interpolation=cv2.INTER_CUBIC)
 
+# %% ../nbs/03_phantom.ipynb #ph0f0019
+@patch
+def along(self:Plate,
+    line:np.ndarray, # K×(2+m), cm: a curve, and m numbers that change along it
+    reach:float, # cm: how far from the curve anything is wanted
+         )->tuple: # window (two slices); distance from the axis, cm, positive to the right of the way; cm beyond an end; m arrays
+    "A window round a curve, where every pixel knows its place along the curve and across it"
+    line = np.asarray(line,float)
+    way = np.r_[0,np.hypot(*np.diff(line[:,:2],axis=0).T).cumsum()]
+    at = np.linspace(0,way[-1],int(1.3*way[-1]*self.cm)+2)
+    c = np.stack([np.interp(at,way,v) for v in line.T],1)
+    q = (self.px(c[:,:2])+8)//16
+    lo = np.clip(q.min(0)-int(reach*self.cm)-2,0,self.res)
+    hi = np.clip(q.max(0)+int(reach*self.cm)+3,0,self.res)
+    on = np.nonzero(((q>=lo)&(q<hi)).all(1))[0]
+    if not len(on): return (slice(0,0),slice(0,0)),*np.zeros((2,0,0),np.float32),list(np.zeros((line.shape[1]-2,0,0),np.float32))
+    im = np.ones((hi-lo)[::-1],np.uint8)
+    u,v = (q[on]-lo).T
+    im[v,u] = 0
+    near = cv2.distanceTransformWithLabels(im, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)[1]
+    which = np.zeros(near.max()+1,int)
+    which[near[v,u]] = on
+    i,box = which[near],(slice(lo[1],hi[1]),slice(lo[0],hi[0]))
+    c,t = c.astype(np.float32),np.gradient(c[:,:2],axis=0)
+    t = (t/np.maximum(np.hypot(*t.T),1e-9)[:,None]).astype(np.float32)
+    dx,dy,tx,ty = self.x[box]-c[:,0][i],self.y[box]-c[:,1][i],t[:,0][i],t[:,1][i]
+    past = dx*tx+dy*ty
+    over = np.where(i<3,np.maximum(-past,0),0)+np.where(i>len(at)-4,np.maximum(past,0),0)
+    i = np.clip(i+np.rint(past*((len(at)-1)/way[-1])).astype(int),0,len(at)-1)
+    return box,dy*tx-dx*ty,over,[k[i] for k in c[:,2:].T]
+
 # %% ../nbs/03_phantom.ipynb #7c5d4395
 def _sqrt(x): return np.sqrt(np.maximum(x,0))
 def _step(x):
     x = np.clip(x,0,1)
     return x*x*(3-2*x)
+
+def _curve_of(pts, n=40):
+    "A smooth curve through a few points"
+    t = np.r_[0,np.hypot(*np.diff(np.asarray(pts,float),axis=0).T).cumsum()]
+    return PchipInterpolator(t, pts)(np.linspace(0,t[-1],n))
 
 # %% ../nbs/03_phantom.ipynb #311105ef
 def capsule(p:Plate, # detector
@@ -149,19 +186,23 @@ def body(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
         )->np.ndarray: # thickness in cm, res×res float32
-    "Thickness of neck, trunk, arms and breasts along the beam"
-    top,w = -a.h/2,a.w*e.wide+a.wall*.8
-    s = _step((p.y-top+5.)/8.)
-    wide = 5.2+a.fat*1.5+(w+1.2-5.2)*_sqrt(s)*(1-.09*_step((p.y-4)/14)*(1.2-a.fat))
-    deep = 5.+a.fat+(a.d/2+a.wall-5.)*_step((p.y-top+3.5)/9)
-    out = 2*deep*_sqrt(_sqrt(1-np.minimum(np.abs(p.x)/wide,1)**2.5)*_sqrt(1-np.minimum(np.abs(p.x)/wide,1)))**1.2
+    "Thickness of neck, trunk, arms, muscles and breasts along the beam"
+    top,w,ay = -a.h/2,a.w*e.wide+a.wall*.8,p.y+a.h/2
+    s = _step((ay+5.)/8.)
+    wide = 5.2+a.fat*1.5+(w+2.-5.2)*_sqrt(s)*(1-.07*_step((p.y-4)/14)*(1.2-a.fat))
+    deep = 5.+a.fat+(a.d/2+a.wall-5.)*_step((ay+4)/18)+.7*_step((p.y-4)/8)
+    u = np.minimum(np.abs(p.x)/wide,1)
+    out = 2*deep*_sqrt(1-u*u*u)*(1-.16*u)
     for k in (-1,1):
-        j = (k*(w+.5),top+a.shoulder+.5)
-        r = 4.2+1.5*a.fat
-        out = np.maximum(out, capsule(p, j, (k*(w+1.5+20*np.sin(e.arm)),j[1]+20*np.cos(e.arm)), r, r*.8))
+        j = (k*(w+2.2),top+a.shoulder+.5)
+        r = 5.+1.5*a.fat
+        out = np.maximum(out, capsule(p, j, (k*(w+3.4+20*np.sin(e.arm)),j[1]+20*np.cos(e.arm)), r, r*.8))
         out = np.maximum(out, capsule(p, (k*4,top-1.5), j, 4.5, r)*.95)
-        b = ellipsoid(p, (k*(a.w*.6),4.2+a.breast), (a.w*.5,4.2+1.8*a.breast))
-        out = out+3.4*a.breast*_sqrt(b)*_step((p.y+4.)/14)
+        fold = _curve_of([[k*(w+3),top+a.shoulder+3],[k*(w*.97),top+9.5],[k*w*.7,top+13],[k*w*.3,top+13.5]])
+        muscle = p.stroke([np.concatenate([fold,[[k*w*.15,top+6],[k*w*.5,top+3.5],[k*(w+3),top+1.5]]])], close=True)
+        out = out+(1.9-a.breast-.5*a.fat)*cv2.GaussianBlur(muscle, (0,0), .35*p.cm)
+        b = ellipsoid(p, (k*a.w*.66,4.+a.breast), (a.w*.52,4.4+2.*a.breast))
+        out = out+3.4*a.breast*_sqrt(b)*_step((p.y+7.)/14)*_step((k*p.x-.5)/7)
     return out
 
 # %% ../nbs/03_phantom.ipynb #6aa069d4
@@ -170,14 +211,23 @@ def heart(p:Plate, # detector
     e:AttrDict, # exposure
          )->np.ndarray: # share of the lung's depth that heart and great vessels take, res×res in [0,1]
     "Heart, aortic knob, pulmonary trunk and upper mediastinum"
-    top,k,dx = -a.h/2,a.heart*e.heart,.5*e.yaw
-    base = top+a.h*e.breath*.93-3
-    parts = [ellipsoid(p, (2.5*k+dx,base-2.2), (6.6*k,4.9*k), a.heart_tilt), ellipsoid(p, (-1.1*k+dx,base-2.6), (2.6,5.2*k)),
-        ellipsoid(p, (1.7+dx,top+a.h*.33), (1.8,2.)), ellipsoid(p, (1.9+dx,top+a.h*.44), (1.9,2.2)),
-        ellipsoid(p, (-.5+dx,top+a.h*.3), (1.8,6.))]
-    return np.sqrt(np.clip(np.maximum.reduce(parts),0,1))
+    h,k,knob = a.h*e.breath,a.heart*e.heart,2.7+.016*a.age
+    left = [(-.3,2.4),(0,2.2),(.13,2.2),(.22,knob-.5),(.28,knob),(.34,knob-.25),(.385,2.75),(.44,3.2*k),(.5,3.8*k),(.57,5.2*k),(.65,6.9*k),
+        (.73,8.1*k),(.8,8.6*k),(.86,8.5*k),(.92,7.5*k),(.97,5.8*k),(1.05,4),(1.6,3)]
+    right = [(-.3,2.),(.05,1.9),(.2,2.1),(.34,2.4),(.45,2.8),(.53,3.3*k),(.63,3.9*k),(.74,4.2*k),(.84,3.9*k),(.92,3.2),(1.05,2.6),(1.6,2.4)]
+    t,deep = np.linspace(-.3,1.6,300),[]
+    y = (p.y+a.h/2)/h
+    for side,pts in ((1,left),(-1,right)):
+        edge = cv2.blur(PchipInterpolator(*np.transpose(pts))(t), (1,7)).ravel()
+        d = np.interp(y, t, edge).astype(np.float32)+.5*e.yaw*side-p.x*side
+        deep.append(d/np.interp(y, [.3,.6], [2.,3.4]).astype(np.float32))
+    return _sqrt(1-(1-np.clip(np.minimum(*deep),0,1))**2)
 
 # %% ../nbs/03_phantom.ipynb #4d82943a
+def _outline(a, e, r):
+    "Half width of the chest inside the ribs, cm, where `r` is the height above the base as a share of the lung's"
+    return a.apex+(a.w*e.wide-a.apex)*(1-r**2.4)**.54-1.1*np.maximum(.3-r,0)
+
 def lung(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
@@ -185,114 +235,184 @@ def lung(p:Plate, # detector
     cover:np.ndarray, # share of the depth that is heart, res×res
         )->AttrDict: # maps res×res: `path` in cm, `wall` and `dome` distances in cm, `field` where lung is seen
     "One lung between chest wall, mediastinum, heart and diaphragm"
-    top,w,h,x = -a.h/2,a.w*e.wide,a.h*e.breath,p.x*side
+    top,h,x = -a.h/2,a.h*e.breath,p.x*side
     t = np.clip((p.y-top)/h,0,1)
     r = 1-t
-    out = a.apex+(w-a.apex)*(1-r**2.4)**.47-1.1*np.maximum(t-.7,0)
+    out = _outline(a,e,r)
     mid = a.apex-(a.apex-a.hilum)*_sqrt(1-r**14)+.25*e.yaw*side
     u = np.clip((x-mid)/np.maximum(out-mid,.01),0,1)
-    path = a.d*(1-r**4)**.55*_sqrt(1-u**2.4)*(1-np.exp(-u*12))
-    dome = top+h*.93-3.+a.dome[int(side>0)]+a.curve*(x-6.)**2-p.y
-    low = np.clip(-dome/5.5,0,1)**.3
-    path = path*(1-low)*(1-.92*cover)
+    path = a.d*(1-r**4)**.55*_sqrt(1-u**2.4)*(1-np.exp(-u*8))
+    dome = top+h*.93-3.+a.dome[int(side>0)]+a.curve*np.where(x>6,.8*np.abs(x-6)**2.15,(x-6)**2)+.16*np.sin(.75*x+90*a.curve)-p.y
+    low = np.clip(-dome/5.5,0,1)**.22
+    path = path*(1-low)
     inside = (x<out)&(p.y>top)
     wall = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 5)/np.float32(p.cm)
-    field = (path>.22*path.max())&(dome>0)|((path>1.2)&(t<.3))
-    return AttrDict(side=side, path=path, wall=wall, dome=dome, top=top, h=h, field=field)
+    seen = path*(1-.92*cover)
+    field = (seen>seen.max()*(.08+.14*_step((t-.15)/.35)))&(dome>0)
+    return AttrDict(side=side, path=path*(1-.8*cover), wall=wall, dome=dome, top=top, h=h, field=field)
 
 # %% ../nbs/03_phantom.ipynb #b149a994
+_ENDS = [2.5,2.5,2.5,2.46,2.42,2.38,2.32,2.2,2.1,1.95,1.5,1.1]     # radians from the spine to where bone becomes cartilage
+_SHOWS = [.6,.9,1,1,1,1,1,.95,.75,.6,.5,.4]     # density; the lowest are thin
+
 def ribs(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
-        )->tuple: # posterior curves, anterior curves: lists of K×2 arrays, cm
-    "Ten ribs a side, as they run from the spine round the chest wall and forwards"
-    top,w,back,front = -a.h/2,a.w*e.wide,[],[]
-    f = np.linspace(0,np.pi/2,24)
+        )->tuple: # posterior, anterior parts: lists of K×5 arrays, x and y in cm, half width and chord in cm, density in [0,1]
+    "Twelve ribs a side, as they run from the spine round the chest wall and forwards"
+    top,h,back,front = -a.h/2,a.h*e.breath,[],[]
     for side in (-1,1):
-        for k in range(10):
-            y = top-.2+k*a.pitch*a.h*e.breath*1.02
-            drop = (a.drop*.5 if k==0 else a.drop)*(1+.07*k)
-            r = np.clip(1-(y+drop-top)/(a.h*e.breath),0,1)
-            far = a.apex+(w-a.apex)*(1-r**2.4)**.47+.15
-            fall = (2.2 if k==0 else 4.2+.25*k)
-            x = lambda t,o: side*(1.6+(far-1.6)*np.sin(t))+o*np.cos(t)
-            back.append(np.stack([x(f,-.5*e.yaw),y-.9*np.sin(2*f)+drop*(1-np.cos(f))],1))
-            g = np.linspace(np.pi/2,2.55 if k<7 else 2.35,20)
-            front.append(np.stack([x(g,-.9*e.yaw),y+drop+fall*-np.cos(g)],1))
+        for k,end in enumerate(_ENDS):
+            y = top-[.1,.5,.8][min(k,2)]+k*a.pitch*h*1.02
+            drop,fall = (1.6,3.8) if k==0 else (a.drop*(1+.06*k),4.2+.2*k)
+            f = np.linspace(0,end,60)
+            g = np.maximum(f-np.pi/2,0)
+            z = np.cos(f)
+            yy = y-[.3,.7,1.][min(k,2)]*(1-.04*k)*np.sin(2*np.minimum(f,np.pi/2))+drop*(1-np.maximum(z,0))+fall*np.sin(g)
+            far = _outline(a,e,np.clip(1-(yy-top)/h,0,1))+.36
+            x = side*(1.5+(far-1.5)*np.sin(f)**.85)-np.where(z>0,.5,.9)*e.yaw*z
+            dx,dy,dz = np.gradient(x),np.gradient(yy),np.gradient(.42*a.d*z)
+            flat = np.hypot(dx,dy)
+            high,thick = 1.12*a.rib*(1+.12*(g>0))*np.array([1,1.15][int(k==0)]),.5*a.rib
+            half = np.hypot(high*dx/flat,1.1*thick*dy/flat)
+            chord = np.minimum(2*high*thick/half*np.hypot(flat,dz)/flat,1.)
+            dense = np.where(g>0,1.1,1)*_SHOWS[k]*np.clip((end-f)/(.5 if k<10 else .25),0,1)*np.clip(f/.12,0,1)
+            line = np.stack([x,yy,half,chord,dense],1)
+            blend = np.clip((f-1.37)/.4,0,1)
+            for l,q in ((back,1-blend),(front,blend))[:1+(k<10)]: l.append(np.concatenate([line[:,:4],(dense*q)[:,None]],1)[q>0])
     return back,front
 
 # %% ../nbs/03_phantom.ipynb #f6db629d
 def tube(d:np.ndarray, # distance to the middle, cm
     r:float, # outer radius, cm
-    cortex:float=.11, # thickness of compact bone, cm
+    cortex:float=.06, # thickness of compact bone, cm
         )->np.ndarray: # attenuation beyond soft tissue (no unit)
     "Long bone across the beam: compact shell, spongy inside"
-    o,i = _sqrt(r*r-d*d),_sqrt((r-cortex)**2-d*d)
-    return 1.1*(o-i)+.16*i
+    o,i = _sqrt(r*r-d*d),_sqrt(np.maximum(r-cortex,0)**2-d*d)
+    return 2*(o-i)+.76*i
+
+def _bone(p, out, line, cortex=.06):
+    "Add a flattened long bone to `out`: a curve K×5 with half width, chord and density along it"
+    box,d,over,(half,chord,dense) = p.along(line, line[:,2].max())
+    if d.size: out[box] += dense*chord/(2*half)*tube(np.hypot(d,over), half, cortex)
 
 # %% ../nbs/03_phantom.ipynb #55efbff1
+def _lobe(x, y, u, v, at=(0.,0.)): return ((x-at[0])/u)**2+((y-at[1])/v)**2
+def _ring(q, width): return np.exp(-np.square((_sqrt(q)-1)/width))+.25*(q<1)
+
 def spine(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
          )->np.ndarray: # attenuation beyond soft tissue, res×res
-    "Vertebral bodies, discs, pedicles and spinous processes"
-    x = p.x+.5*e.yaw-a.scoliosis*np.sin(p.y/7)
-    high = .9*a.pitch*a.h
-    v = np.abs((p.y/high+.25)%1-.5)*high
-    half = 1.45+.012*p.y
-    box = _step((half-np.abs(x)-.12*np.cos(v*3))/.25)*(.82+.18*_step((high*.5-.12-v)/.15))
-    rim = np.exp(-((np.abs(x)-half+.1)/.15)**2)*.25+np.exp(-((np.abs(x)-.85)/.22)**2-((v-.3)/.4)**2)*.3
-    return .3*box+.45*rim*box+.12*np.exp(-(x/.22)**2-((v-.1)/.55)**2)
+    "Vertebral bodies with end plates and discs, pedicles, transverse and spinous processes"
+    out,high,h = np.zeros_like(p.x),a.pitch*a.h*e.breath*1.02,a.h*e.breath
+    cols = np.nonzero((np.abs(p.x)<6).any(0))[0]
+    if not len(cols): return out
+    box = (slice(None),slice(cols[0],cols[-1]+1))
+    py = p.y[box]
+    x,y = p.x[box]+.5*e.yaw-a.scoliosis*np.sin(py/7),(py+a.h/2+.7)/high
+    s,ax = ((y+.5)%1-.5)*high,None
+    ax,grow = np.abs(x),_step((y+2)/3)*(.8+.045*np.clip(y,0,12))
+    half = .8+.75*grow+.3*(s/high)**2
+    edge = high/2-.2-.06*grow
+    block = _step((half+.1-ax)/.6)*(1-.2*_step((np.abs(s)-edge)/.16))
+    plate = np.exp(-np.square((np.abs(s)-edge)/.07))*_step((half-ax)/.2)
+    side = np.exp(-np.square((ax-half+.12)/.1))*(np.abs(s)<edge)
+    pedicle = _ring(_lobe(ax,s,.3*grow+.1,.42,(.62*half,-.18*high)),.28)
+    spinous = _ring(_lobe(x,s,.24,.5,(0,.28*high)),.35)
+    wing = _step((half+1.5-ax)/.5)*_step((ax-half+.4)/.4)*np.exp(-np.square((s+.2*high+.12*(ax-half))/.3))*(y>-.4)
+    lamina = np.exp(-np.square((s-.1*high-.25*ax)/.28))*_step((half*.8-ax)/.3)
+    out[box] = .29*block+.1*plate+.07*side+.09*pedicle+.11*spinous+.12*wing+.08*lamina
+    return out
 
-def _blade(p, k, joint, x, y):
-    "Scapula: a thin plate with a thick border and a spine"
-    m = np.array([joint-[k*1.6,.6],joint+[-k*2.,1.6],[x,y+14.5],[x-k*1.6,y+13.6],[x-k*3.6,y+5.4],[x-k*2,y+3.6]])
-    s = p.stroke([m], close=True)
-    d = cv2.distanceTransform((s>.5).astype(np.uint8), cv2.DIST_L2, 5)/np.float32(p.cm)
-    return s*.1+.28*(d>0)*np.exp(-d/.25)+.4*tube(p.near(np.stack([m[4]+[0,1.],joint-[k*.6,2.2]])), .5)
+# %% ../nbs/03_phantom.ipynb #ph0f0003
+def _blade(p, out, k, joint, x, y):
+    "Scapula: a thin plate between two borders, its spine, glenoid, coracoid and acromion"
+    gl,tip = joint+np.array([-k*2.2,.5]),np.array([x-k*1.2,y+14.2])
+    lateral = _curve_of([gl+[-k*.1,.6],gl+[-k*.35,4],(gl+2*tip)/3+[k*.5,0],tip])
+    medial = _curve_of([tip,[x-k*2.6,y+11],[x-k*3.7,y+6],[x-k*2.6,y+3.2],gl+[-k*1.6,-1.9],gl+[-k*.3,-1.2]])
+    out += .11*cv2.GaussianBlur(p.stroke([np.concatenate([lateral,medial])], close=True), (0,0), .06*p.cm)
+    t = np.ones((len(lateral),1))
+    shape = lambda line,half,chord,dense: np.concatenate([line,t[:len(line)]*half,t[:len(line)]*chord,np.asarray(dense)*t[:len(line)]],1)
+    fade = np.linspace(1,.35,len(t))[:,None]
+    from_here = np.linspace(0,8,len(t))[:,None]
+    _bone(p, out, shape(lateral,.18+.25*np.sin(.2+.34*from_here),.9,.8*fade*np.minimum(from_here,1)), .08)
+    _bone(p, out, shape(medial,.16,.6,.4*np.sin(np.linspace(.5,np.pi,len(t)))[:,None]), .05)
+    acro = joint+np.array([k*.9,-2.5])
+    _bone(p, out, shape(_curve_of([[x-k*3.2,y+5.2],gl+[-k*1.2,-1.],acro-[k*1.2,-.2],acro]),.55,.8,.75*fade[::-1]), .07)
+    ring = _curve_of([gl+[.55*np.sin(v)*k,1.9*np.cos(v)] for v in np.linspace(0,2*np.pi,13)])
+    _bone(p, out, shape(ring,.13,.5,.5), .06)
+    hook = gl+np.array([-k*.9,-1.7])
+    _bone(p, out, shape(_curve_of([hook,hook+[k*.4,-.5],hook+[k*1.5,-.1]]),.5,1.,.6), .07)
 
 def shoulders(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
              )->np.ndarray: # attenuation beyond soft tissue, res×res
     "Clavicles, scapulae and upper arms"
-    top,w,bone,t = -a.h/2,a.w*e.wide,np.zeros_like(p.x),np.linspace(0,1,30)[:,None]
+    top,w,out,t = -a.h/2,a.w*e.wide,np.zeros_like(p.x),np.linspace(0,1,40)
     for k in (-1,1):
-        end = np.array([k*(w+1.2),top+a.shoulder-.9])
-        joint = end+[k*.6,2.2]
-        bend = np.concatenate([0*t,.5*np.sin(2*t*np.pi)-np.sin(t*np.pi)],1)
-        bone += 1.3*tube(p.near(np.array([k*1.6+.9*e.yaw,top+4.9])*(1-t)+end*t+bend), .6)
-        c = capsule(p, joint, joint+20*np.array([k*np.sin(e.arm),np.cos(e.arm)]), 1.15, 1.15)/2
-        head = np.hypot(p.x-float(joint[0]),p.y-float(joint[1]+.6))
-        bone += .7*(c-.8*_sqrt(c*c-.5))+.6*tube(head,2.3,.08)+_blade(p,k,joint,k*(w-1+e.scapula),top)
-    return bone
+        joint = np.array([k*(w+3.),top+a.shoulder+1.2])
+        inner,outer = np.array([k*1.7+.9*e.yaw,top+5.2+a.clavicle-(1.5 if e.view=='AP' else 0)]),joint+[k*.2,-3.1]
+        s = inner*(1-t[:,None])+outer*t[:,None]+np.stack([0*t,.5*np.sin(2*np.pi*t)-.5*np.sin(np.pi*t)],1)
+        half = .45+.3*np.exp(-(t/.13)**2)+.12*np.exp(-((t-1)/.15)**2)
+        _bone(p, out, np.stack([*s.T,half,0*t+1.,.5+.5*_step(t/.25)-.3*t],1), .08)
+        way = np.array([k*np.sin(e.arm),np.cos(e.arm)])
+        far = np.r_[np.linspace(0,6,25),np.linspace(6.5,20,15)]
+        half = np.interp(far,[0,1,2.5,4.5,7,20],[2.25,2.25,2.05,1.5,1.15,1.05])
+        side = np.outer(np.interp(far,[0,4,20],[0,.5,.5]),[k*way[1],-k*way[0]])
+        _bone(p, out, np.concatenate([joint+side+far[:,None]*way,np.stack([half,1.9*half,.3+.28*_step((far-1)/6)],1)],1), np.float32(.2))
+        _blade(p, out, k, joint, k*(w-.6+e.scapula), top)
+    return out
 
 # %% ../nbs/03_phantom.ipynb #1f2540d8
+def _tree(rng, at, side, n, size):
+    "Segments of branching vessels: starts K×2, ends K×2, radii K, in cm"
+    ang = np.linspace(-1.45,1.75,n)+rng.normal(0,.1,n)
+    pos = at+np.stack([side*.3*np.abs(np.sin(ang)),1.7*np.sin(ang)],1)+rng.normal(0,.25,(n,2))
+    r,out = rng.uniform(.14,.3,n)*size*(1+.5*_step(ang/1.4)),[]
+    for _ in range(30):
+        ang = ang+rng.normal(0,.11,len(ang))
+        new = pos+(.28+.9*r[:,None])*np.stack([side*np.cos(ang),np.sin(ang)],1)*[1,1.1]
+        out.append((pos,new,r))
+        fork = rng.random(len(r))<np.where(r>.05,.3,.16)
+        share = rng.uniform(.25,.5,len(r))
+        small = share**.4
+        turn = rng.uniform(.35,.8,len(r))*rng.choice([-1,1],len(r))
+        ang,pos = np.concatenate([ang+turn*fork*.35,(ang-turn)[fork]]),np.concatenate([new,new[fork]])
+        r = np.concatenate([r*np.where(fork,(1-share)**.33,.975),(r*small)[fork]])
+        keep = r>.026
+        pos,ang,r = pos[keep],ang[keep],r[keep]
+    return [np.concatenate(v) for v in zip(*out)]
+
 def vessels(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
     side:int, # 1 or -1
            )->np.ndarray: # path through blood in cm, res×res
     "Arteries and veins that leave the hilum, fork and taper"
-    rng,im = np.random.default_rng([a.tree,side+1]),np.zeros((p.res,p.res),np.float32)
-    at = np.array([side*(a.hilum+.9),-a.h/2+a.h*e.breath*.5])
-    pos = at+rng.normal(0,.6,(13,2))*[.6,1.6]
-    ang = np.linspace(-1.65,1.75,13)+rng.normal(0,.1,13)
-    r = rng.uniform(.22,.5,13)*a.vessels**.5
-    for _ in range(22):
-        ang = ang+rng.normal(0,.17,len(ang))
-        new = pos+(.35+1.6*r[:,None])*np.stack([side*np.cos(ang),np.sin(ang)],1)*[1,1.12]
-        q,o = p.px(np.stack([pos,new],1)),np.argsort(r)
-        for i in o: cv2.line(im, q[i,0], q[i,1], float(2*r[i]*min(1,2*r[i]*p.cm)), max(1,round(2*r[i]*p.cm)), cv2.LINE_8, 4)
-        fork = rng.random(len(r))<.4
-        pos,r2 = np.concatenate([new,new[fork]]),r*np.where(fork,rng.uniform(.68,.9,len(r)),.955)
-        turn = rng.uniform(.25,.65,len(r))*rng.choice([-1,1],len(r))
-        ang,r = np.concatenate([ang+turn*fork*.5,(ang-turn)[fork]]),np.concatenate([r2,r2[fork]*rng.uniform(.6,1,fork.sum())])
-        keep = r>.035
-        pos,ang,r = pos[keep],ang[keep],r[keep]
-        if not len(r): break
-    hil = np.maximum(ellipsoid(p, at, (1.5,2.8), -.3*side),0)
-    return cv2.GaussianBlur(im, (0,0), .05*p.cm)+.8*hil*(.6+.4*p.noise(rng,1.))
+    rng,out,h = np.random.default_rng([a.tree,side+1]),np.zeros((p.res,p.res),np.float32),a.h*e.breath
+    at = np.array([side*(a.hilum+1.1),-a.h/2+h*(.47 if side<0 else .43)])
+    trunk = _curve_of([at+[-side*.8,-1.],at+[side*.2,-.4],at+[side*.9,1.8],at+[side*1.1,4.2],at+[side*1.6,6.5]])
+    first = trunk[:-1],trunk[1:],np.linspace(.5,.2,len(trunk)-1)
+    trees = [_tree(rng,at+d,side,n,a.vessels**.3) for d,n in (([0,-.6],13),([side*.7,2.2],9))]
+    start,end,r = [np.concatenate(v) for v in zip(first,*trees)]
+    bins = .026*1.45**np.arange(10)
+    for lo,hi in zip(bins[-2::-1],bins[:0:-1]):
+        if lo<.15<=hi: out = cv2.GaussianBlur(out, (0,0), .08*p.cm)
+        some = (r>=lo)&(r<hi)
+        if not some.any(): continue
+        m = float(r[some].mean())
+        for share,scale in (((.45,1.),(.55,.66)) if 2*m*p.cm>3 else ((.8,1.),)):
+            wide = max(1,round(2*m*scale*p.cm))
+            im = np.zeros((p.res,p.res),np.uint8)
+            cv2.polylines(im, list(p.px(np.stack([start[some],end[some]],1))), False, 255, wide, cv2.LINE_AA, 4)
+            out += im*np.float32(share*2*m*min(1,2*m*scale*p.cm/wide)/255)
+    turn = np.linspace(0,2*np.pi,25)
+    rings = [at+[side*.9,.3]+rng.normal(0,1.6,2)*[.8,1.2]+rng.uniform(.15,.27)*np.stack([np.cos(turn),np.sin(turn)],1) for _ in range(3)]
+    out += .3*p.stroke(rings,.08)
+    hil = np.maximum(ellipsoid(p, at+[0,.4], (1.5,3.), -.25*side),0)
+    return cv2.GaussianBlur(out, (0,0), .03*p.cm)+.55*hil*(.7+.3*p.noise(rng,.8))
 
 # %% ../nbs/03_phantom.ipynb #c673d007
 def pocket(p:Plate, # detector
@@ -319,7 +439,7 @@ def pocket(p:Plate, # detector
 # %% ../nbs/03_phantom.ipynb #e9eb6363
 def _line(p, m, field):
     "The rim of `m` that borders lung, not wall: its strength in [0,1]"
-    b = cv2.GaussianBlur(m, (0,0), .06*p.cm)
+    b = cv2.GaussianBlur(m, (0,0), .05*p.cm)
     inner = cv2.erode(field.astype(np.uint8), np.ones((3,3)), iterations=max(1,round(.25*p.cm)))
     return 4*b*(1-b)*cv2.GaussianBlur(inner.astype(np.float32), (0,0), .1*p.cm)
 
@@ -332,12 +452,12 @@ def lungs_attenuation(p:Plate, # detector
                      )->np.ndarray: # attenuation, res×res
     "Lung tissue, vessels and haze, with pleural air and its visceral line"
     gone = float(m[l.field].mean()) if l.field.any() else 0.
-    grain = 1+.05*p.noise(rng,.3)+.06*p.noise(rng,.8)+.08*p.noise(rng,2.5)
-    grain = grain+e.haze*_step((p.y-l.top)/l.h)*np.maximum(.5+.6*p.noise(rng,6),0)
-    dense = a.lung*.17*(1+1.1*gone)*np.maximum(grain,.4)
-    seen = np.minimum(l.path/3,1)
-    tissue = l.path*dense+.38*vessels(p,a,e,l.side)*seen*a.vessels
-    return tissue*(1-m*rng.uniform(.86,1.))+rng.uniform(.09,.17)*_line(p,m,l.field)
+    grain = 1+.035*p.noise(rng,.2)+.05*p.noise(rng,.4)+.06*p.noise(rng,.9)+.07*p.noise(rng,2.5)
+    haze = e.haze*_step((p.y-l.top)/l.h)*np.maximum(.5+.6*p.noise(rng,6),0)*(1-.6*m)
+    dense = a.lung*.17*(1+1.1*gone)*np.maximum(grain*(1-m*rng.uniform(.75,1.))+haze,.4*(1-m))
+    seen = np.minimum(l.path/5,1)
+    blood = .3*vessels(p,a,e,l.side)*seen*a.vessels
+    return l.path*dense+blood*(1-.97*m)+rng.uniform(.09,.17)*_line(p,m,l.field)
 
 # %% ../nbs/03_phantom.ipynb #dc6c3041
 def _curve(rng, pts, wob=.6):
@@ -347,8 +467,8 @@ def _curve(rng, pts, wob=.6):
     i = np.clip(t.astype(int),0,len(pts)-2)
     f = _step(t-i)[:,None]
     c = pts[i]*(1-f)+pts[i+1]*f
-    k = np.ones(13)/13
-    return np.stack([np.convolve(np.pad(c[:,j],6,mode='edge'),k,'valid') for j in (0,1)],1)
+    k = np.hanning(27)/np.hanning(27).sum()
+    return np.stack([np.convolve(np.pad(c[:,j],13,mode='edge'),k,'valid') for j in (0,1)],1)
 
 def folds(p:Plate, # detector
     a:AttrDict, # patient
@@ -372,19 +492,19 @@ def _lead(p, a, rng, s):
     end = np.array([s*rng.uniform(3,a.w),-a.h/2+rng.uniform(2,20)])
     d = p.near(_curve(rng,[end,end+[s*4,rng.uniform(-4,5)],[s*(a.w+7),rng.uniform(-4,12)],[s*rng.uniform(3,24),24]],1.))
     r = np.hypot(p.x-float(end[0]),p.y-float(end[1]))
-    return .45*_wire(d,.11)+.5*(np.abs(r-.5)<.13)+.25*(r<.4)
+    return .3*_wire(d,.08)+.4*_wire(np.abs(r-.5),.1)+.18*_step((.42-r)/.06)
 
 # %% ../nbs/03_phantom.ipynb #ba121c8e
 def _chest(p, a, rng, s):
     "Chest drain with its opaque stripe, also where no air is left"
     top,w = -a.h/2,a.w
     d = p.near(_curve(rng,[[s*(w+8),top+rng.uniform(12,20)],[s*w*.9,top+rng.uniform(9,17)],[s*w*.6,top+8],[s*5.5,top+2.5]],.8))
-    return .16*_hose(d,.42,.14)+.2*_wire(d,.07)
+    return .1*_hose(d,.34,.09)+.22*_wire(d,.06)
 
-def _vein(p, a, rng, s): return .4*_wire(p.near(_curve(rng,[[s*9,-a.h/2-1.5],[s*5,-a.h/2+2],[-2,-a.h/2+5],[-2.2,-a.h/2+12]],.4)),.1)
+def _vein(p, a, rng, s): return .32*_wire(p.near(_curve(rng,[[s*9,-a.h/2-1.5],[s*5,-a.h/2+2],[-2,-a.h/2+5],[-2.2,-a.h/2+12]],.4)),.09)
 def _trachea(p, a, rng, s):
     d = p.near(_curve(rng,[[0,-a.h/2-9],[.2,-a.h/2-3],[.1,-a.h/2+5.5]],.2))
-    return .1*_hose(d,.5,.1)+.2*_wire(d,.07)
+    return .08*_hose(d,.48,.09)+.18*_wire(d,.06)
 
 # %% ../nbs/03_phantom.ipynb #da26ee7f
 DEVICES = dict(lead=_lead, chest=_chest, vein=_vein, trachea=_trachea)
@@ -400,20 +520,33 @@ def devices(p:Plate, # detector
     return out
 
 # %% ../nbs/03_phantom.ipynb #1c4669b7
+def _bubble(p, wave, at, axes, turn, level):
+    "Path through a bubble of gas in cm as a share of its thickness; fluid stands below `level`"
+    b = _step(1.2*ellipsoid(p,at,axes,turn)+.13*wave)**.8
+    return b if level is None else b*_step((level-p.y)/.2)
+
 def gas(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
     rng:np.random.Generator, # source of chance
        )->np.ndarray: # path through air in cm, res×res
-    "Air that is no pneumothorax: windpipe, main bronchi, stomach, bowel"
-    top,base = -a.h/2,-a.h/2+a.h*e.breath*.93
-    x0 = .3*e.yaw
-    fork = (x0+.2,top+a.h*.36)
-    out = .85*np.maximum.reduce([capsule(p,(x0*.5,top-9),fork,.8,.85), capsule(p,fork,(fork[0]-3,fork[1]+3),.65,.4),
-        capsule(p,fork,(fork[0]+4,fork[1]+2.8),.6,.35)])
-    u,bubble = rng.uniform,lambda at,axes,turn=0.: _sqrt(ellipsoid(p,at,axes,turn))
-    if rng.random()<.65: out = out+u(2,6)*bubble((u(4.5,8.5),base+u(1.5,3.5)),(u(1,3.6),u(.8,2)),rng.normal(0,.3))*(p.y>base-1)
-    for _ in range(rng.integers(0,5)): out = out+u(1,4)*bubble((u(5,11),base+u(3,9)),(u(.8,2),u(.8,2)))
+    "Air that is no pneumothorax: windpipe, main bronchi, stomach with its fluid level, bowel"
+    top,h,u = -a.h/2,a.h*e.breath,rng.uniform
+    base,fork = top+h*.93-3+a.dome[1],np.array([.25+.3*e.yaw,top+h*.33])
+    out = .85*np.maximum.reduce([capsule(p,(.15*e.yaw,top-9),fork,.72,.85), capsule(p,fork,fork+[-2.1,2.7],.7,.6),
+        capsule(p,fork+[-2.1,2.7],fork+[-2.7,5.6],.5,.32),
+        capsule(p,fork,fork+[3.6,2.9],.66,.45), capsule(p,fork+[3.6,2.9],fork+[4.5,5.6],.4,.25)])
+    wave = p.noise(rng,1.1)
+    if rng.random()<.65:
+        size,at = u(.9,3.4),np.array([u(4.5,8),base])
+        erect = e.view=='PA'
+        at = at+[0,u(.9,1.4)+size*(.8 if erect else .6)]
+        level = at[1]+size*u(-.2,.5) if erect else None
+        out = out+u(2,5)*_bubble(p, wave, at, (size*u(.95,1.5),size*.8), rng.normal(0,.15), level)*(p.y>base+.3)
+    loops = []
+    way = _curve_of([[u(9,11.5),base+u(3,5)],[u(9,11),base+u(6,8)],[u(5,9),base+u(8,12)]],6)
+    for c in way[:max(0,rng.integers(-3,7))]: loops.append(_bubble(p, wave, c+rng.normal(0,.3,2), (u(.9,1.9),u(.8,1.7)), u(0,3), None))
+    if loops: out = out+u(.6,2)*np.maximum.reduce(loops)*(p.y>base+1)
     return out
 
 # %% ../nbs/03_phantom.ipynb #59954b85
@@ -425,9 +558,9 @@ def expose(att:np.ndarray, # res×res float32, −log of the share of the beam t
           )->np.ndarray: # size×size float32: log exposure, inverted (0 where nothing lay in the beam)
     "Beam, scatter, detector blur, quantum noise, logarithm"
     beam = np.exp(-att)*np.exp(e.heel*p.y/20)
-    low = cv2.GaussianBlur(cv2.resize(beam,(64,64),interpolation=cv2.INTER_AREA), (0,0), 4.5/p.fov*64)
-    inside = cv2.resize(np.minimum(low,.12),(p.res,p.res),interpolation=cv2.INTER_CUBIC)
-    im = cv2.GaussianBlur(beam+e.scatter*.3*np.maximum(inside,0), (0,0), max(e.blur*p.cm,.3))
+    low = cv2.GaussianBlur(cv2.resize(beam*np.maximum(att,0),(64,64),interpolation=cv2.INTER_AREA), (0,0), 3.5/p.fov*64)
+    scatter = cv2.resize(low,(p.res,p.res),interpolation=cv2.INTER_CUBIC)
+    im = cv2.GaussianBlur(beam+e.scatter*.2*np.maximum(scatter,0), (0,0), max(e.blur*p.cm,.3))
     im = cv2.resize(im, (size,size), interpolation=cv2.INTER_AREA)
     n = e.photons*(p.fov/40*256/size)**2
     return -np.log((rng.poisson(np.minimum(im,4)*n)+.5)/n).astype(np.float32)
@@ -447,7 +580,7 @@ def display(x:np.ndarray, # size×size float32, log exposure
     y = y+on*e.crisp*(y-cv2.GaussianBlur(y, (0,0), max(.3*s/fov,.5)))
     hi = np.percentile(y[x>e.lo],e.hi) if (x>e.lo).any() else 1.
     v = np.clip((y-e.lo)/max(hi-e.lo,.5),0,1)**e.gamma
-    return (.02+.9*v).astype(np.float32)
+    return (.02+e.veil+(e.top-e.veil)*v).astype(np.float32)
 
 def finish(x:np.ndarray, # size×size float32 in [0,1]
     e:AttrDict, # exposure
@@ -460,6 +593,8 @@ def finish(x:np.ndarray, # size×size float32 in [0,1]
         ink,left,u,font = np.zeros((s,s),np.uint8),rng.random()<.8,rng.uniform,cv2.FONT_HERSHEY_SIMPLEX
         put = lambda what,px,py,big,v: cv2.putText(ink, what, (int(s*px),int(s*py)), font, big*f, v, max(1,round(3*big*f)), cv2.LINE_AA)
         put('L' if left else 'R', u(.82,.93) if left else u(.03,.1), u(.15,.25), .38, int(u(190,255)))
+        who = ''.join(rng.choice(list('ABDEHJKMRSTW'),int(rng.integers(2,4))))     # the radiographer's initials
+        if rng.random()<.35: put(who, u(.82,.9) if left else u(.03,.1), u(.26,.31), .2, int(u(150,230)))
         if e.view=='AP': put(str(rng.choice(['PORTABLE','AP','SUPINE'])), .04, u(.06,.12), .22, 240)
         x = np.maximum(x,ink/np.float32(255))
     for k in range(4):
@@ -470,6 +605,24 @@ def finish(x:np.ndarray, # size×size float32 in [0,1]
     return x
 
 # %% ../nbs/03_phantom.ipynb #f8ef03ae
+def _skeleton(p, a, e):
+    "All bones, with the fine net of their marrow"
+    (back,front),out = ribs(p,a,e),np.zeros_like(p.x)
+    for l in back: _bone(p, out, l, .05)
+    for l in front: _bone(p, out, l, .045)
+    rng = np.random.default_rng(a.marrow)
+    return (.85*out+spine(p,a,e))*(1+.04*p.noise(rng,.15)+.05*p.noise(rng,.4))+shoulders(p,a,e)*(1+.03*p.noise(rng,1.2))
+
+def _shutters(p, att, rng):
+    "The borders that the collimator covers, and now and then the lines of a grid"
+    g = (np.arange(p.res)+.5)/p.cm
+    if rng.random()<.12: att = att+(rng.uniform(.002,.006)*np.sin(2*np.pi*g/rng.uniform(.12,.3))).astype(np.float32)
+    if rng.random()<.7: return att
+    for k in range(4):
+        edge = (rng.uniform(.6,2)*_step((rng.uniform(.1,.9)-g)/rng.uniform(.2,.9)+1)).astype(np.float32)
+        if rng.random()<.4: att = att+(edge if k<2 else edge[::-1])[(None,slice(None))[::(-1)**k]]
+    return att
+
 def attenuation(p:Plate, # detector
     a:AttrDict, # patient
     e:AttrDict, # exposure
@@ -484,15 +637,15 @@ def attenuation(p:Plate, # detector
     skin = np.minimum(thick/3,1)
     air = sum(l.path for l in ls)
     soft = np.maximum(thick-air,np.minimum(thick,1.3*a.wall))-gas(p,a,e,rng)*skin
-    att = .165*np.maximum(soft+skin*(.12*p.noise(rng,.8)+.2*p.noise(rng,2)+.3*p.noise(rng,5)),0)
+    fat = .4+1.6*a.fat
+    depth = cv2.distanceTransform((thick>.05).astype(np.uint8), cv2.DIST_L2, 5)/np.float32(p.cm)
+    soft = soft*(1-.13*_step((fat+.25-depth)/.5))
+    att = .165*np.maximum(soft+skin*(.05*p.noise(rng,.3)+.08*p.noise(rng,.8)+.18*p.noise(rng,2)+.3*p.noise(rng,5)),0)
     for l in ls: att = att+lungs_attenuation(p,a,e,l,m,rng)*np.minimum(skin,1)
-    (back,front),q = ribs(p,a,e),np.minimum(np.abs(p.x)/(a.w*e.wide+.3),1)**2
-    slant,r = 1/np.maximum(_sqrt(1-q),.7),a.rib*(1-.35*q*q*q)
-    bone = (tube(p.near(back),r)+.45*tube(p.near(front),1.1*r))*slant+spine(p,a,e)+shoulders(p,a,e)
-    att = att+.62*a.bone*bone*skin
+    att = att+.62*a.bone*_skeleton(p,a,e)*skin
     if rng.random()<(.45 if e.view=='AP' else .2): att = att+folds(p,a,rng)*skin
     n = int(rng.choice(4,p=[.15,.3,.3,.25] if e.view=='AP' else [.7,.15,.1,.05]))+int(len(masks)>0 and rng.random()<.25)
-    return att+devices(p,a,rng,n)
+    return _shutters(p,att+devices(p,a,rng,n),rng)
 
 # %% ../nbs/03_phantom.ipynb #c7629730
 def _areas(rng, n):
@@ -649,7 +802,7 @@ def make_phantoms(out:str, # folder to write
                  )->Path: # the folder
     "Write phantoms as the competition laid out its radiographs"
     out,rows = Path(out),plan_phantoms(n,size,seed,n_test,positive)
-    want = dict(version=2, n=n, size=size, seed=seed, n_test=len(rows)-n, positive=positive)
+    want = dict(version=3, n=n, size=size, seed=seed, n_test=len(rows)-n, positive=positive)
     if _reusable(out,want,rows): return out
     writable(out).mkdir(parents=True, exist_ok=True)
     note = out/'phantom.json'

@@ -246,13 +246,21 @@ _FILES = *_RUN,*(f'teacher/{f}' for f in _RUN),*(f'unlabelled/{f}' for f in ('ma
 
 def _brief(v): return f'[{few(v,2)}]' if isinstance(v,list) else repr(v)
 
-def _clear(out, names=_FILES):
-    "Remove what a training wrote"
-    for f in (f for n in names for f in out.glob(n)): shutil.rmtree(f) if f.is_dir() else f.unlink()
-
 def _changed(theirs, ours, keys=None):
     "What differs between two configurations, or between these keys of them, in words"
     return ', '.join(f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in ({**theirs,**ours} if keys is None else keys) if theirs.get(k)!=ours.get(k))
+
+# %% ../nbs/29_train.ipynb #d90000f3
+def _ours(out):
+    "Names of what the training in a folder wrote: a teacher only where it made one by itself"
+    try: config = json.loads((out/'config.json').read_text(encoding='utf-8'))
+    except (ValueError,OSError): config = {}
+    made = config.get('unlabelled') is not None and not config.get('teacher')
+    return [n for n in _FILES if made or not n.startswith('teacher/')]
+
+def _clear(out, names=_FILES):
+    "Remove what a training wrote"
+    for f in (f for n in names for f in out.glob(n)): shutil.rmtree(f) if f.is_dir() else f.unlink()
 
 # %% ../nbs/29_train.ipynb #d9000051
 def open_run(
@@ -263,7 +271,7 @@ def open_run(
     "Begin or go on; raises `RunError` for a folder of another training, `CheckpointError` for damaged checkpoints"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the run')
-    if fresh and out.exists(): _clear(out)
+    if fresh and out.exists(): _clear(out, _ours(out))
     if (out/'run.json').exists(): raise RunError(f'{out}: holds a run already; give another folder, or replace it with fresh=True')
     f,ours = out/'config.json',json.loads(json.dumps(config))
     if any(out.glob('checkpoint*.pt')):
@@ -318,6 +326,11 @@ def _suits(r, sts, loaders, state, out):
     if is_main(): notice('stages have smaller batches than were asked for, for want of images', [f'{a}, not {b}' for a,b in cut])
 
 # %% ../nbs/29_train.ipynb #d900008a
+def _same_marks(state, now, out):
+    "Does a training that goes on learn from the same radiographs and marks? Raises `RunError`"
+    then = json.loads(state['record'])['data'].get('unlabelled') if state else None
+    if then and then['digest']!=now['digest']: raise RunError(f'{out}: the unlabelled radiographs or the teachers changed since this training began ({then["n"]} radiographs then, {now["n"]} now); put them back, or begin anew with fresh=True')
+
 class _Explain:
     "Errors of a training, with what to do about them"
     def __init__(self, learn, out): self.learn,self.out = learn,out
@@ -334,6 +347,7 @@ class _Explain:
 # %% ../nbs/29_train.ipynb #d90000a1
 def _runs(teacher, unlabelled):
     "Folders of the teachers; raises `PtxError` where there is nothing to mark"
+    if unlabelled=='' or '' in ([teacher] if isinstance(teacher,(str,Path)) else list(teacher or ())): raise PtxError('an empty name for unlabelled radiographs or a teacher; name a folder, or leave it out')
     if unlabelled is None and teacher is not None: raise PtxError('teachers mark unlabelled radiographs, from which a student learns; give unlabelled=, a folder of them')
     runs = [] if teacher is None else [Path(t) for t in (teacher if isinstance(teacher,(list,tuple)) else [teacher])]
     return [str(f) for r in runs for f in (sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r])]
@@ -413,6 +427,7 @@ def train(
             weight = r.unlabelled_weight*loss_func.main.weights.get('bce',1)
             cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, weight, seed, workers, str(loaders[0].device), progress))
             for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
+            _same_marks(state, big.xray['unlabelled'], out)
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:
             with _attached(learn, cbs): _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)

@@ -71,6 +71,16 @@ def open_unlabelled(
     if c.fit!=how.fit or made!=first: raise UnlabelledError(f'{p}: fit {c.fit}, equalised by {made}; the labelled radiographs have fit {how.fit} and {first}; prepare both alike')
     return c
 
+# %% ../nbs/28_unlabelled.ipynb #a28000131
+def _plain(ids):
+    "Patients as text; 7, 7.0 and 0007 are one, as tables write them"
+    return ids.astype(str).str.replace(r'^0*(\d+?)(\.0)?$', r'\1', regex=True)
+
+def _same_turned(a, b):
+    "`same_pictures`, mirrored and inverted ones as well"
+    mirrored = b.reshape(-1,32,32)[:,:,::-1].reshape(len(b),-1)
+    return np.max([same_pictures(a,o) for o in (b,mirrored,-b,-mirrored)], 0)
+
 # %% ../nbs/28_unlabelled.ipynb #a2800013
 def _first(a, least=.99):
     "Position of the first picture that each is the same as: its own, unless it is a copy"
@@ -93,13 +103,13 @@ def usable(
     known = pd.concat([dls.train.items,held])
     names,why = known.ImageId.tolist(),pd.Series('', t.index)
     parts = [_pictures(dls.train.dataset)]+([_pictures(dls.valid.dataset)] if len(held) else [])
-    mine = thumbnails([cache.image(r) for r in t.row])
-    same,first = same_pictures(mine, np.concatenate(parts)),_first(mine)
+    mine = np.concatenate([thumbnails([cache.image(r)]) for r in t.row])     # one at a time: thousands of radiographs are gigabytes
+    same,first = _same_turned(mine, np.concatenate(parts)),_first(mine)
     def leave(rows, text): why[rows&(why=='')] = text
     leave(t.ImageId.isin(held.ImageId), 'is held back')
     leave(t.ImageId.isin(names), 'is labelled')
     for i in np.flatnonzero(same>=0): leave(t.index==t.index[i], f'the same picture as {names[same[i]]}, which is '+('held back' if same[i]>=len(dls.train.items) else 'labelled'))
-    if 'patient_id' in t and 'patient_id' in held: leave(t.patient_id.notna()&t.patient_id.isin(held.patient_id.dropna()), 'of a patient who is held back')
+    if 'patient_id' in t and 'patient_id' in held: leave(t.patient_id.notna()&_plain(t.patient_id).isin(_plain(held.patient_id.dropna())), 'of a patient who is held back')
     for i in np.flatnonzero(first!=np.arange(len(t))): leave(t.index==t.index[i], f'the same picture as {t.ImageId.iloc[first[i]]}')
     notice('unlabelled radiographs are not used', [f'{i} ({w})' for i,w in zip(t.ImageId,why) if w])
     if (why!='').all(): raise UnlabelledError(f'{cache.path}: none of {counted(len(t),"radiographs")} can be used beside the labelled ones; the first: {t.ImageId.iloc[0]} {why.iloc[0]}')
@@ -126,17 +136,31 @@ def _teachers(runs, fit, device):
         out.append((model,how))
     return out
 
-# %% ../nbs/28_unlabelled.ipynb #a280001a
-_TINY = .1   # a map whose maximum is lower marks nothing at any threshold in use
+# %% ../nbs/28_unlabelled.ipynb #a280001a1
+def _sum(marks): return hashlib.blake2b(np.ascontiguousarray(marks), digest_size=8).hexdigest()
+
+def _kept(f, note, shape, digest):
+    "How many marks are there already, None if they belong to others; damaged ones are told, and made anew"
+    try:
+        old = json.loads(note.read_text(encoding='utf-8'))
+        if old['digest']!=digest: return None
+        marks = np.load(f, mmap_mode='r')     # in another mode a file that is cut off would be filled up with zeros
+        if marks.shape==shape and _sum(marks[:old['done']])==old['sum']: return old['done']
+        why = 'not what was written'
+    except FileNotFoundError: return None
+    except (ValueError,KeyError,TypeError,OSError) as e: why = str(e)
+    notice('marks of unlabelled radiographs are damaged and made anew', [f'{f.parent} ({why})'])
 
 def _store(out, n, size, digest):
     "The array of marks, and how many are there; what belongs to others is begun anew"
     f,note = Path(out)/'marks.npy',Path(out)/'marks.json'
     Path(out).mkdir(parents=True, exist_ok=True)
-    old = json.loads(note.read_text(encoding='utf-8')) if note.exists() and f.exists() else {}
-    if old.get('digest')==digest: return np.load(f, mmap_mode='r+'),old['done']
+    if (done := _kept(f, note, (n,size,size), digest)) is not None: return np.load(f, mmap_mode='r+'),done
     note.unlink(missing_ok=True)
     return np.lib.format.open_memmap(f, 'w+', np.uint8, (n,size,size)),0
+
+# %% ../nbs/28_unlabelled.ipynb #a280001a
+_TINY = .1   # a map whose maximum is lower marks nothing at any threshold in use
 
 def mark(
     runs:list, # run folders of the teachers
@@ -160,10 +184,12 @@ def mark(
             bad = [f'{table.ImageId[done+i]} ({e})' for p in parts for i,e in p[3]]
             if bad: raise UnlabelledError(f'{bad[0]}: was readable when the cache was made; prepare the cache again')
             ps = [F.interpolate(m(how.batch(x.to(device))).sigmoid(), (cache.size,)*2, mode='bilinear') for (m,how),(_,x,_,_) in zip(nets,parts)]
+            if mad := [str(r) for r,p in zip(runs,ps) if not p.isfinite().all()]: raise UnlabelledError(f'{mad[0]}: its probabilities are no numbers, it has diverged; give another teacher')
             marks[done:done+n] = (torch.stack(ps).mean(0)[:,0]*255).round().byte().cpu().numpy()
             done += n
             marks.flush()
-            with written(Path(out)/'marks.json') as part: part.write_text(json.dumps(dict(digest=digest, teachers=[str(r) for r in runs], done=done)), encoding='utf-8')
+            note = dict(digest=digest, teachers=[str(r) for r in runs], done=done, sum=_sum(marks[:done]))
+            with written(Path(out)/'marks.json') as part: part.write_text(json.dumps(note), encoding='utf-8')
     top = marks.max()/255
     notice(f'teachers have marked nothing on {counted(len(table),"unlabelled radiographs")}, and a student learns nothing from that; train them longer, or give others', [f'{few([str(r) for r in runs])} (largest probability {top:.2g})'] if top<_TINY else [])
     return marks
@@ -234,11 +260,19 @@ class Unlabelled(Callback):
         self.cost = cost.detach()
 
 # %% ../nbs/28_unlabelled.ipynb #a280002b
+def _line(run):
+    "Records of a run, of its teachers, of theirs and so on, as far as they are there"
+    r = read_run(run)
+    if not isinstance(r.get('data'),dict): raise UnlabelledError(f'{run}/run.json: nothing in it about its data; it is damaged, train the teacher again')
+    yield r
+    for t in (r['data'].get('unlabelled') or {}).get('teachers',()):
+        if (Path(t)/'run.json').exists(): yield from _line(t)
+
 def _told(runs, held):
-    "Tell of validation images that teachers have learnt from"
+    "Tell of validation images that teachers, or teachers of these, have learnt from"
     if not held: return
     for r in runs:
-        known = set(held)-set(read_run(r)['data'].get('valid') or [])
+        known = set().union(*(set(held)-set(o['data'].get('valid') or []) for o in _line(r)))
         notice('teachers have, or may have, learnt from images that are held back here; scores on these are too good, unless they are held back from the teacher too', [f'{r} ({counted(len(known),"images")} of {len(held)})'] if known else [])
 
 def with_unlabelled(

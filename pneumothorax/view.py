@@ -39,7 +39,7 @@ def lines_of(
 # %% ../nbs/40d_view.ipynb #c430000f1
 def _html(facts):
     "Facts as a table, escaped"
-    return '<table>'+''.join(f'<tr><th style="text-align:left;padding-right:1em;vertical-align:top">{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>' for k,v in facts.items())+'</table>'
+    return '<table>'+''.join(f'<tr><th style="text-align:left;padding-right:1em;vertical-align:top">{html.escape(k)}</th><td style="overflow-wrap:anywhere">{html.escape(str(v))}</td></tr>' for k,v in facts.items())+'</table>'
 
 def _key(**shown):
     "Colours and what they mean"

@@ -197,6 +197,12 @@ def test_export_and_clean_change_nothing(tmp_path):
     rebuild(copy)
     assert snapshot(copy) == after   # an edit of the package does not last, so the comparison above sees it
 
+def test_every_notebook_is_in_the_table():
+    listed = re.findall(r'^\| \[([^]]+)\]\(([^)]+)\)', (ROOT/'nbs'/'README.md').read_text(encoding='utf-8'), re.MULTILINE)
+    assert [name for name, _ in listed] == sorted(f.stem for f in (ROOT/'nbs').glob('*.ipynb')) and all(f'{name}.ipynb' == link for name, link in listed)
+
+def test_the_front_page_is_short(): assert len((ROOT/'README.md').read_text(encoding='utf-8').splitlines()) <= 150
+
 def test_readme_agrees_with_the_index():
     text, pictures = readme.build()
     assert (ROOT/'README.md').read_text(encoding='utf-8') == text, 'run `make readme`'

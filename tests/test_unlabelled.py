@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, ok
+from safetensors.torch import load_file, save_file
 from test_train import launch
 
 from pneumothorax import cli
 from pneumothorax.cache import prepare
 from pneumothorax.crossval import cross_validate
+from pneumothorax.data import XrayInput
+from pneumothorax.dicom import read_xray
 from pneumothorax.folds import make_folds, save_folds
 from pneumothorax.learner import load_run, read_run
 from pneumothorax.phantom import make_phantoms
@@ -20,7 +23,7 @@ from pneumothorax.records import RunError
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import PtxNotice, siim_train
 from pneumothorax.train import train
-from pneumothorax.unlabelled import UnlabelledError
+from pneumothorax.unlabelled import UnlabelledError, _plain, _same_turned, mark, open_unlabelled, thumbnails
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 KW = {'size': 64, 'bs': 4, 'epochs': 1, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'progress': False, 'valid': .5}
@@ -136,3 +139,57 @@ def test_fresh_removes_nothing_of_the_user(taught, phantoms, others, tmp_path):
     for inside in (out/'unlabelled', out/'unlabelled'/'radiographs'):
         with pytest.raises(PtxError, match='where the run in .* keeps its own'): train(phantoms, out, fresh=True, **{**kw, 'unlabelled': inside})
     assert all(f.read_text() == 'mine' for f in mine)
+
+def test_fresh_keeps_a_run_that_only_lies_in_the_folder_teacher(phantoms, others, tmp_path):
+    train(phantoms, tmp_path/'r'/'teacher', **KW)
+    train(phantoms, tmp_path/'r', fresh=True, **KW)
+    assert (tmp_path/'r'/'teacher'/'run.json').exists() and (tmp_path/'r'/'run.json').exists()
+    train(phantoms, tmp_path/'r', unlabelled=others, teacher=tmp_path/'r'/'teacher', fresh=True, **KW)
+    assert (tmp_path/'r'/'teacher'/'model.safetensors').exists()
+
+def cut(f): f.write_bytes(f.read_bytes()[:1000])
+
+@pytest.mark.parametrize('spoil', [lambda d: cut(d/'marks.npy'), lambda d: (d/'marks.json').write_text('{"di'), lambda d: np.save(d/'marks.npy', np.full_like(np.load(d/'marks.npy'), 200))], ids=['cut off', 'note', 'changed'])
+def test_damaged_marks_are_made_anew(taught, others, tmp_path, spoil):
+    cache = open_unlabelled(others, tmp_path/'c', XrayInput.of(read_run(taught)['data']), 0, False)
+    first = np.array(mark([taught/'teacher'], cache, cache.table, tmp_path/'m', workers=0, progress=False))
+    spoil(tmp_path/'m')
+    assert 'damaged and made anew' in told(lambda: mark([taught/'teacher'], cache, cache.table, tmp_path/'m', workers=0, progress=False))
+    assert (np.load(tmp_path/'m'/'marks.npy') == first).all()
+    assert 'damaged' not in told(lambda: mark([taught/'teacher'], cache, cache.table, tmp_path/'m', workers=0, progress=False))
+
+def test_a_teacher_that_has_diverged_is_no_teacher(taught, others, tmp_path):
+    shutil.copytree(taught/'teacher', tmp_path/'t')
+    w = load_file(tmp_path/'t'/'model.safetensors')
+    save_file({k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in w.items()}, tmp_path/'t'/'model.safetensors')
+    cache = open_unlabelled(others, tmp_path/'c', XrayInput.of(read_run(taught)['data']), 0, False)
+    with pytest.raises(UnlabelledError, match='t: its probabilities are no numbers'): mark([tmp_path/'t'], cache, cache.table, tmp_path/'m', workers=0, progress=False)
+
+def test_what_teachers_of_teachers_have_learnt_from_is_told(taught, phantoms, others, tmp_path):
+    train(phantoms, tmp_path/'all', **{**KW, 'valid': 0})
+    ids = read_run(taught)['data']['valid']
+    kw = {**KW, 'valid': ids}
+    assert 'learnt from images that are held back' in told(lambda: train(phantoms, tmp_path/'one', unlabelled=others, teacher=tmp_path/'all', **kw))
+    assert 'learnt from images that are held back' in told(lambda: train(phantoms, tmp_path/'two', unlabelled=others, teacher=tmp_path/'one', **kw))
+
+def test_empty_names_are_no_folders(phantoms, taught, others, tmp_path):
+    for kw in ({'unlabelled': ''}, {'unlabelled': others, 'teacher': ['']}, {'unlabelled': others, 'teacher': ''}):
+        with pytest.raises(PtxError, match='an empty name'): train(phantoms, tmp_path/'r', **kw, **KW)
+
+def test_radiographs_that_change_stop_a_training_that_goes_on(taught, phantoms, others, tmp_path):
+    mine = shutil.copytree(others, tmp_path/'others')
+    kw = {**KW, 'epochs': 3, 'unlabelled': mine, 'teacher': taught/'teacher'}
+    train(phantoms, tmp_path/'r', max_hours=1e-6, **kw)
+    f = next(mine.rglob('*.dcm'))
+    kept = f.read_bytes()
+    f.unlink()
+    with pytest.raises(RunError, match='unlabelled radiographs or the teachers changed since this training began'): train(phantoms, tmp_path/'r', **kw)
+    f.write_bytes(kept)
+    train(phantoms, tmp_path/'r', **kw)
+    assert (tmp_path/'r'/'run.json').exists()
+
+def test_mirrored_and_inverted_copies_and_patients_as_tables_write_them(phantoms):
+    x = [read_xray(f) for f in sorted(phantoms.rglob('*.dcm'))[:4]]
+    a = thumbnails([x[0][:, ::-1], 1-x[1], 1-x[2][:, ::-1], x[3], np.random.default_rng(0).random((64, 64))])
+    assert _same_turned(a, thumbnails(x)).tolist() == [0, 1, 2, 3, -1]
+    assert _plain(pd.Series(['7', '7.0', '0007', '0', 'a07', '1.5', '70'])).tolist() == ['7', '7', '7', '0', 'a07', '1.5', '70']
