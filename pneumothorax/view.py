@@ -287,7 +287,7 @@ def _keep(self, healthy=False):
     "Keep an outline as a label"
     try: row = label_row(r := self.seen[self.now], np.zeros(self.seen[self.now].x.shape,np.uint8) if healthy else _mine(self))
     except PtxError as e: return _say(self, e)
-    if not self.labels: return _say(self, 'no label file was named when the server was started (--keep FILE); you can still take your outline away')
+    if not self.labels: return _say(self, 'no label file was named when the server was started; you can still take your outline away')
     try: _kept(Path(self.labels), r.image, row)
     except (PtxError,OSError) as e: return _say(self, e)
     _say(self, f'kept in {Path(self.labels).name}: {r.name}'+(', healthy' if healthy else ''))

@@ -65,7 +65,7 @@ def test_what_cannot_be_compared(runs, phantoms, tmp_path):
     r = json.loads((tmp_path/'moved'/'run.json').read_text())
     r['args']['data'] = str(tmp_path/'gone')
     (tmp_path/'moved'/'run.json').write_text(json.dumps(r))
-    with pytest.raises(PtxError, match='no longer there; predict its images where they are now'): compare([runs/'cv', tmp_path/'moved'], device='cpu')
+    with pytest.raises(PtxError, match='is not there; start where it was trained, or predict its images where they are now'): compare([runs/'cv', tmp_path/'moved'], device='cpu')
     assert not (tmp_path/'q.png').exists()
 
 def test_positives_without_an_outline_are_not_judged(runs, phantoms, tmp_path):

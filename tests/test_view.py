@@ -67,7 +67,7 @@ def test_what_is_said_is_what_is_drawn_and_taken(page, files):
     assert (rles_to_mask(back.own[0], m.shape) == m).all()
     assert read_labels(io_file(page, 'rle')).has_ptx[0]
     page.top.value, page.area.value = .99, 8000
-    assert '<td>nothing</td>' in page.facts.object and page.sources['lines'].data['xs'] == []
+    assert '>nothing</td>' in page.facts.object and page.sources['lines'].data['xs'] == []
     assert 'nothing is outlined' in page.take('sc').getvalue().decode()
 
 def io_file(page, kind):
