@@ -319,6 +319,7 @@ def write(out, root=ROOT):
     pages['index.ipynb'] = nbformat.writes(front)
     pages |= {f'api/{m}.md': api_page(m, s, links) for m, s in found.items()}
     pages |= {'api/index.md': api_index(found), 'commands.md': commands(links)}
+    pages['nbs/README.md'] = '---\norphan: true\n---\n' + (root/'nbs'/'README.md').read_text(encoding='utf-8')     # the front page points there
     pages['changelog.md'] = linked((root/'CHANGELOG.md').read_text(encoding='utf-8'), links)
     for name, text in pages.items():
         (out/name).parent.mkdir(parents=True, exist_ok=True)
