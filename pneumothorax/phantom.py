@@ -311,7 +311,7 @@ def spine(p:Plate, # detector
     box = (slice(None),slice(cols[0],cols[-1]+1))
     py = p.y[box]
     x,y = p.x[box]+.5*e.yaw-a.scoliosis*np.sin(py/7),(py+a.h/2+.7)/high
-    s,ax = ((y+.5)%1-.5)*high,None
+    s = ((y+.5)%1-.5)*high
     ax,grow = np.abs(x),_step((y+2)/3)*(.8+.045*np.clip(y,0,12))
     half = .8+.75*grow+.3*(s/high)**2
     edge = high/2-.2-.06*grow

@@ -83,18 +83,22 @@ class Reading:
             )->np.ndarray: # H×W uint8 in {0,1}
         "What a decision makes of the map, at the radiograph's own size"
         return at_size(decide(self.map if k is None else self.each[k], Decision.of(decision)), self.x.shape)
+    def masks(self, decision:object)->tuple: # H×W of the mean, and a list of those of several networks
+        "What a decision makes of all maps"
+        return self.mask(decision),[self.mask(decision,k) for k in range(len(self.each))]
     def steps(self, decision:object)->pd.DataFrame: # step, asked, found, area (pixels of the 1024² frame)
         "How it was decided"
         return explain(self.map, Decision.of(decision))
 
 # %% ../nbs/40c_reading.ipynb #c4200011
-def _facts(r, decision):
-    "Question → answer"
-    told,p = describe_mask(m := r.mask(decision), r.x, r.path),r.prob
+def _facts(r, decision, masks=None):
+    "Question → answer; `masks` of `Reading.masks`, if they are there already"
+    m,each = masks or r.masks(decision)
+    told,p = describe_mask(m, r.x, r.path),r.prob
     area = f'{told["area"]:,} of its {m.size:,} pixels'+(f', {told["area_mm2"]/100:.1f} cm²' if told['area_mm2']>0 else '')
     out = {'radiograph':r.name, 'outlined':f"{patient_side(told)}, {area}" if m.any() else 'nothing', 'highest probability':f'{p:.2f}'}
     if r.known: out['what that has meant'] = known_as(r.known, p)
-    if r.each: out['networks'] = f'{sum(bool(r.mask(decision,k).any()) for k in range(len(r.each)))} of {len(r.each)} outline something'
+    if r.each: out['networks'] = f'{sum(bool(o.any()) for o in each)} of {len(r.each)} outline something'
     if told['extent']>0: out['share of the lung field'] = f'{told["extent"]:.0%}'
     if told['remarks']: out['to know'] = told['remarks']
     if r.unfiled: out['DICOM objects'] = f'none: the file {r.unfiled}'

@@ -20,7 +20,7 @@ from .records import read_record
 from .decide import AREAS, TOPS, BOTTOMS, Decision, count_pixels, nested_search, search, surface_figure
 from .submission import _readable
 from .cases import Cases, about_runs, open_cases, run_history, run_record, runs_in
-from .groups import MEASURES, by_group, group_figure, group_text, grouped, score_table, true_sides
+from .groups import _BLUE, MEASURES, by_group, group_figure, group_text, grouped, score_table, true_sides
 
 # %% ../nbs/40b_report.ipynb #c40b000c
 _INK = '#010203'     # what matplotlib draws in it takes the colour of the text around
@@ -178,7 +178,7 @@ def probabilities_figure(
     with inked():
         fig = Figure(figsize=(8.5,2.9) if known else (5,2.9), layout='constrained')
         ax,*more = fig.subplots(1,1+known,squeeze=False)[0]
-        kinds = [('healthy','#2b87c8',~t.has_ptx.astype(bool)),('pneumothorax','#d55e00',t.has_ptx.astype(bool))] if known else [('radiographs','#2b87c8',t.max_prob>=0)]
+        kinds = [('healthy',_BLUE,~t.has_ptx.astype(bool)),('pneumothorax','#d55e00',t.has_ptx.astype(bool))] if known else [('radiographs',_BLUE,t.max_prob>=0)]
         ax.hist([t.max_prob[m] for *_,m in kinds], edges, stacked=True, color=[c for _,c,_ in kinds], label=[f'{n} ({int(m.sum())})' for n,_,m in kinds])
         ax.set(xlabel='highest probability of the map', ylabel='radiographs', xlim=(0,1))
         ax.legend(fontsize=9)
@@ -187,8 +187,8 @@ def probabilities_figure(
             at = np.clip(np.digitize(t.max_prob,edges)-1, 0, bins-1)
             g = t.groupby(at).agg(p=('max_prob','mean'), share=('has_ptx','mean'), n=('has_ptx','size'))
             ax.plot([0,1],[0,1], color='.6', lw=1)
-            ax.plot(g.p, g.share.astype(float), color='#2b87c8', lw=1)
-            ax.scatter(g.p, g.share.astype(float), 12*np.log10(g.n*10), color='#2b87c8')
+            ax.plot(g.p, g.share.astype(float), color=_BLUE, lw=1)
+            ax.scatter(g.p, g.share.astype(float), 12*np.log10(g.n*10), color=_BLUE)
             ax.set(xlabel='highest probability of the map', ylabel='share with a pneumothorax', xlim=(-.03,1.03), ylim=(-.03,1.03))
         for ax in fig.axes: ax.spines[['top','right']].set_visible(False)
     return fig

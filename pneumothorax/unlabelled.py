@@ -79,7 +79,8 @@ def _plain(ids):
 def _same_turned(a, b):
     "`same_pictures`, mirrored and inverted ones as well"
     mirrored = b.reshape(-1,32,32)[:,:,::-1].reshape(len(b),-1)
-    return np.max([same_pictures(a,o) for o in (b,mirrored,-b,-mirrored)], 0)
+    at = same_pictures(a, np.concatenate([b,mirrored,-b,-mirrored]))
+    return np.where(at<0, at, at%max(len(b),1))
 
 # %% ../nbs/28_unlabelled.ipynb #a2800013
 def _first(a, least=.99):
@@ -137,7 +138,7 @@ def _teachers(runs, fit, device):
     return out
 
 # %% ../nbs/28_unlabelled.ipynb #a280001a1
-def _sum(marks): return hashlib.blake2b(np.ascontiguousarray(marks), digest_size=8).hexdigest()
+def _sum(marks): return hashlib.blake2b(np.ascontiguousarray(marks), digest_size=8)     # goes on by `update`
 
 def _kept(f, note, shape, digest):
     "How many marks are there already, None if they belong to others; damaged ones are told, and made anew"
@@ -145,7 +146,7 @@ def _kept(f, note, shape, digest):
         old = json.loads(note.read_text(encoding='utf-8'))
         if old['digest']!=digest: return None
         marks = np.load(f, mmap_mode='r')     # in another mode a file that is cut off would be filled up with zeros
-        if marks.shape==shape and _sum(marks[:old['done']])==old['sum']: return old['done']
+        if marks.shape==shape and _sum(marks[:old['done']]).hexdigest()==old['sum']: return old['done']
         why = 'not what was written'
     except FileNotFoundError: return None
     except (ValueError,KeyError,TypeError,OSError) as e: why = str(e)
@@ -176,7 +177,7 @@ def mark(
     nets = _teachers(runs, cache.fit, device)
     digest = teacher_digest(nets, table, cache)
     marks,done = _store(out, len(table), cache.size, digest)
-    paths,rest = table.path.tolist()[done:],len(table)-done
+    paths,rest,summed = table.path.tolist()[done:],len(table)-done,_sum(marks[:done])
     dls = [xray_batches(paths, how.loader(), bs, workers) for _,how in nets]
     with torch.inference_mode():
         for parts in bar(zip(*dls), progress and rest, -(-rest//bs)):
@@ -186,9 +187,10 @@ def mark(
             ps = [F.interpolate(m(how.batch(x.to(device))).sigmoid(), (cache.size,)*2, mode='bilinear') for (m,how),(_,x,_,_) in zip(nets,parts)]
             if mad := [str(r) for r,p in zip(runs,ps) if not p.isfinite().all()]: raise UnlabelledError(f'{mad[0]}: its probabilities are no numbers, it has diverged; give another teacher')
             marks[done:done+n] = (torch.stack(ps).mean(0)[:,0]*255).round().byte().cpu().numpy()
+            summed.update(np.ascontiguousarray(marks[done:done+n]))
             done += n
             marks.flush()
-            note = dict(digest=digest, teachers=[str(r) for r in runs], done=done, sum=_sum(marks[:done]))
+            note = dict(digest=digest, teachers=[str(r) for r in runs], done=done, sum=summed.hexdigest())
             with written(Path(out)/'marks.json') as part: part.write_text(json.dumps(note), encoding='utf-8')
     top = marks.max()/255
     notice(f'teachers have marked nothing on {counted(len(table),"unlabelled radiographs")}, and a student learns nothing from that; train them longer, or give others', [f'{few([str(r) for r in runs])} (largest probability {top:.2g})'] if top<_TINY else [])

@@ -77,7 +77,7 @@ class Page:
         self.equal = w.Select(name='equalisation', options=['none',*EQUALIZERS])
         self.layer = w.RadioButtonGroup(options=list(LAYERS), value='radiograph alone')
         self.alpha = w.FloatSlider(name='strength of the layer', start=0, end=1, value=.5, step=.05)
-        self.top,self.bottom = (w.FloatSlider(name=n, start=.01, end=.99, step=.01, value=v) for n,v in (('top threshold: is there a pneumothorax?',t.top),('bottom threshold: what is outlined',t.bottom)))
+        self.top,self.bottom = (w.FloatSlider(name=n, start=.01, end=.99, step=.01, value=v) for n,v in (('top threshold: is there a pneumothorax?',t.top),('bottom threshold: what is outlined',min(t.bottom,t.top))))
         self.area = w.IntSlider(name='pixels above the top threshold, at least (of 1024²)', start=0, end=8000, step=50, value=int(t.min_area))
         self.each = w.Toggle(name='outline of each network', visible=len(room.nets)>1)
         self.hide = w.Toggle(name='hide the prediction, and draw first')
@@ -95,8 +95,7 @@ class Page:
         self.names.add(name)
         return name
     def triplet(self)->Triplet:
-        "What the sliders say; the mask can't begin above what decides"
-        if self.bottom.value>self.top.value: self.bottom.value = self.top.value
+        "What the sliders say"
         return Triplet(self.top.value, self.area.value, self.bottom.value)
 
 # %% ../nbs/40d_view.ipynb #c430000e
@@ -126,7 +125,11 @@ def _wire(self):
     self.plot = _figure(self)
     self.window.jslink(self.grey, code={'value':'target.low = 65535*source.value[0]; target.high = 65535*source.value[1]'})
     self.alpha.jslink(self.over.glyph, value='global_alpha')
-    for s in (self.top,self.bottom,self.area,self.each,self.hide): s.param.watch(lambda e: self.cut(), 'value')
+    def moved(e):
+        "The mask can't begin above what decides; a slider that follows is a move of its own"
+        if self.bottom.value>self.top.value: self.bottom.value = self.top.value
+        else: self.cut()
+    for s in (self.top,self.bottom,self.area,self.each,self.hide): s.param.watch(moved, 'value')
     for s in (self.layer,self.hide): s.param.watch(lambda e: self.lay(), 'value')
     self.hide.param.watch(lambda e: self.clear(), 'value')
     self.equal.param.watch(lambda e: self.show(), 'value')
@@ -206,7 +209,7 @@ def _look(self, name):
 
 def _turn(self, name):
     "The same, since the reader wants it: what was wrong before is read by now"
-    self.wrong,self.said.visible = [],False
+    self.wrong,self.said.visible,self.now = [],False,name
     self.which.value = name
     self.look(name)
 
@@ -237,16 +240,17 @@ def _cut(self):
     "Decide anew, and say what came of it"
     if not self.now: return
     r,t,rows = self.seen[self.now],self.triplet(),[]
+    m,each = masks = r.masks(t)
     hidden = self.hide.value
     self.plot.toolbar.active_drag = self.pencil if hidden else self.plot.tools[0]
     for b in self.buttons.values(): b.visible = hidden
-    for k,f in zip(TAKEN,self.files): f.disabled = k in ('dicomseg','sc') and bool(hidden or r.unfiled or not r.mask(t).any())
+    for k,f in zip(TAKEN,self.files): f.disabled = k in ('dicomseg','sc') and bool(hidden or r.unfiled or not m.any())
     self.key.object = _key(predicted=not hidden, each=not hidden and self.each.value, mine=hidden)
     if not hidden:
-        if self.each.value: rows += [(x,y,'#cccccc',1) for k in range(len(r.each)) for x,y in zip(*lines_of(r.mask(t,k)))]
-        rows += [(x,y,COLOURS['predicted'],2) for x,y in zip(*lines_of(r.mask(t)))]
+        if self.each.value: rows += [(x,y,'#cccccc',1) for o in each for x,y in zip(*lines_of(o))]
+        rows += [(x,y,COLOURS['predicted'],2) for x,y in zip(*lines_of(m))]
     self.sources['lines'].data = dict(zip(('xs','ys','colour','width'), map(list,zip(*rows)) if rows else ([],[],[],[])))
-    self.facts.object = '' if hidden else _html(r.facts(t))
+    self.facts.object = '' if hidden else _html(r.facts(t,masks))
     self.steps.object = None if hidden else r.steps(t)     # pixels of a frame of 1024²
 
 def _clear(self):
