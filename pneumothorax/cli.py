@@ -289,9 +289,9 @@ def ptx_train(
         return
     learn = t.train(data, out, valid=.2 if valid is None else valid, **kw)
     if not t.is_main(): return
-    print(f'{counted(learn.dls.xray["n_train"],"images")} trained on, {len(learn.dls.xray["valid"])} held back; run in {out}')
+    print(f'{counted(learn.dls.xray["n_train"],"images")} trained on, {len(learn.dls.xray["valid"])} held back; run in {learn.path}')
     first = '' if (Path(out)/'run.json').exists() else 'the same command, which goes on; or, with what was learned so far, '
-    _next(first+'ptx_predict', Path(out), 'IMAGES --out pred')
+    _next(first+'ptx_predict', learn.path, 'IMAGES --out pred')
 
 # %% ../nbs/41_cli.ipynb #fold0001
 def _table(data, labels, frame=None):

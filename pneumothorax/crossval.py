@@ -235,7 +235,7 @@ def _given(kwargs):
     name = kwargs.get('recipe') or 'default'
     r = make_recipe(name, **{k:v for k,v in kwargs.items() if k not in _OWN})
     given = dict(recipe=name if isinstance(name,str) else 'own', labels=None if kwargs.get('labels') is None else data_name(kwargs['labels']), weights=kwargs.get('weights'))
-    if kwargs.get('unlabelled') is not None: given['unlabelled'] = str(kwargs['unlabelled'])
+    if kwargs.get('unlabelled') is not None: given['unlabelled'] = str(Path(kwargs['unlabelled']).resolve())
     if kwargs.get('frame') is not None: given['frame'] = list(frame_shape(kwargs['frame']))
     return json.loads(json.dumps({**given, **{k:getattr(r,k) for k in FIELDS}}, default=str))
 

@@ -19,7 +19,7 @@ from .samplers import Seeded
 from .encoders import ENCODER, find_encoder
 from .hyperunet import unet_split
 from .files import written
-from .records import FORMAT, RunError, versions, write_record
+from .records import FORMAT, RunError, read_record, versions, write_record
 from .states import last_state, read_tensors, save_weights
 from .loop import XrayLearner
 from .optimizers import xray_optimizer
@@ -51,28 +51,39 @@ def _network(model, encoder, weights, seed):
         net = xray_model(model, encoder, weights)
     return net.to(memory_format=torch.channels_last),weights
 
-def _shares(weights):
-    "Share of synthetic radiographs in the training of a run whose weights are taken, and in what that began with; None where that is not known"
+def _before(weights):
+    "What the run whose weights are taken says of its data and of its model; nothing where they are of no run"
     f = Path(weights)/'run.json' if weights else None
-    if f is None or not f.exists(): return None,None
-    r = json.loads(f.read_text(encoding='utf-8'))
-    return r.get('data',{}).get('synthetic'),r.get('model',{}).get('pretrained_synthetic')
+    r = read_record(f) if f is not None and f.exists() else {}
+    return r.get('data') or {},r.get('model') or {}
+
+def _known_before(data, dls):
+    "Images held back here that a run has learnt from, as far as its record tells: they are of its data, and it held back others"
+    x,theirs = getattr(dls,'xray',{}),set(data.get('valid') or ())
+    held = set(x.get('valid') or ())
+    if not held: return []
+    same = theirs & {*held,*dls.train.items.ImageId} if theirs else data.get('n_train')==x['n_train']+len(held)
+    return sorted(held-theirs) if same else []
 
 # %% ../nbs/24_learner.ipynb #1380000f
-def _of_phantoms(share, weights, dls):
-    "Tell of weights of a run that knows synthetic radiographs only, under others"
-    if (share or 0)<1 or _synthetic(dls) or rank_distrib(): return
+def _told_of(data, weights, dls):
+    "Tell of weights of a run that knows synthetic radiographs only, under others, or has learnt what is held back here"
+    if rank_distrib(): return
+    alien = (data.get('synthetic') or 0)>=1 and not _synthetic(dls)
     notice('trainings have begun with weights of synthetic radiographs, on others',
-        [f'{weights} (what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet)'])
+        [f'{weights} (what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet)']*alien)
+    known = _known_before(data, dls)
+    notice('trainings have begun with weights of a run that has learnt from images held back here; scores on these are too good',
+        [f'{weights} ({len(known)} of {counted(len(dls.xray["valid"]),"images")}; hold back the same ones there and here, or start from other weights)']*bool(known))
 
 def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **kwargs):
     "A `Learner` of a network that is there already"
-    shares = _shares(weights)
-    _of_phantoms(shares[0], weights, dls)
+    data,model = _before(weights)
+    _told_of(data, weights, dls)
     if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or LOSS))
     learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
         cbs=[Seeded(seed),*L(cbs)], **kwargs)
-    before = max((s for s in shares if s is not None), default=None)
+    before = max((s for s in (data.get('synthetic'),model.get('pretrained_synthetic')) if s is not None), default=None)
     learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=before)
     return learn
 

@@ -242,7 +242,7 @@ def fit_stage(
 # %% ../nbs/29_train.ipynb #d90000f1
 _RUN = ('run.json','config.json','checkpoint*','.*.part','model*.safetensors','history.csv','history.png','valid.png',
     'epochs','overlays','tensorboard')
-_FILES = *_RUN,*(f'teacher/{f}' for f in _RUN),*(f'unlabelled/{f}' for f in ('marks.npy','marks.json','radiographs/cache.json','radiographs/index.csv','radiographs/rows.npy'))
+_FILES = *_RUN,*(f'teacher/{f}' for f in _RUN),*(f'unlabelled/{f}' for f in ('left_out.csv','marks.npy','marks.json','radiographs/cache.json','radiographs/index.csv','radiographs/rows.npy'))
 
 def _brief(v): return f'[{few(v,2)}]' if isinstance(v,list) else repr(v)
 
@@ -350,12 +350,15 @@ def _runs(teacher, unlabelled):
     if unlabelled=='' or '' in ([teacher] if isinstance(teacher,(str,Path)) else list(teacher or ())): raise PtxError('an empty name for unlabelled radiographs or a teacher; name a folder, or leave it out')
     if unlabelled is None and teacher is not None: raise PtxError('teachers mark unlabelled radiographs, from which a student learns; give unlabelled=, a folder of them')
     runs = [] if teacher is None else [Path(t) for t in (teacher if isinstance(teacher,(list,tuple)) else [teacher])]
-    return [str(f) for r in runs for f in (sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r])]
+    runs = [str(f.resolve()) for r in runs for f in (sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r])]
+    if twice := sorted({r for r in runs if runs.count(r)>1}): raise PtxError(f'teacher={few(twice)}: named twice; each has one voice, name it once')
+    return runs
 
 def _teach(data, out, recipe, hours, config, kw):
     "Train the teacher, if it is not there; what `train` returns if time was up. Raises `RunError` for a teacher of another configuration"
     there = lambda: on_main(lambda: (out/'run.json').exists())
     if not there():
+        if kw['progress']: print(f'the teacher comes first, in {out}')
         learn = train(data, out, recipe, max_hours=hours and max(hours,1e-9), **kw)
         return None if there() else learn
     ours = json.loads(json.dumps(config))
@@ -397,12 +400,13 @@ def train(
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
     teacher = _runs(teacher, unlabelled)
+    if unlabelled is None and changes.get('unlabelled_weight') is not None: raise PtxError(f'unlabelled_weight={r.unlabelled_weight}: of which radiographs? give unlabelled=, a folder of them')
     if unlabelled is not None and Path(unlabelled).resolve().is_relative_to((out/'unlabelled').resolve()): raise PtxError(f'unlabelled={unlabelled}: this is where the run in {out} keeps its own; give another folder for the run')
     loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
     plain = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
         seed=seed, labels=None if labels is None else data_name(labels), weights=weights and str(weights),
         **({} if frame is None else dict(frame=list(frame_shape(frame)))))
-    config = {**plain, **({} if unlabelled is None else dict(unlabelled=str(unlabelled), teacher=teacher))}
+    config = {**plain, **({} if unlabelled is None else dict(unlabelled=str(Path(unlabelled).resolve()), teacher=teacher))}
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         state = main_first(lambda: open_run(out, config, fresh and is_main()))
@@ -427,6 +431,7 @@ def train(
             weight = r.unlabelled_weight*loss_func.main.weights.get('bce',1)
             cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, weight, seed, workers, str(loaders[0].device), progress))
             for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
+            if progress and is_main(): print(f'the student learns from {counted(big.xray["unlabelled"]["n"],"unlabelled radiographs")} as well, in {out}')
             _same_marks(state, big.xray['unlabelled'], out)
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:

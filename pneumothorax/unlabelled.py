@@ -21,7 +21,7 @@ from .data import LoadXray, TensorXrayMask, XrayInput, xray_batches
 from .files import written
 from .states import weights_digest
 from .distributed import on_main, world
-from .learner import load_run, read_run
+from .learner import _synthetic, _synthetic_only, load_run, read_run
 
 # %% ../nbs/28_unlabelled.ipynb #a280000c
 def thumbnails(
@@ -98,6 +98,7 @@ def _pictures(items):
 def usable(
     cache:XrayCache, # of unlabelled radiographs
     dls:object, # from `xray_dls`: the labelled ones, training and validation
+    out:str=None, # folder for left_out.csv: which are left out, and why
 )->pd.DataFrame: # rows of the cache's table
     "Leave out what is labelled or held back already, under whatever name; raises `UnlabelledError` if nothing is left"
     t,held = cache.table,dls.valid.items if dls.xray['valid'] else dls.train.items.head(0)
@@ -112,7 +113,9 @@ def usable(
     for i in np.flatnonzero(same>=0): leave(t.index==t.index[i], f'the same picture as {names[same[i]]}, which is '+('held back' if same[i]>=len(dls.train.items) else 'labelled'))
     if 'patient_id' in t and 'patient_id' in held: leave(t.patient_id.notna()&_plain(t.patient_id).isin(_plain(held.patient_id.dropna())), 'of a patient who is held back')
     for i in np.flatnonzero(first!=np.arange(len(t))): leave(t.index==t.index[i], f'the same picture as {t.ImageId.iloc[first[i]]}')
-    notice('unlabelled radiographs are not used', [f'{i} ({w})' for i,w in zip(t.ImageId,why) if w])
+    left = pd.DataFrame(dict(ImageId=t.ImageId, why=why))[why!='']
+    notice('unlabelled radiographs are not used', [f'{i} ({w})' for i,w in left.itertuples(index=False)])
+    if out is not None: left.to_csv(Path(out)/'left_out.csv', index=False)
     if (why!='').all(): raise UnlabelledError(f'{cache.path}: none of {counted(len(t),"radiographs")} can be used beside the labelled ones; the first: {t.ImageId.iloc[0]} {why.iloc[0]}')
     return t[why==''].reset_index(drop=True)
 
@@ -270,10 +273,10 @@ def _line(run):
     for t in (r['data'].get('unlabelled') or {}).get('teachers',()):
         if (Path(t)/'run.json').exists(): yield from _line(t)
 
-def _told(runs, held):
-    "Tell of validation images that teachers, or teachers of these, have learnt from"
-    if not held: return
-    for r in runs:
+def _told(runs, held, synthetic):
+    "Tell of teachers of phantoms, and of validation images that teachers, or teachers of these, have learnt from"
+    notice('teachers know synthetic radiographs only, and mark others; what they believe of these is seldom right', [r for r in runs if not synthetic and _synthetic_only(next(_line(r)))])
+    for r in runs*bool(held):
         known = set().union(*(set(held)-set(o['data'].get('valid') or []) for o in _line(r)))
         notice('teachers have, or may have, learnt from images that are held back here; scores on these are too good, unless they are held back from the teacher too', [f'{r} ({counted(len(known),"images")} of {len(held)})'] if known else [])
 
@@ -291,9 +294,10 @@ def with_unlabelled(
     "Read, leave out, mark; raises `UnlabelledError`, `RunError`"
     out,held = Path(out),dls.xray['valid']
     def made():
+        out.mkdir(parents=True, exist_ok=True)
         cache = open_unlabelled(path, out/'radiographs', XrayInput.of(dls.xray), workers, progress)
-        _told(runs, held)
-        t = usable(cache, dls)
+        _told([str(r) for r in runs], held, _synthetic(dls))
+        t = usable(cache, dls, out)
         mark(runs, cache, t, out, workers=workers, device=device, progress=progress)
         return str(cache.path),t.row.tolist(),json.loads((out/'marks.json').read_text(encoding='utf-8'))['digest']
     cache,rows,digest = on_main(made)

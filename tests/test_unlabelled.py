@@ -23,7 +23,7 @@ from pneumothorax.records import RunError
 from pneumothorax.rle import PtxError
 from pneumothorax.siim import PtxNotice, siim_train
 from pneumothorax.train import train
-from pneumothorax.unlabelled import UnlabelledError, _plain, _same_turned, mark, open_unlabelled, thumbnails
+from pneumothorax.unlabelled import UnlabelledError, _plain, _same_turned, _told, mark, open_unlabelled, thumbnails
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 KW = {'size': 64, 'bs': 4, 'epochs': 1, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'progress': False, 'valid': .5}
@@ -89,9 +89,12 @@ def test_a_teacher_that_marks_nothing_is_told(taught, phantoms, others, tmp_path
     said = told(lambda: train(phantoms, tmp_path/'r', unlabelled=others, teacher=taught/'teacher', **KW))
     assert '1 teacher has marked nothing on 12 unlabelled radiographs' in said and 'largest probability 0.01' in said
 
-def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path):
+def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path, capsys):
     said = told(lambda: train(phantoms, tmp_path/'r', unlabelled=others, max_hours=1e-6, **{**KW, 'epochs': 3}))
     assert 'stopped for want of time' in said and not (tmp_path/'r'/'run.json').exists()
+    cli.ptx_train.main([str(a) for a in (phantoms, '--out', tmp_path/'c', '--unlabelled', others, '--max_hours', 1e-6, *TINY, '--epochs', 3)])
+    said = capsys.readouterr().out
+    assert f'run in {tmp_path/"c"/"teacher"}' in said and f'ptx_predict {tmp_path/"c"/"teacher"} IMAGES' in said
     train(phantoms, tmp_path/'r', unlabelled=others, **{**KW, 'epochs': 3})
     assert (tmp_path/'r'/'run.json').exists() and (tmp_path/'r'/'teacher'/'run.json').exists()
 
@@ -171,6 +174,46 @@ def test_what_teachers_of_teachers_have_learnt_from_is_told(taught, phantoms, ot
     kw = {**KW, 'valid': ids}
     assert 'learnt from images that are held back' in told(lambda: train(phantoms, tmp_path/'one', unlabelled=others, teacher=tmp_path/'all', **kw))
     assert 'learnt from images that are held back' in told(lambda: train(phantoms, tmp_path/'two', unlabelled=others, teacher=tmp_path/'one', **kw))
+
+def test_what_is_left_out_is_listed(taught, phantoms, others, tmp_path):
+    mine = shutil.copytree(others, tmp_path/'others')
+    own = sorted((phantoms/'dicom-images-train').rglob('*.dcm'))[:2]
+    for f in own: shutil.copy(f, mine)
+    train(phantoms, tmp_path/'r', unlabelled=mine, teacher=taught/'teacher', **KW)
+    left = pd.read_csv(tmp_path/'r'/'unlabelled'/'left_out.csv')
+    assert set(left.ImageId) == {f.stem for f in own} and set(left.why) <= {'is held back', 'is labelled'}
+    train(phantoms, tmp_path/'r', unlabelled=others, teacher=taught/'teacher', fresh=True, **KW)
+    assert not len(pd.read_csv(tmp_path/'r'/'unlabelled'/'left_out.csv'))
+
+def test_teachers_of_phantoms_are_told_on_other_radiographs(taught):
+    for synthetic, there in ((None, True), (0., True), (1., False)):
+        assert ('know synthetic radiographs only' in told(lambda: _told([taught/'teacher'], [], synthetic))) == there   # noqa: B023
+
+def test_a_folder_may_be_named_from_elsewhere(phantoms, taught, others, tmp_path, monkeypatch):
+    kw = {**KW, 'epochs': 2}
+    monkeypatch.chdir(others.parent)
+    train(phantoms, tmp_path/'r', unlabelled=others.name, teacher=taught/'teacher', max_hours=1e-6, **kw)
+    monkeypatch.chdir(taught)
+    train(phantoms, tmp_path/'r', unlabelled=others, teacher='teacher', **kw)
+    assert (tmp_path/'r'/'run.json').exists()
+
+def test_a_teacher_twice_and_a_weight_of_nothing(phantoms, taught, others, tmp_path):
+    with pytest.raises(PtxError, match='named twice'): train(phantoms, tmp_path/'r', unlabelled=others, teacher=[taught, f'{taught}/'], **KW)
+    with pytest.raises(PtxError, match='unlabelled_weight=1.0: of which'): train(phantoms, tmp_path/'r', unlabelled_weight=1., **KW)
+
+def test_weights_that_have_seen_what_is_held_back_are_told(phantoms, taught, tmp_path):
+    "Of a run that held back others, or none; not of one that held back the same, nor of one of other radiographs"
+    seen, ids = 'learnt from images held back here', read_run(taught)['data']['valid']
+    start = lambda w, **kw: told(lambda: train(phantoms, tmp_path/'r', fresh=True, **{**KW, 'weights': w, **kw}))
+    assert seen not in start(taught/'teacher', valid=ids)
+    others = [i for i in siim_train(phantoms).ImageId if i not in ids]
+    assert f'{len(others)} of {len(others)} images' in start(taught/'teacher', valid=others)
+    train(phantoms, tmp_path/'all', **{**KW, 'valid': 0})
+    assert f'{len(ids)} of {len(ids)} images' in start(tmp_path/'all', valid=ids)
+    other = shutil.copytree(taught/'teacher', tmp_path/'t')
+    r = json.loads((other/'run.json').read_text())
+    (other/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'valid': ['a', 'b']}}))
+    assert seen not in start(other, valid=ids)
 
 def test_empty_names_are_no_folders(phantoms, taught, others, tmp_path):
     for kw in ({'unlabelled': ''}, {'unlabelled': others, 'teacher': ['']}, {'unlabelled': others, 'teacher': ''}):
