@@ -4,16 +4,20 @@ The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), i
 changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored by the triplet that was chosen on the maps of the
 other two folds, of the same variant and seed, so no test image had a say; beside it stands the same by a triplet that was chosen on nothing (0.5,2000,0.3), the
 AUROC of images, the share of the 598 weak negatives of `$PTX_SHARED/unlabelled` that the rule marks (each third by the network of one fold), and what differs from the base in
-pairs, with 95 % intervals by patient. What stands in OUT is not made again; variants whose runs are not all there are
-left out; what tests/results/training.csv knows from another machine is taken from there (without minutes and false alarms). `outlines` is Dice on positives where each of them is marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to
+pairs, with 95 % intervals by patient. What stands in OUT is not made again, unless it was made with other settings or by another version, which is told; a variant that
+fails is told with its error, in the report as well, and the others go on; variants whose runs are not all there are told. What tests/results/training.csv knows from
+another machine is taken from there (without minutes and false alarms), if its settings in training.json are those of today. Differences are taken in seeds that both have. `outlines` is Dice on positives where each of them is marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to
 somebody who knows that there is a pneumothorax. tests/results/training.csv has a row per image, variant and seed."""
+import json
 import multiprocessing
 import re
 import sys
 import time
+import traceback
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,7 @@ import torch
 from comparing import ENCODER, SHARED, all_images, ends, parser, same_recipe, write
 from rivals import RIVALS, rival
 
+from pneumothorax import __version__
 from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
 from pneumothorax.cache import prepare
 from pneumothorax.data import xray_dls
@@ -30,7 +35,7 @@ from pneumothorax.folds import make_folds
 from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.records import open_maps
 
-FOLDS, FIXED, RESULTS = range(3), Triplet(.5, 2000, .3), Path(__file__).parent/'results'/'training.csv'
+FOLDS, FIXED, OWN, RESULTS = range(3), Triplet(.5, 2000, .3), ('masks', 'healthy', 'teacher', 'rival'), Path(__file__).parent/'results'/'training.csv'
 OTHER = 'bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice'
 VARIANTS = {
     'base': {},
@@ -60,6 +65,37 @@ VARIANTS = {
 def chosen(a): return list(dict.fromkeys(v for k in a.only for v in VARIANTS if v == k or (k not in VARIANTS and v.startswith(k))))
 
 def name_of(variant, seed, fold): return f'{re.sub("[^a-z0-9.]+", "-", variant.lower())}.seed{seed}.fold{fold}'
+
+def settings(a, variant):
+    "All that a result of a variant belongs to, but seed and fold; the recipe in full, so that another default is another setting"
+    from pneumothorax.train import make_recipe
+    v = {k: x for k, x in VARIANTS[variant].items() if k not in OWN}
+    recipe = asdict(make_recipe('default', **{'loss': a.loss, 'opt': a.opt, 'epochs': a.epochs, 'size': a.size, **v}))
+    del recipe['source']
+    more = {k: x for k, x in VARIANTS[variant].items() if k in OWN}
+    return json.loads(json.dumps({'version': __version__, 'weights': a.weights, 'tta': a.tta, **({'encoder': ENCODER, 'epochs': a.epochs, 'size': a.size} if 'rival' in more else recipe), **more}))
+
+def changed(then, now): return ', '.join(f'{k}={then.get(k)!r} (now {now.get(k)!r})' for k in {**then, **now} if then.get(k) != now.get(k))
+
+def settled(a, variant, seed, fold):
+    "Was there a run of these settings? One of others is moved aside and told"
+    out = a.out/name_of(variant, seed, fold)
+    f, now = out/'settings.json', settings(a, variant)
+    if out.exists() and (other := changed(json.loads(f.read_text()) if f.exists() else {}, now)):
+        print(f'{out.name}: made with {other}; it is moved to {out.name}.other and made anew', flush=True)
+        for g in a.out.glob(f'{out.name}*'):
+            if not g.name.endswith('.other'): g.rename(g.with_name(f'{g.name}.other'))
+    out.mkdir(exist_ok=True)
+    f.write_text(json.dumps(now)+'\n')
+
+def attempt(a, df, *job):
+    "`fit`, whose failure is kept for the report"
+    f = a.out/f'{name_of(*job)}.failed.txt'
+    f.unlink(missing_ok=True)
+    try: return fit(a, df, *job)
+    except Exception as e:     # noqa: BLE001  whatever it is, the others go on
+        f.write_text(traceback.format_exc())
+        return f'{name_of(*job)}: FAILED, {type(e).__name__}: {e}'
 
 def fit(a, df, variant, seed, fold):
     "Train one network and write its maps of the fold that it has not seen"
@@ -111,7 +147,15 @@ def pool(folder, but):
             if f.name not in names: (folder/f.name).symlink_to(f)
     return folder
 
-def made(a, variant, seed): return all((a.out/f'{name_of(variant, seed, f)}.{k}'/'predict.json').exists() for f in FOLDS for k in ('healthy', 'maps'))
+def done(a, variant, seed, fold): return all((a.out/f'{name_of(variant, seed, fold)}.{k}'/'predict.json').exists() for k in ('healthy', 'maps'))
+
+def made(a, variant, seed):
+    "Are all runs there, with the settings of today?"
+    if not all(done(a, variant, seed, f) for f in FOLDS): return False
+    notes = [a.out/name_of(variant, seed, f)/'settings.json' for f in FOLDS]
+    other = [changed(json.loads(n.read_text()) if n.exists() else {}, settings(a, variant)) for n in notes]
+    if any(other): print(f'{variant}, seed {seed}: not used, made with {next(filter(None, other))}')
+    return not any(other)
 
 def maps_of(a, df, variant, seed):
     "Maps of all images, each by the network that has not seen it, n×h×w bytes"
@@ -144,44 +188,56 @@ def scored(a, df, variant, seed):
     return alarms, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4),
         outline=outline.round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
 
-def known(df):
-    "What was made elsewhere: variant and seed → no false alarms, and a row per image"
-    t = pd.read_csv(RESULTS).drop(columns=['patient_id', 'has_ptx', 'fold'])
-    return {k: (None, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].merge(g, on='ImageId', validate='one_to_one')) for k, g in t.groupby(['variant', 'seed'])}
+def known(a, df):
+    "What was made elsewhere with the settings of today: variant and seed → no false alarms, and a row per image"
+    t, notes = pd.read_csv(RESULTS).drop(columns=['patient_id', 'has_ptx', 'fold']), json.loads(RESULTS.with_suffix('.json').read_text())
+    other = {v: changed(notes.get(v, {}), settings(a, v)) if v in VARIANTS else 'settings that are gone' for v in t.variant.unique()}
+    for v, o in other.items():
+        if o: print(f'{v}: what {RESULTS.name} has is not used, it was made with {o}')
+    return {(v, s): (None, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].merge(g, on='ImageId', validate='one_to_one')) for (v, s), g in t.groupby(['variant', 'seed']) if not other[v]}
+
+def failures(a, variant): return sorted(a.out.glob(f'{name_of(variant, 0, 0)[:-len("0.fold0")]}*.failed.txt'))
+
+def found(a, df):
+    "False alarms and table of each variant and seed that is there; what is not is told"
+    tables, alarms, elsewhere = {}, {}, known(a, df)
+    for v in VARIANTS:
+        for f in failures(a, v): print(f'{v}: FAILED, {f.read_text().splitlines()[-1]} ({f.name})')
+        seeds = [s for s in range(a.seeds) if made(a, v, s) or (v, s) in elsewhere]
+        if not seeds: continue
+        got = [scored(a, df, v, s) if made(a, v, s) else elsewhere[v, s] for s in seeds]
+        alarms[v], tables[v] = [m for m, _ in got if m is not None], dict(zip(seeds, (t for _, t in got)))
+        if len(seeds) < a.seeds: print(f'{v}: seeds {seeds} only')
+    return tables, alarms
+
+def compared(ts, base, column, rows, who):
+    "Value with the range of seeds, and difference to the base in the seeds that both have, with its interval by patient"
+    mean = lambda tables, seeds: np.mean([tables[s][column][rows] for s in seeds], 0)
+    spread, both = [t[column][rows].mean() for t in ts.values()], [s for s in ts if s in base]
+    value = f'{np.mean(spread):.3f} ({min(spread):.3f}–{max(spread):.3f})'
+    if ts is base or not both: return [value, '']
+    diff = paired_bootstrap(mean(ts, both), mean(base, both), who[rows])
+    return [value, f'{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}']
 
 def report(a, df):
     "A line per variant"
-    tables, alarms, rows, elsewhere = {}, {}, [], known(df)
-    for v in VARIANTS:
-        seeds = [s for s in range(a.seeds) if made(a, v, s) or (v, s) in elsewhere]
-        if not seeds: continue
-        alarms[v], tables[v] = zip(*[scored(a, df, v, s) if made(a, v, s) else elsewhere[v, s] for s in seeds])
-        rows += tables[v]
-        if len(seeds) < a.seeds: print(f'{v}: seeds {seeds} only')
     y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
-    mean = lambda v, k: np.mean([t[k] for t in tables[v]], 0)
+    tables, alarms = found(a, df)
     print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
     print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | Dice by 0.5,2000,0.3 | on positives | AUROC | marked of the weak negatives | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|')
     for v, ts in tables.items():
-        n = len(ts)
-        same = tables['base'][:n]
-        cells = [v, str(n)]
-        for k, rows_ in (('dice', y | True), ('dice', y), ('outline', y)):
-            d, b = mean(v, k)[rows_], np.mean([t[k] for t in same], 0)[rows_]
-            c, diff = bootstrap_ci(d, who[rows_]), paired_bootstrap(d, b, who[rows_])
-            spread = [t[k][rows_].mean() for t in ts]
-            cells += [f'{c.value:.3f} ({min(spread):.3f}–{max(spread):.3f})', '' if v == 'base' else f'{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}']
-        fixed = [[t.fixed[rows_].mean() for t in ts] for rows_ in (y | True, y)]
-        au = [auroc(t.prob.to_numpy(), y) for t in ts]
-        secs = [int((a.out/name_of(v, s, f)/'secs.txt').read_text()) for s in range(n) for f in FOLDS if (a.out/name_of(v, s, f)/'secs.txt').exists()]
-        marked = [m for m in alarms[v] if m is not None]
-        al = bootstrap_ci(np.mean(marked, 0)) if marked else None
-        cells += [f'{np.mean(v):.3f} ({min(v):.3f}–{max(v):.3f})' for v in fixed]
-        cells += [f'{np.mean(au):.3f} ({min(au):.3f}–{max(au):.3f})', f'{al.value:.3f} {ends(al.lo, al.hi)}' if al else '', f'{np.mean(secs)/60:.1f}' if secs else '']
+        parts = [compared(ts, tables['base'], *k, who) for k in (('dice', y | True), ('dice', y), ('outline', y))]
+        fixed = [[t.fixed[rows].mean() for t in ts.values()] for rows in (y | True, y)]
+        au = [auroc(t.prob.to_numpy(), y) for t in ts.values()]
+        secs = [int(f.read_text()) for s in ts for k in FOLDS if (f := a.out/name_of(v, s, k)/'secs.txt').exists()]
+        al = bootstrap_ci(np.mean(alarms[v], 0)) if alarms[v] else None
+        cells = [v, str(len(ts)), *(c for p in parts for c in p), *[f'{np.mean(x):.3f} ({min(x):.3f}–{max(x):.3f})' for x in (*fixed, au)]]
+        cells += [f'{al.value:.3f} {ends(al.lo, al.hi)}' if al else '', f'{np.mean(secs)/60:.1f}' if secs else '']
         print('| '+' | '.join(cells)+' |', flush=True)
-    t = pd.concat(rows)
+    t = pd.concat([t for ts in tables.values() for t in ts.values()])
     t['patient_id'] = pd.factorize(t.patient_id)[0]
     write(t, a.out/'training.csv')
+    (a.out/'training.json').write_text(json.dumps({v: settings(a, v) for v in tables}, indent=0)+'\n')
 
 if __name__ == '__main__':
     p = parser(__doc__, epochs=25, seeds=1)
@@ -195,10 +251,11 @@ if __name__ == '__main__':
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     if a.report: report(a, df)
     else:
-        todo = [(v, s, f) for s in range(a.first,a.seeds) for v in chosen(a) for f in FOLDS]
+        todo = [(v, s, f) for s in range(a.first, a.seeds) for v in chosen(a) for f in FOLDS]
         for size in {int(np.max(VARIANTS[v].get('size', a.size))) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
-            left = [t for t in todo if not (a.out/f'{name_of(*t)}.maps'/'predict.json').exists() or not (a.out/f'{name_of(*t)}.healthy'/'predict.json').exists()]
+            for t in todo: settled(a, *t)
+            left = [t for t in todo if not done(a, *t)]
             for taught in (False, True):     # teachers come first
-                jobs = [pool.submit(fit, a, df, *t) for t in left if ('teacher' in VARIANTS[t[0]]) == taught]
+                jobs = [pool.submit(attempt, a, df, *t) for t in left if ('teacher' in VARIANTS[t[0]]) == taught]
                 for i, j in enumerate(as_completed(jobs)): print(f'{i+1}/{len(jobs)} {j.result()}', flush=True)
