@@ -5,6 +5,8 @@ import statistics
 import subprocess
 import sys
 
+from racing import keep, rounds_of
+
 CODE = 'import time, {}; print(time.process_time())'
 
 def seconds(module):
@@ -17,5 +19,6 @@ def ratios(rounds):
     return [seconds('pneumothorax.all')/seconds('fastai.vision.all') for _ in range(rounds)]
 
 if __name__ == '__main__':
-    r = ratios(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    r = ratios(int(sys.argv[1]) if len(sys.argv) > 1 else rounds_of(7))
+    keep('import, time of the processor', 'import pneumothorax.all', 'import fastai.vision.all', r)
     print(f'import pneumothorax.all / import fastai.vision.all: {statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})')

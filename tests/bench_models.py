@@ -1,6 +1,6 @@
 """`HyperUnet` against the decoders it is compared with, around the same encoder: `python tests/bench_models.py [--sections train inference memory growth]`
 
-What is timed in pairs is raced as in `bench_radiographs`: the two take turns in an order drawn anew each round, and the median of the rounds'
+What is timed in pairs is raced as in `racing`: the two take turns in an order drawn anew each round, and the median of the rounds'
 ratios is printed with their 10th and 90th percentile. Ratios are those of a contestant's time (or memory) to `hyperunet`'s: `fastai_unet` is
 meant to take at least 3 times as long and at least twice the memory, smp's `unet` at least 1/1.3 = 0.77, and the encoder alone, below which no
 decoder can come, about 1/1.6 = 0.62. All in channels_last, which is the faster format here for most; the rivals in the ordinary one too."""
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench_radiographs import line, race
+from racing import line, race
 
 from pneumothorax.encoders import create_encoder
 from pneumothorax.models import xray_model

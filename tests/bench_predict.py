@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from racing import keep
 
 
 def pss(pid):
@@ -78,6 +79,7 @@ def main(a):
             theirs, t = time.perf_counter()-t, time.perf_counter()
             predict_maps(d/'run', images, d/'pred', workers=2, progress=False, fresh=True)
             ratios.append((time.perf_counter()-t)/theirs)
+        keep(f'prediction of {a.timed} radiographs of {a.size} px, two reading processes', 'predict_maps', "fastai's get_preds", ratios)
         print(f'time of predict_maps relative to get_preds, {a.timed} images: {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
 
 if __name__ == '__main__':

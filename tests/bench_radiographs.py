@@ -1,8 +1,6 @@
 """Reading, caching and equalising radiographs against the named alternatives: `python tests/bench_radiographs.py [read cache clahe prepare scale]`
 
-A contestant and the one it is compared with take turns, all items at a turn, in one process and in an order that is drawn anew each round, so
-that what disturbs the machine disturbs both; each pair by itself, since what a third one does to memory is not theirs to pay. The median of the
-rounds' ratios is printed, and their 10th and 90th percentile. Needs the real radiographs (`$PTX_SHARED`)."""
+Raced as in `racing`. Needs the real radiographs (`$PTX_SHARED`)."""
 import io
 import multiprocessing
 import os
@@ -25,6 +23,7 @@ from conftest import SHARED
 from PIL import Image
 from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
+from racing import line, race, rounds_of
 
 from pneumothorax.cache import prepare, shrink
 from pneumothorax.dicom import read_xray
@@ -34,28 +33,6 @@ SMALL = SHARED/'siim-small'
 JPEGS = sorted((SMALL/'dicom-images-train').rglob('*.dcm'))
 
 def frames(): return [np.frombuffer(get_frame(pydicom.dcmread(f).PixelData, 0, number_of_frames=1), np.uint8) for f in JPEGS]
-
-def race(title, base, contestants, items, rounds=25, seed=0):
-    "Time each contestant and `base` in turns over all items; print milliseconds an item and the ratio"
-    rng = np.random.default_rng(seed)
-    print(f'\n{title}\n{"":34} {"ms":>8}   ratio to {base}')
-    for name in contestants:
-        pair, times = {base: contestants[base], name: contestants[name]}, {base: np.zeros(rounds), name: np.zeros(rounds)}
-        for f in pair.values(): out = [f(i) for i in items]   # warm up
-        for r in range(rounds if len(pair) > 1 else 0):
-            for k in rng.permutation(list(pair)):
-                t0 = time.perf_counter()
-                for i in items: out = pair[k](i)  # noqa: F841 the result is kept until the next one is there, as in any use
-                times[k][r] = (time.perf_counter()-t0)/len(items)*1e3
-        if name != base:
-            line(name, times[name], times[base])
-            own = np.median(times[base])
-    print(f'{base:34} {own:8.3f}', flush=True)
-
-def line(name, times, base):
-    "Milliseconds and ratio: median, and 10th to 90th percentile"
-    r = np.asarray(times)/np.asarray(base)
-    print(f'{name:34} {np.median(times):8.3f}   {np.median(r):6.3f}  ({np.percentile(r, 10):.3f} to {np.percentile(r, 90):.3f})', flush=True)
 
 def read():
     "One file: ours, the bare decoders, pydicom, fastai"
@@ -78,7 +55,7 @@ def cache():
         c = prepare(copies(Path(d)/'data', len(JPEGS)), Path(d)/'c', 512, progress=False)
         rows = dict(zip(c.table.path.map(str), c.table.row))
         race('an item of 512 px', 'read_xray', {'read_xray': read_xray, 'read_xray, shrink': lambda f: shrink(read_xray(f), 512),
-            'row of the cache': lambda f: c.image(rows[f])}, list(rows))
+            'row of the cache': lambda f: c.image(rows[f]), 'copy of as many bytes': lambda f: c.image(rows[f]).copy()}, list(rows))
 
 def clahe():
     "Equalising: ours for a batch, kornia's for a batch, scikit-image's and OpenCV's for each image"
@@ -131,7 +108,7 @@ def prepare_against_decoder(n=1200, rounds=5):
         table = siim_train(copies(Path(d)/'data', n))
         files = table.path.tolist()
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('fork')) as pool:
-            for _ in range(rounds):
+            for _ in range(rounds_of(rounds)):
                 jobs = (lambda: list(pool.map(_bare, range(n), chunksize=8)), lambda: list(pool.map(_whole, files, chunksize=8)),
                     lambda: prepare(table, Path(d)/'c', 512, progress=False))
                 for k, job in zip(times, jobs):
@@ -140,7 +117,7 @@ def prepare_against_decoder(n=1200, rounds=5):
                     job()
                     times[k].append((time.perf_counter()-t0)/n*1e3)
     print(f'\n{n:,} radiographs, two processes\n{"":34} {"ms":>8}   ratio to libjpeg-turbo (OpenCV), frames only')
-    for k, t in times.items(): line(k, t, times['libjpeg-turbo (OpenCV), frames only'])
+    for k, t in times.items(): line(k, t, times['libjpeg-turbo (OpenCV), frames only'], *('radiographs on two processes', 'libjpeg-turbo (OpenCV), frames only')*(k != 'libjpeg-turbo (OpenCV), frames only'))
 
 def memory(pid):
     """MB of memory of its own that a process and its children have now, and the same where pages that they share since the fork count

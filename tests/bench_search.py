@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pandas as pd
+from racing import keep
 
 from pneumothorax.decide import AREAS as LIMITS
 from pneumothorax.decide import BOTTOMS as EDGES
@@ -71,6 +72,7 @@ def main(a):
             slow = loop(maps[some], masks[some], [every[i] for i in few])
             ratios.append((time.perf_counter()-t)*n/50*len(every)/40/secs[-1])
             far = max(far, np.abs(search(maps[some], masks[some], TOPS, AREAS, BOTTOMS)[1].ravel()[few]-slow).max())
+        keep(f'search of {len(every):,} triplets on {n:,} maps of {a.size} px', 'loop over triplets and images', 'search', ratios)
         print(f'{n:7,} images: {np.median(ratios):,.0f} ({min(ratios):,.0f} to {max(ratios):,.0f}), search takes {np.median(secs):.1f} s, '
             f'at most {peak.most/1e6:.0f} MB beside {maps.nbytes/1e6:.0f} MB of maps; largest difference of a score {far:.1e}')
 

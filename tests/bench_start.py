@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from racing import keep, rounds_of
+
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
 
@@ -29,7 +31,7 @@ def prepared(d):
     return next((d/'sample'/'dicom-images-test').rglob('*.dcm'))
 
 if __name__ == '__main__':
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else rounds_of(5)
     with tempfile.TemporaryDirectory() as tmp:
         d = Path(tmp)
         one = prepared(d)
@@ -46,4 +48,5 @@ if __name__ == '__main__':
     print(f'import torch: {statistics.median(torch):.2f} s\n| command | seconds | of `import torch` |\n|---|---|---|')
     for k, v in taken.items():
         ratio = [a/b for a, b in zip(v, torch)]
+        keep('start-up, to the end of a small task', k, 'import torch', ratio, [1000*x for x in v])
         print(f'| {k} | {statistics.median(v):.2f} | {statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f}) |')

@@ -1,7 +1,7 @@
 """What callbacks and optimisers add to training: `python tests/bench_training.py [--sections parts callbacks optimizers epochs] [--only GradientNoise …]`
 
 A real setting: `hyperunet` around tf_efficientnet_lite0 with random weights, images of 256 px, on the CPU. Learners with a callback and without
-take turns in an order drawn anew each round, as in `bench_radiographs`, and the median of the rounds' ratios is printed with their 10th and 90th
+take turns in an order drawn anew each round, as in `racing`, and the median of the rounds' ratios is printed with their 10th and 90th
 percentile. A round is `--steps` batches, each of them a whole step of fastai's loop: forward, loss, backward, optimiser, all events of a batch.
 Batches are ready, nothing is read. Which callbacks there are stands in `CALLBACKS`: a name, and a function of the batch size that makes them. The aim
 is 1.03 at most.
@@ -22,7 +22,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from bench_radiographs import race
 from conftest import SHARED
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
@@ -30,6 +29,7 @@ from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
+from racing import keep, race
 
 from pneumothorax.averaging import EMA
 from pneumothorax.cache import prepare
@@ -140,7 +140,11 @@ def parts(a):
         rounds = [step_parts(dls, net, other, opt, loss, a.bs) for _ in range(a.rounds+2)][2:]
     print(f'\na step of {a.encoder}, {a.bs} real radiographs of {a.size} px: {np.median([sum(p.values()) for p, _ in rounds]):.2f} s of the processor')
     say = lambda v: f'{np.median(v):6.3f}  ({np.quantile(v, .1):.3f} to {np.quantile(v, .9):.3f})'
-    for k in rounds[0][0]: print(f'{k:32} {say([p[k]/sum(p.values()) for p, _ in rounds])}')
+    shares = {k: [p[k]/sum(p.values()) for p, _ in rounds] for k in rounds[0][0]}
+    for k, v in shares.items():
+        print(f'{k:32} {say(v)}')
+        keep(f'a step of the default recipe, {a.bs} real radiographs of {a.size} px', k, 'the whole step', v)
+    keep(f'forward and backward, {a.bs} images of {a.size} px', "smp's Unet", 'HyperUnet', [r/p['network'] for p, r in rounds])
     print(f"{'augmentation and loss together':32} {say([(p['augmentation']+p['loss'])/sum(p.values()) for p, _ in rounds])}")
     print(f"{'network of smp/ours':32} {say([r/p['network'] for p, r in rounds])}")
 
