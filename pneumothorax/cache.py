@@ -153,7 +153,8 @@ def _allocate(f, n, kind):
         os.replace(part, f)
     with f.open('r+b') as h:
         have,at,step = _header(h)
-        if step!=kind.itemsize or have>n: raise PtxError(f'{f}: {have:,} rows of {step:,} bytes where the index has {n:,} of {kind.itemsize:,}; {_AGAIN}')
+        if step!=kind.itemsize or have>n:
+            raise PtxError(f'{f}: {have:,} rows of {step:,} bytes where the index has {n:,} of {kind.itemsize:,}; {_AGAIN}')
         if n>have:
             h.truncate(at+n*step)
             h.seek(0)
@@ -196,13 +197,17 @@ def refuse_random(
     before:object, # function of H×W float32 in [0,1], or None
 )->object: # the same
     "Raise `PtxError` for a transform that is random, and so meant for training only"
-    if getattr(before,'split_idx',None)==0: raise PtxError(f'{before}: random, so it cannot be applied before the resize; give p=1 and no range, or apply it after the resize')
+    if getattr(before,'split_idx',None)==0:
+        raise PtxError(f'{before}: random, so it cannot be applied before the resize; give p=1 and no range, or apply it after the resize')
     return before
 
 def _applied(before, x, path):
     "Call `before`; its values are clipped to [0,1]"
     y = np.asarray(before(x), np.float32)
-    if y.shape!=x.shape or not np.isfinite(y).all(): raise PtxError(f'{path}: before={before} made {y.shape} of {x.shape}, {(~np.isfinite(y)).sum():,} values no numbers; give a function from an image in [0,1] to one of its size')
+    bad = ~np.isfinite(y)
+    if y.shape!=x.shape or bad.any():
+        raise PtxError(f'{path}: before={before} made {y.shape} of {x.shape}, {bad.sum():,} values no numbers; '
+            'give a function from an image in [0,1] to one of its size')
     return y.clip(0,1)
 
 # %% ../nbs/05_cache.ipynb #c5000020
@@ -299,9 +304,11 @@ def _read_index(f):
     try:
         t = pd.read_csv(f, dtype=_TYPES, keep_default_na=False, na_values=[''], encoding='utf-8', encoding_errors='surrogateescape')
         for c in ('rles','error'): t[c] = t[c].fillna('')
-        if t.row.tolist()!=list(range(len(t))) or t[['ImageId','path']].isna().any(axis=None): raise ValueError('lines are missing, or parts of them')
+        if t.row.tolist()!=list(range(len(t))) or t[['ImageId','path']].isna().any(axis=None):
+            raise ValueError('lines are missing, or parts of them')
     except FileNotFoundError: raise PtxError(f'{f}: missing; run `prepare` again') from None
-    except (OSError,ValueError,KeyError,AttributeError,OverflowError) as e: raise PtxError(f'{f}: not the index of a cache ({type(e).__name__}: {e}); {_AGAIN}') from None
+    except (OSError,ValueError,KeyError,AttributeError,OverflowError) as e:
+        raise PtxError(f'{f}: not the index of a cache ({type(e).__name__}: {e}); {_AGAIN}') from None
     if 'synthetic' in t: t['synthetic'] = t.synthetic=='True'
     t['rles'] = [r.split(';') if r else [] for r in t.rles]
     for c in t.columns.intersection(['patient_id','sex','view']): t[c] = t[c].astype(object).where(t[c].notna(), None)
@@ -314,7 +321,8 @@ def _assign(df, old):
     df = df.assign(row=[known[i] if i in known else next(new) for i in df.ImageId], absent=False)
     gone = old[~old.ImageId.isin(df.ImageId)].reindex(columns=df.columns).assign(absent=True)
     notice('radiographs of the cache are no longer in the data, left out; their rows are kept', gone.ImageId.tolist())
-    return pd.concat([df.astype(object),gone.astype(object)]).sort_values('row', ignore_index=True)   # as objects, so that both keep their values as they are
+    both = [df.astype(object),gone.astype(object)]   # as objects, so that both keep their values as they are
+    return pd.concat(both).sort_values('row', ignore_index=True)
 
 # %% ../nbs/05_cache.ipynb #c5000028
 _OLD = {2:' (masks were cut at the size of the cache then, and grew when they were read at another)'}
@@ -323,11 +331,14 @@ def _read_settings(out):
     "What a cache was made with; raises `PtxError`"
     try: s = json.loads((out/'cache.json').read_text(encoding='utf-8'))
     except OSError as e: raise PtxError(f'{out}: no cache of radiographs (cache.json: {e.strerror}); make one with `prepare`') from None
-    except ValueError as e: raise PtxError(f'{out/"cache.json"}: not the settings of a cache ({e}); remove {out} and prepare again') from None
+    except ValueError as e:
+        raise PtxError(f'{out/"cache.json"}: not the settings of a cache ({e}); remove {out} and prepare again') from None
     made = s.get('format') if isinstance(s,dict) else None
-    if made!=CACHE_FORMAT: raise PtxError(f'{out}: cache format {made!r}, this version reads {CACHE_FORMAT}{_OLD.get(made,"")}; remove it and prepare again')
+    if made!=CACHE_FORMAT:
+        raise PtxError(f'{out}: cache format {made!r}, this version reads {CACHE_FORMAT}{_OLD.get(made,"")}; remove it and prepare again')
     return s
 
+# %% ../nbs/05_cache.ipynb #cada0010
 class XrayCache:
     "Radiographs and masks at training size; raises `PtxError` where the folder is no cache"
     def __init__(self,
@@ -336,7 +347,8 @@ class XrayCache:
         self.path,self._rows = Path(path),None
         self.settings = _read_settings(self.path)
         t,stamps = _read_index(self.path/'index.csv'),read_stamps(self.path/'rows.npy')
-        if len(stamps)>len(t): raise PtxError(f'{self.path/"index.csv"}: {counted(len(t),"lines")} for {counted(len(stamps),"rows")}; {_AGAIN}')
+        if len(stamps)>len(t):
+            raise PtxError(f'{self.path/"index.csv"}: {counted(len(t),"lines")} for {counted(len(stamps),"rows")}; {_AGAIN}')
         stamps = np.pad(stamps, (0,len(t)-len(stamps)))   # a run that was stopped may have written the index and not lengthened the array
         there = ~t.absent.to_numpy()
         t,stamps = t[there],stamps[there]
@@ -392,8 +404,8 @@ def _settings(out, want):
     if f.exists():
         have = _read_settings(out)
         there,asked = (', '.join(_text(k,o.get(k)) for k in want if have.get(k)!=want[k]) for o in (have,want))
-        if asked: raise PtxError(f'{out}: holds a cache that is {there}, and what is asked for is {asked}; ask for the same, or give another folder')
-        return
+        if not asked: return
+        raise PtxError(f'{out}: holds a cache that is {there}, and what is asked for is {asked}; ask for the same, or give another folder')
     part = f.with_suffix('.part')
     part.write_text(json.dumps(want,indent=1)+'\n', encoding='utf-8')
     os.replace(part, f)
@@ -403,22 +415,25 @@ def _recorded(before):
     "What the settings say of `before`: its `spec()`, or else the name by which a function can be found again"
     if refuse_random(before) is None or hasattr(before,'spec'): return before and before.spec()
     name = f'{getattr(before,"__module__","?")}.{getattr(before,"__qualname__","<no name>")}'
-    if '<' in name: raise PtxError(f'before={name}: has no name by which the cache could be gone on with; give an Equalize, or a function of a module')
+    if '<' in name:
+        raise PtxError(f'before={name}: has no name by which the cache could be gone on with; give an Equalize, or a function of a module')
     return name
 
 def _room(out, n, kind):
     "Raise `PtxError` if the disk cannot take `n` rows more"
     free,need = shutil.disk_usage(out).free,n*kind.itemsize
-    if free<need: raise PtxError(f'{out}: {need/1e9:.1f} GB needed for {counted(n,"radiographs")}, {free/1e9:.1f} GB free; make room, choose another disk, or a smaller size=')
+    if free<need:
+        raise PtxError(f'{out}: {need/1e9:.1f} GB needed for {counted(n,"radiographs")}, {free/1e9:.1f} GB free; '
+            'make room, choose another disk, or a smaller size=')
 
 # %% ../nbs/05_cache.ipynb #c5000031
 def prepare(
-    data:object, # folder of radiographs with labels, a `SiimFiles`, a table from `siim_train`, or what has one as `table`; found by `find_siim` if None
+    data:object, # folder of radiographs with labels, `SiimFiles`, table of `siim_train`, or what has one as `table`; None: see `find_siim`
     out:str, # folder of the cache; made anew, or gone on with
     size:int=512, # pixels along one side
     fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
-    labels:object=None, # label file, its run-lengths of the 1024² frame unless frame= says another, or masks as for `read_masks`; found by its header if None
-    before:object=None, # function of H×W float32 in [0,1], applied before the resize; the same for every image; its `spec()`, or else its name, is recorded
+    labels:object=None, # label file, or masks as for `read_masks`; found by its header if None
+    before:object=None, # function of H×W float32 in [0,1], applied before the resize, the same for every image; see `Equalize`
     workers:int=2, # processes; 0 for none
     progress:bool=True, # show a bar?
     frame:object=None, # of the run-lengths if not 1024×1024: side of a square, (height, width) or '256x320'
@@ -427,19 +442,25 @@ def prepare(
     if not 32<=size<=4096: raise PtxError(f'size={size}: give 32 to 4096 pixels')
     if workers<0: raise PtxError(f'workers={workers}: give a number of processes, or 0 for none')
     inner_box((1,1), size, fit)
-    out,want = Path(out),json.loads(json.dumps(dict(format=CACHE_FORMAT, size=size, fit=fit, before=_recorded(before))))   # as they will be read again
+    settings = dict(format=CACHE_FORMAT, size=size, fit=fit, before=_recorded(before))
+    out,want = Path(out),json.loads(json.dumps(settings))   # as they will be read again
     data,given = getattr(data,'table',data),[k for k,v in dict(labels=labels,frame=frame).items() if v is not None]
     if given and isinstance(data,pd.DataFrame): raise PtxError(f'{given[0]}: a table has its masks already; leave it out')
-    df = data.drop(columns='row',errors='ignore').reset_index(drop=True) if isinstance(data,pd.DataFrame) else labelled(data,labels,frame,progress)
-    if len(twice := df.ImageId[df.ImageId.duplicated()]): raise PtxError(f'the table has {few(twice)} more than once; give one row per radiograph')
+    if isinstance(data,pd.DataFrame): df = data.drop(columns='row',errors='ignore').reset_index(drop=True)
+    else: df = labelled(data, labels, frame, progress)
+    if len(twice := df.ImageId[df.ImageId.duplicated()]):
+        raise PtxError(f'the table has {few(twice)} more than once; give one row per radiograph')
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the cache')
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out/'.lock', timeout=2): _prepare(df, out, want, before, workers, progress)
     except Timeout: raise PtxError(f'{out}: another `prepare` is at work here; wait for it, or give another folder') from None
-    except BrokenProcessPool: raise PtxError(f'{out}: a worker process was killed, maybe for lack of memory; run again with workers=1, it goes on where it stopped') from None
+    except BrokenProcessPool:
+        raise PtxError(f'{out}: a worker process was killed, maybe for lack of memory; '
+            'run again with workers=1, it goes on where it stopped') from None
     except OSError as e:
-        if e.errno not in (errno.ENOSPC,errno.EDQUOT,errno.EFBIG): raise PtxError(f'{out}: cannot be written ({e}); give another folder, or the right to write there') from None
+        if e.errno not in (errno.ENOSPC,errno.EDQUOT,errno.EFBIG):
+            raise PtxError(f'{out}: cannot be written ({e}); give another folder, or the right to write there') from None
         raise PtxError(f'{out}: the disk is full ({e.strerror}); make room and run again, it goes on where it stopped') from None
     return XrayCache(out)
 

@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, convert_color_space, get_decoder, pixel_array
-from pydicom.uid import (UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
+from pydicom.uid import (UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian,
+    HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1,
+    JPEGLSLossless, JPEGLSNearLossless)
 from .rle import PtxError, to_install
 
 # %% ../nbs/01_dicom.ipynb #cdf2f51b
@@ -89,15 +90,18 @@ def checked_values(
     if clipped is not None: return clipped
     if ((out==a)|(out&low==a)).all(): return out
     up = high+1-bits if isinstance(high := ds.get('HighBit'), int) else 0
-    if 0<up<=8*a.itemsize-bits and not (a&((1<<up)-1)).any(): return stored_values(a>>up, bits)     # its bits stand higher up, as older standards allow
+    if 0<up<=8*a.itemsize-bits and not (a&((1<<up)-1)).any():
+        return stored_values(a>>up, bits)     # its bits stand higher up, as older standards allow
     known = np.array((low|_overlay_bits(ds))&((1<<8*a.itemsize)-1), f'u{a.itemsize}')
     if not (a.view(known.dtype)&~known).any(): return out
-    raise XrayError(f'pixels use bits above BitsStored {bits} (values {a.min()} to {a.max()}), where no overlay is declared; correct BitsStored, or export it again')
+    raise XrayError(f'pixels use bits above BitsStored {bits} (values {a.min()} to {a.max()}), where no overlay is declared; '
+        'correct BitsStored, or export it again')
 
 # %% ../nbs/01_dicom.ipynb #4967578f
 def _check_rescale(slope, intercept):
     "Raise `XrayError` for a rescale that makes every pixel alike"
-    if not (math.isfinite(slope) and math.isfinite(intercept)) or slope==0: raise XrayError(f'rescale slope {slope}, intercept {intercept}: no image is left')
+    if not (math.isfinite(slope) and math.isfinite(intercept)) or slope==0:
+        raise XrayError(f'rescale slope {slope}, intercept {intercept}: no image is left')
 
 def to_unit(
     a:np.ndarray, # H×W stored values, integers within `lo` … `hi`
@@ -111,7 +115,8 @@ def to_unit(
     _check_rescale(slope, intercept)
     flip = invert!=(slope<0)
     if a.dtype==np.uint8 and a.size and not lo and not flip:
-        return cv2.normalize(a, None, float(a.max())/hi, norm_type=cv2.NORM_INF, dtype=cv2.CV_32F)   # the largest value becomes its share of `hi`
+        share = float(a.max())/hi   # what the largest value becomes
+        return cv2.normalize(a, None, share, norm_type=cv2.NORM_INF, dtype=cv2.CV_32F)
     x = np.empty(a.shape, np.float64 if a.itemsize>2 else np.float32)
     for i in range(0,len(a),128):
         b = x[i:i+128]
@@ -137,8 +142,10 @@ def _open(path):
     try:
         mode = os.stat(path)
         if stat.S_ISREG(mode.st_mode) and mode.st_size: return open(path,'rb')
-        what,remedy = ('empty (0 bytes)','download or export it again') if stat.S_ISREG(mode.st_mode) else ('a folder' if os.path.isdir(path) else 'not a regular file','give one file')
-    except FileNotFoundError: what,remedy = ('a link to nowhere','correct the link') if os.path.islink(path) else ('no such file','check the path')
+        if stat.S_ISREG(mode.st_mode): what,remedy = 'empty (0 bytes)','download or export it again'
+        else: what,remedy = 'a folder' if os.path.isdir(path) else 'not a regular file','give one file'
+    except FileNotFoundError:
+        what,remedy = ('a link to nowhere','correct the link') if os.path.islink(path) else ('no such file','check the path')
     except OSError as e: what,remedy = f'cannot be opened ({e.strerror})','check the path, and its permissions'
     _refuse(path, what, remedy)
 
@@ -175,7 +182,8 @@ def _dataset(f, pixels):
     head = data[:1024] or f.read(1024)
     if head[:2]==b'PK': raise XrayError('a zip archive; extract it')
     old = head[128:132]!=b'DICM'
-    if old and head[:2] not in (b'\x08\0',b'\0\x08',b'\x02\0'): raise XrayError('not a DICOM file (no DICM mark after the preamble); export the radiograph again')
+    if old and head[:2] not in (b'\x08\0',b'\0\x08',b'\x02\0'):
+        raise XrayError('not a DICOM file (no DICM mark after the preamble); export the radiograph again')
     if not old and (not data or DeflatedExplicitVRLittleEndian.encode() in data[:1<<16]): _no_deflate_bomb(f)
     f.seek(0)
     with collected() as said:
@@ -235,11 +243,12 @@ def _numbers(ds, key):
 # %% ../nbs/01_dicom.ipynb #dec00001
 DECODERS = ('pillow','pydicom','gdcm','pyjpegls','pylibjpeg')
 _SPECTRAL,_PROGRESSIVE = UID('1.2.840.10008.1.2.4.53'),UID('1.2.840.10008.1.2.4.55')
-_NEW = {'1.2.840.10008.1.2.4.110':'JPEG XL Lossless', '1.2.840.10008.1.2.4.111':'JPEG XL JPEG Recompression', '1.2.840.10008.1.2.4.112':'JPEG XL',
-    '1.2.840.10008.1.2.8.1':'Deflated Image Frame Compression'}   # pydicom 3.0 has no names for these
+_NEW = {'1.2.840.10008.1.2.4.110':'JPEG XL Lossless', '1.2.840.10008.1.2.4.111':'JPEG XL JPEG Recompression',
+    '1.2.840.10008.1.2.4.112':'JPEG XL', '1.2.840.10008.1.2.8.1':'Deflated Image Frame Compression'}   # pydicom 3.0 has no names for these
 *_JPEGXL,_DEFLATED = map(UID,_NEW)
-CODECS = {JPEGExtended12Bit:'jpeg8_decode', _SPECTRAL:'jpeg8_decode', _PROGRESSIVE:'jpeg8_decode', JPEGLossless:'jpeg8_decode', JPEGLosslessSV1:'jpeg8_decode',
-    JPEGLSLossless:'jpegls_decode', JPEGLSNearLossless:'jpegls_decode', **dict.fromkeys(_JPEGXL,'jpegxl_decode')}   # functions of imagecodecs
+CODECS = {JPEGExtended12Bit:'jpeg8_decode', _SPECTRAL:'jpeg8_decode', _PROGRESSIVE:'jpeg8_decode',   # functions of imagecodecs
+    JPEGLossless:'jpeg8_decode', JPEGLosslessSV1:'jpeg8_decode', JPEGLSLossless:'jpegls_decode', JPEGLSNearLossless:'jpegls_decode',
+    **dict.fromkeys(_JPEGXL,'jpegxl_decode')}
 LOSSY = {JPEGBaseline8Bit,JPEGExtended12Bit,_SPECTRAL,_PROGRESSIVE,JPEGLSNearLossless,JPEG2000,HTJ2K,*_JPEGXL[1:]}
 
 def _lossy(ds):
@@ -254,15 +263,19 @@ def _syntax_name(uid):
 def _stream(ds, frame):
     "The encoded bytes of one frame; raises `XrayError`"
     table = ds.get('ExtendedOffsetTable'),ds.get('ExtendedOffsetTableLengths')
-    try: return get_frame(ds.PixelData, frame, number_of_frames=int(_number(ds,'NumberOfFrames',1) or 1), extended_offsets=table if all(table) else None)
-    except Exception as e: raise XrayError(f'frame {frame} is not in its pixel data, the file is broken or was cut off ({_cause(e)})') from None
+    try:
+        frames = int(_number(ds,'NumberOfFrames',1) or 1)
+        return get_frame(ds.PixelData, frame, number_of_frames=frames, extended_offsets=table if all(table) else None)
+    except Exception as e:
+        raise XrayError(f'frame {frame} is not in its pixel data, the file is broken or was cut off ({_cause(e)})') from None
 
 def _frame_header(s):
     "Precision, height and width that a JPEG or JPEG-LS stream declares"
     i = 2
     while i+9<len(s) and s[i]==0xff:
         if s[i+1]==0xff: i += 1   # a fill byte
-        elif s[i+1]==0xf7 or 0xc0<=s[i+1]<=0xcf and s[i+1] not in (0xc4,0xc8,0xcc): return s[i+4],int.from_bytes(s[i+5:i+7],'big'),int.from_bytes(s[i+7:i+9],'big')
+        elif s[i+1]==0xf7 or 0xc0<=s[i+1]<=0xcf and s[i+1] not in (0xc4,0xc8,0xcc):
+            return s[i+4],int.from_bytes(s[i+5:i+7],'big'),int.from_bytes(s[i+7:i+9],'big')
         else: i += 2+int.from_bytes(s[i+2:i+4],'big')
     raise XrayError('its JPEG has no frame header')
 
@@ -270,7 +283,8 @@ def _frame_header(s):
 def _as_declared(a, ds, precision, kind):
     "What a codec gave as the type that the header declares; raises `XrayError` where it is another kind of image"
     shape = (int(ds.Rows),int(ds.Columns))+((int(ds.SamplesPerPixel),) if ds.SamplesPerPixel!=1 else ())
-    if a is None or a.shape!=shape or a.dtype.kind!='u' or not ds.BitsStored<=8*a.itemsize<=ds.BitsAllocated: raise XrayError(f'its {kind} is not what its header says')
+    if a is None or a.shape!=shape or a.dtype.kind!='u' or not ds.BitsStored<=8*a.itemsize<=ds.BitsAllocated:
+        raise XrayError(f'its {kind} is not what its header says')
     a = a.astype(f'u{ds.BitsAllocated//8}', copy=False)   # 8 bits may be coded as such and declared with 16
     return stored_values(a.view(f'i{a.itemsize}'), precision or 8*a.itemsize) if ds.PixelRepresentation else a
 
@@ -337,15 +351,18 @@ def _with_pydicom(ds, frame):
     for plugin in plugins:
         try:
             with collected(), _our_limit():
-                return pixel_array(_as_syntax(ds,known), index=frame, raw=ds.SamplesPerPixel==1, correct_unused_bits=False, decoding_plugin=plugin)
+                return pixel_array(_as_syntax(ds,known), index=frame, raw=ds.SamplesPerPixel==1,
+                    correct_unused_bits=False, decoding_plugin=plugin)
         except Exception as e: why.append(_own_words(e,plugin))
-    raise XrayError(f'{name} cannot be decoded ({why[0]}); '+(f'export it again, or {_CONVERT}' if known.is_encapsulated else 'export it again'))
+    raise XrayError(f'{name} cannot be decoded ({why[0]}); export it again'+(f', or {_CONVERT}' if known.is_encapsulated else ''))
 
 # %% ../nbs/01_dicom.ipynb #dec00007
 def _as_rgb(a, ds, syntax):
     "What a codec gave, as RGB if it has colours; libjpeg and libjxl convert by themselves"
-    if a.ndim==2 or CODECS[syntax]=='jpegxl_decode' or syntax in (JPEGExtended12Bit,_SPECTRAL,_PROGRESSIVE) or ds.PhotometricInterpretation=='RGB': return a
-    if ds.PhotometricInterpretation!='YBR_FULL' or a.dtype!=np.uint8: raise XrayError(f'{ds.PhotometricInterpretation} of {8*a.itemsize} bits in {syntax.name}')
+    if a.ndim==2 or ds.PhotometricInterpretation=='RGB': return a
+    if CODECS[syntax]=='jpegxl_decode' or syntax in (JPEGExtended12Bit,_SPECTRAL,_PROGRESSIVE): return a
+    if ds.PhotometricInterpretation!='YBR_FULL' or a.dtype!=np.uint8:
+        raise XrayError(f'{ds.PhotometricInterpretation} of {8*a.itemsize} bits in {syntax.name}')
     return convert_color_space(a, 'YBR_FULL', 'RGB')
 
 def _codec(syntax):
@@ -364,7 +381,8 @@ def decode(
     if not syntax or not isinstance(syntax,str): raise XrayError('no transfer syntax in the header')
     if syntax==_DEFLATED: return _with_pydicom(_inflated(ds,frame), 0)
     bytes8 = syntax in (JPEGExtended12Bit,_SPECTRAL,_PROGRESSIVE) and ds.BitsAllocated==8
-    if ds.SamplesPerPixel==1 and (bytes8 or syntax==JPEGBaseline8Bit): return _jpeg(ds, frame, lambda s: cv2.imdecode(s,cv2.IMREAD_UNCHANGED))
+    if ds.SamplesPerPixel==1 and (bytes8 or syntax==JPEGBaseline8Bit):
+        return _jpeg(ds, frame, lambda s: cv2.imdecode(s,cv2.IMREAD_UNCHANGED))
     codec = _codec(syntax)
     if codec is None: return _with_pydicom(ds, frame)
     return _as_rgb((_jpegxl if syntax in _JPEGXL else _jpeg)(ds,frame,codec), ds, syntax)
@@ -381,7 +399,8 @@ def luminance(
 # %% ../nbs/01_dicom.ipynb #7e55c1f8
 def _words(v, order='<'):
     "Numbers of 16 bits, from packed bytes or from a list"
-    return np.frombuffer(v[:len(v)//2*2], order+'u2') if isinstance(v,bytes) else (np.atleast_1d(np.array(v,np.int64))&0xffff).astype(order+'u2')
+    if isinstance(v,bytes): return np.frombuffer(v[:len(v)//2*2], order+'u2')
+    return (np.atleast_1d(np.array(v,np.int64))&0xffff).astype(order+'u2')
 
 def _entries(v, n, bits, order):
     "The `n` entries of a LUT, one or two bytes each; None where there are fewer"
@@ -437,7 +456,8 @@ def apply_window(
 )->np.ndarray: # float32 in [0,1], the same shape
     "Show a window of the grey values (DICOM C.11.2.1); raises `XrayError` for a width that shows nothing, or an unknown function"
     if function not in ('LINEAR','LINEAR_EXACT','SIGMOID'): raise XrayError(f'VOILUTFunction {function!r}; use window=None')
-    if not np.isfinite([centre,width]).all() or width<(1 if function=='LINEAR' else 1e-9): raise XrayError(f'window centre {centre}, width {width} ({function})')
+    if not np.isfinite([centre,width]).all() or width<(1 if function=='LINEAR' else 1e-9):
+        raise XrayError(f'window centre {centre}, width {width} ({function})')
     if function=='SIGMOID': return (1/(1+np.exp(np.minimum(-4*(x-centre)/width,80)))).astype(np.float32)
     if function=='LINEAR': centre,width = centre-.5,max(width-1,1e-9)
     return np.clip((x-centre)/width+.5,0,1).astype(np.float32)
@@ -482,8 +502,10 @@ def _possible(ds):
 def _frame(ds, frame):
     "The number of the frame to read"
     n = int(_number(ds,'NumberOfFrames',1) or 1)
-    if frame is not None and (isinstance(frame,bool) or not isinstance(frame,(int,np.integer))): raise XrayError(f'frame={frame!r}: give a whole number, from 0')
-    if frame is None and n>1: raise XrayError(f'{n} frames; give files of one frame each (in Python `read_xray(…, frame=0)` reads one of 0 to {n-1})')
+    if frame is not None and (isinstance(frame,bool) or not isinstance(frame,(int,np.integer))):
+        raise XrayError(f'frame={frame!r}: give a whole number, from 0')
+    if frame is None and n>1:
+        raise XrayError(f'{n} frames; give files of one frame each (in Python `read_xray(…, frame=0)` reads one of 0 to {n-1})')
     if frame is not None and not 0<=frame<n: raise XrayError(f'frame={frame} of {n}; count from 0')
     return frame or 0
 
@@ -524,7 +546,8 @@ def _grey_dicom(ds, frame, window):
 # %% ../nbs/01_dicom.ipynb #97d4f2b1
 def _aspect(ds):
     "Height of a pixel divided by its width; 1 where unknown"
-    with collected(): v = next((v for k in ('PixelSpacing','ImagerPixelSpacing','PixelAspectRatio') if len(v := _numbers(ds,k))==2 and min(v)>0), (1,1))
+    with collected():
+        v = next((v for k in ('PixelSpacing','ImagerPixelSpacing','PixelAspectRatio') if len(v := _numbers(ds,k))==2 and min(v)>0), (1,1))
     return v[0]/v[1]
 
 def _squared(x, aspect):
@@ -534,14 +557,17 @@ def _squared(x, aspect):
     return x if (h,w)==x.shape else cv2.resize(x, (w,h), interpolation=cv2.INTER_LINEAR)
 
 # %% ../nbs/01_dicom.ipynb #418b19a0
-_NO_XRAY = {'1.2.840.10008.5.1.4.1.1.66.4':'a segmentation','1.2.840.10008.5.1.4.1.1.66.7':'a segmentation','1.2.840.10008.5.1.4.1.1.481.3':'a structure set',
-    '1.2.840.10008.5.1.4.1.1.11.1':'a presentation state','1.2.840.10008.5.1.4.1.1.104.1':'a document'}
+_NO_XRAY = {'1.2.840.10008.5.1.4.1.1.66.4':'a segmentation','1.2.840.10008.5.1.4.1.1.66.7':'a segmentation',
+    '1.2.840.10008.5.1.4.1.1.481.3':'a structure set','1.2.840.10008.5.1.4.1.1.11.1':'a presentation state',
+    '1.2.840.10008.5.1.4.1.1.104.1':'a document'}
 OUTLINED = 'pneumothorax, automatic, research use only'     # series of what `export_masks` draws on
 
 def _no_xray(ds):
     "Raise `XrayError` for an object about a radiograph, which would pass for one"
-    if what := _NO_XRAY.get(_text(ds,'SOPClassUID')): raise XrayError(f'{what}, no radiograph; leave it out'+(', or give it as a mask' if 'segm' in what else ''))
-    if _text(ds,'SeriesDescription')==OUTLINED: raise XrayError('a radiograph with an outline drawn into it, made by `export_masks`; leave it out')
+    if what := _NO_XRAY.get(_text(ds,'SOPClassUID')):
+        raise XrayError(f'{what}, no radiograph; leave it out'+(', or give it as a mask' if 'segm' in what else ''))
+    if _text(ds,'SeriesDescription')==OUTLINED:
+        raise XrayError('a radiograph with an outline drawn into it, made by `export_masks`; leave it out')
 
 def read_dicom(
     path:str, # a DICOM file
@@ -555,11 +581,14 @@ def read_dicom(
     try:
         with collected(): pixels = _value(ds,'PixelData')
         _no_xray(ds)
-        if not pixels: raise XrayError(f'no pixel data (modality {_text(ds,"Modality") or "unknown"}); leave it out, it is not an image or was cut off')
+        if not pixels:
+            raise XrayError(f'no pixel data (modality {_text(ds,"Modality") or "unknown"}); '
+                'leave it out, it is not an image or was cut off')
         x = _grey_dicom(ds, frame, window)
         return _squared(x, _aspect(ds)) if square else x
     except XrayError as e: raise XrayError(f'{path}: {e}'+('' if '; ' in str(e) else '; correct the file or leave it out')) from None
-    except Exception as e: _refuse(path, f'cannot be decoded ({type(e).__name__}: {_cause(e)})', 'the file is broken or cut off, export it again')
+    except Exception as e:
+        _refuse(path, f'cannot be decoded ({type(e).__name__}: {_cause(e)})', 'the file is broken or cut off, export it again')
 
 # %% ../nbs/01_dicom.ipynb #201f367c
 def _png_depth(data):
@@ -573,7 +602,8 @@ def _picture(path, data):
         with collected(), _our_limit(), Image.open(io.BytesIO(data)) as im: yield im
     except XrayError: raise
     except UnidentifiedImageError: _refuse(path, 'not a readable image (of no known format)', 'give a DICOM, PNG or JPEG file')
-    except Image.DecompressionBombError: _refuse(path, f'more than {MAX_PIXELS:,} pixels', 'no radiograph is that large; give it at a smaller size')
+    except Image.DecompressionBombError:
+        _refuse(path, f'more than {MAX_PIXELS:,} pixels', 'no radiograph is that large; give it at a smaller size')
     except Exception as e: _refuse(path, f'not a readable image ({_cause(e)})', 'download or export it again')
 
 # %% ../nbs/01_dicom.ipynb #6b0c7d52
@@ -661,25 +691,28 @@ def _spacing(ds):
 def _meta_dicom(path):
     "`xray_meta` of a DICOM file, and pydicom's warnings"
     ds = read_header(path)
-    uid = ds.file_meta.get('TransferSyntaxUID')
+    uid,text = ds.file_meta.get('TransferSyntaxUID'),lambda k: _text(ds,k)
     with collected() as said:
-        sex,size,bits,frames = _text(ds,'PatientSex'),[_numbers(ds,k)[:1] for k in ('Rows','Columns')],_numbers(ds,'BitsStored'),_numbers(ds,'NumberOfFrames')
-        m = dict(age=age_years(_text(ds,'PatientAge')), sex=sex if sex in ('M','F','O') else None, view=_text(ds,'ViewPosition'),
-            modality=_text(ds,'Modality'), photometric=_text(ds,'PhotometricInterpretation'), bits_stored=int(bits[0]) if bits else None,
+        sex,size = text('PatientSex'),[_numbers(ds,k)[:1] for k in ('Rows','Columns')]
+        bits,frames = _numbers(ds,'BitsStored'),_numbers(ds,'NumberOfFrames')
+        m = dict(age=age_years(text('PatientAge')), sex=sex if sex in ('M','F','O') else None, view=text('ViewPosition'),
+            modality=text('Modality'), photometric=text('PhotometricInterpretation'), bits_stored=int(bits[0]) if bits else None,
             pixel_spacing=_spacing(ds), pixel_aspect=round(_aspect(ds),6), size=tuple(int(n[0]) if n else 0 for n in size),
-            frames=int(frames[0]) if frames else 1, synthetic=dict(YES=True,NO=False).get(_text(ds,'SyntheticData')),
-            transfer_syntax=_syntax_name(uid) if isinstance(uid,UID) else None, patient_id=_text(ds,'PatientID'),
-            image_id=_text(ds,'SOPInstanceUID') or Path(path).stem, study_id=_text(ds,'StudyInstanceUID'), series_id=_text(ds,'SeriesInstanceUID'))
+            frames=int(frames[0]) if frames else 1, synthetic=dict(YES=True,NO=False).get(text('SyntheticData')),
+            transfer_syntax=_syntax_name(uid) if isinstance(uid,UID) else None, patient_id=text('PatientID'),
+            image_id=text('SOPInstanceUID') or Path(path).stem, study_id=text('StudyInstanceUID'), series_id=text('SeriesInstanceUID'))
     return m,list(dict.fromkeys(ds.ptx_warnings+said))
 
 # %% ../nbs/01_dicom.ipynb #f1af58f9
-_META = 'age sex view modality photometric bits_stored pixel_spacing pixel_aspect size frames synthetic transfer_syntax patient_id image_id study_id series_id'.split()
+_META = ('age sex view modality photometric bits_stored pixel_spacing pixel_aspect size frames synthetic '
+    'transfer_syntax patient_id image_id study_id series_id').split()
 
 def _meta_image(path):
     "`xray_meta` of an ordinary image"
     with _open(path) as f: data = f.read()
     with _picture(path, data) as im: size = (im.height,im.width)[::-1 if _orientation(im,data)>4 else 1]
-    return {**dict.fromkeys(_META),'photometric':'MONOCHROME2','bits_stored':16 if _png_depth(data)==16 else 8,'pixel_aspect':1.,'size':size,'frames':1,'image_id':Path(path).stem}
+    known = dict(photometric='MONOCHROME2', bits_stored=16 if _png_depth(data)==16 else 8, pixel_aspect=1., size=size, frames=1)
+    return {**dict.fromkeys(_META), **known, 'image_id':Path(path).stem}
 
 def _meta(path):
     "`xray_meta` of any file, and pydicom's warnings"
@@ -687,7 +720,7 @@ def _meta(path):
 
 def xray_meta(
     path:str, # a radiograph file
-)->dict: # age (years), sex, view, modality, photometric, bits_stored, pixel_spacing (mm), pixel_aspect (height/width), size (H,W), frames, transfer_syntax, ids of patient, image, study, series, and synthetic (True, False, or None where the header does not say)
+)->dict: # `age` in years, `pixel_spacing` in mm, `size` as (H,W), `synthetic` as True, False or None (not said), the ids, and more
     "What a radiograph's header says, without decoding pixels; unknown values are None; raises `XrayError`"
     return _meta(path)[0]
 
@@ -753,7 +786,8 @@ def outline_legend(
     tints = [Patch(facecolor=COLOURS[k],alpha=.5,label=k) for k in ('missed','false alarm')] if areas else []
     if not (shown := lines+tints): return
     wide = 40+5.4*max(len(h.get_label()) for h in shown)   # points of an entry
-    fig.legend(handles=shown, loc='outside lower center', ncols=max(1,min(len(shown),int(fig.get_figwidth()*72/wide))), fontsize=9, facecolor='.35', labelcolor='w', framealpha=1)
+    ncols = max(1,min(len(shown),int(fig.get_figwidth()*72/wide)))
+    fig.legend(handles=shown, loc='outside lower center', ncols=ncols, fontsize=9, facecolor='.35', labelcolor='w', framealpha=1)
 
 def _tint(ax, mask, colour, size):
     "Colour an area"

@@ -17,7 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from .rle import PtxError
 from .dicom import XrayError, read_xray
-from .siim import _known, _text_table, bar, counted, few, image_id, notice, read_labels, read_patients, without_shared, writable, write_index
+from .siim import (_known, _text_table, bar, counted, few, image_id, notice, read_labels, read_patients, without_shared,
+    writable, write_index)
 
 # %% ../nbs/04_folds.ipynb #f0100007
 class FoldError(PtxError): "Folds that cannot be made, or a table of folds that cannot be right"
@@ -27,14 +28,16 @@ def _patients(groups, ids):
     "Patient by ImageId as text, missing where unknown"
     if isinstance(groups,(str,Path)): groups = read_patients(groups)
     if isinstance(groups,pd.DataFrame):
-        if not {'ImageId','patient_id'}<=set(groups): raise FoldError(f'groups: columns {few(groups.columns)}; a table of patients has the columns ImageId and patient_id')
+        if not {'ImageId','patient_id'}<=set(groups):
+            raise FoldError(f'groups: columns {few(groups.columns)}; a table of patients has the columns ImageId and patient_id')
         groups = groups.set_index('ImageId').patient_id
     s = pd.Series(groups, dtype=object)
     s = pd.Series([_known(v) for v in s], s.index, dtype=object)
     s.index = s.index.map(image_id)
     s = s[~pd.DataFrame(dict(i=s.index,v=s.to_numpy())).duplicated().to_numpy()]
     twice = s.index[s.index.duplicated()]
-    if len(twice): raise FoldError(f'groups: {counted(twice.nunique(),"images have more than one patient")} ({few(twice.unique())}); correct the table')
+    several = counted(twice.nunique(),'images have more than one patient')
+    if len(twice): raise FoldError(f'groups: {several} ({few(twice.unique())}); correct the table')
     return s.reindex(pd.Index(ids,name='ImageId')).rename('patient_id')
 
 def patient_groups(
@@ -43,11 +46,17 @@ def patient_groups(
 )->pd.Series: # patient_id as text, indexed by ImageId in the order of `ids`
     "The patient of every image; raises `FoldError` where one is missing, `LabelError` for a file that is no table"
     s,name = _patients(groups, ids),str(groups) if isinstance(groups,(str,Path)) else 'groups'
-    if len(s)>1 and s.notna().all() and s.nunique()==1: raise FoldError(f'{name}: all {len(s):,} images are of one patient ({s.iloc[0]}), which says nothing; give a table with ImageId and patient_id of the true patients, or none for folds by image')
+    if len(s)>1 and s.notna().all() and s.nunique()==1:
+        raise FoldError(f'{name}: all {len(s):,} images are of one patient ({s.iloc[0]}), which says nothing; '
+            'give a table with ImageId and patient_id of the true patients, or none for folds by image')
     lost = s.index[s.isna()]
-    if len(lost)==len(s): raise FoldError(f'{name}: no image of {len(s):,} has a patient; groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
-    if len(lost): raise FoldError(f'{name}: {len(lost):,} of {len(s):,} images {"have" if len(lost)>1 else "has"} no patient ({few(lost,3)}); complete the patient ids, leave these images out, '
-        'count each as a patient of its own (fill the ids with the ImageId), or find repeats with near_duplicates')
+    if len(lost)==len(s):
+        raise FoldError(f'{name}: no image of {len(s):,} has a patient; '
+            'groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
+    if len(lost):
+        raise FoldError(f'{name}: {len(lost):,} of {len(s):,} images {"have" if len(lost)>1 else "has"} no patient ({few(lost,3)}); '
+            'complete the patient ids, leave these images out, count each as a patient of its own (fill the ids with the ImageId), '
+            'or find repeats with near_duplicates')
     return s
 
 # %% ../nbs/04_folds.ipynb #f0100013
@@ -84,8 +93,11 @@ def spread(
     _check_n(n, seed)
     g = None if groups is None else pd.factorize(np.asarray(groups,object))[0]
     have,what = (len(strata),'images') if g is None else (len(np.unique(g)),'patients')
-    if have<n: raise FoldError(f'{counted(have,what)} cannot be split {n} ways; give more radiographs, or fewer folds'+(', or a table of the true patients, if these ids are not' if what=='patients' and len(strata)>have else ''))
-    if np.bincount(strata).max()<n: raise FoldError(f'{counted(len(strata),"images")}: no kind of them has {n} members to share out; give more radiographs, or fewer folds')
+    doubt = ', or a table of the true patients, if these ids are not' if what=='patients' and len(strata)>have else ''
+    if have<n: raise FoldError(f'{counted(have,what)} cannot be split {n} ways; give more radiographs, or fewer folds{doubt}')
+    if np.bincount(strata).max()<n:
+        raise FoldError(f'{counted(len(strata),"images")}: no kind of them has {n} members to share out; '
+            'give more radiographs, or fewer folds')
     kind,out = StratifiedKFold if g is None else StratifiedGroupKFold,np.zeros(len(strata),int)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The least populated class')
@@ -96,14 +108,18 @@ def spread(
 def _labels(labels):
     "A table of labels, sorted by ImageId"
     t = read_labels(labels) if isinstance(labels,(str,Path)) else getattr(labels,'table',labels)
-    if not {'ImageId','has_ptx'}<=set(t): raise FoldError(f'labels: columns {few(t.columns)}; give a table of read_labels or siim_train, or a label file')
+    if not {'ImageId','has_ptx'}<=set(t):
+        raise FoldError(f'labels: columns {few(t.columns)}; give a table of read_labels or siim_train, or a label file')
     lost = [str(k) for k,v in zip(t.index,t.ImageId) if v is None or v!=v or not str(v).strip()]
     if lost: raise FoldError(f'labels: {counted(len(lost),"rows have no ImageId")} (index {few(lost)}); correct the table')
     has = [{0:False,1:True}.get(v) for v in t.has_ptx.astype(object)]
     odd = [f'{v!r} of {i}' for v,i,h in zip(t.has_ptx,t.ImageId,has) if h is None]
-    if odd: raise FoldError(f'labels: {counted(len(odd),"images have a has_ptx other than true and false or 1 and 0")} ({few(odd,3)}); correct the table, or leave them out')
+    if odd:
+        raise FoldError(f'labels: {counted(len(odd),"images have a has_ptx other than true and false or 1 and 0")} ({few(odd,3)}); '
+            'correct the table, or leave them out')
     t = t.assign(ImageId=t.ImageId.map(image_id), has_ptx=np.array(has,bool)).sort_values('ImageId', kind='stable', ignore_index=True)
-    if t.ImageId.duplicated().any(): raise FoldError(f'labels: images appear twice ({few(t.ImageId[t.ImageId.duplicated()])}); give one row per image')
+    if t.ImageId.duplicated().any():
+        raise FoldError(f'labels: images appear twice ({few(t.ImageId[t.ImageId.duplicated()])}); give one row per image')
     return t
 
 def known_patients(
@@ -119,7 +135,7 @@ def known_patients(
 # %% ../nbs/04_folds.ipynb #f0100021
 def make_folds(
     labels:object, # table of `read_labels` or `siim_train`, what has one as `table`, or the path of a label file of the 1024² frame
-    groups:object=None, # patients, as in `patient_groups`; if None, the column `patient_id` of `labels`, and without one every image for itself
+    groups:object=None, # patients, as in `patient_groups`; if None, column `patient_id` of `labels`, and without one each image for itself
     n:int=5, # folds
     seed:int=0, # which of the possible folds
 )->pd.DataFrame: # ImageId, fold (from 0), sorted by ImageId
@@ -127,7 +143,8 @@ def make_folds(
     _check_n(n, seed)
     t = _labels(labels)
     pos = int(t.has_ptx.sum())
-    if pos in (0,len(t)): raise FoldError(f'no image of {len(t):,} is {"negative" if pos else "positive"}; folds need both kinds, check the label file')
+    if pos in (0,len(t)):
+        raise FoldError(f'no image of {len(t):,} is {"negative" if pos else "positive"}; folds need both kinds, check the label file')
     who = known_patients(t, groups)
     if who is None: notice('images of unknown patient: folds are by image, and leakage is unknown', t.ImageId.tolist())
     out = t[['ImageId']].assign(fold=spread(fold_strata(t,n), None if who is None else who.to_numpy(), n, seed))
@@ -141,7 +158,8 @@ def check_folds(
     name:str='folds', # what to call the table in messages
 )->pd.DataFrame: # ImageId, fold (int), in the same order
     "A table of folds that is right; raises `FoldError` that lists every fault"
-    if not {'ImageId','fold'}<=set(folds): raise FoldError(f'{name}: columns {few(folds.columns)}; a table of folds has the columns ImageId and fold')
+    if not {'ImageId','fold'}<=set(folds):
+        raise FoldError(f'{name}: columns {few(folds.columns)}; a table of folds has the columns ImageId and fold')
     ident,num = folds.ImageId.fillna('').map(image_id).to_numpy(str),pd.to_numeric(folds.fold, errors='coerce').to_numpy(float)
     bad = {r:f'fold {str(folds.fold.iloc[r])!r} is not a whole number from 0 on' for r in np.flatnonzero(~((num>=0)&(num%1==0)&(num<1e6)))}
     bad |= {r:f'{ident[r]} repeats an earlier line' for r in np.flatnonzero(pd.Series(ident).duplicated())}
@@ -161,7 +179,8 @@ def read_folds(
 )->pd.DataFrame: # ImageId, fold
     "Read and check a table of folds; raises `FoldError`"
     t,odd = _text_table(path, ['ImageId','fold'], FoldError)
-    if odd: raise FoldError(f'{path}: {few([f"line {n}: {why}" for n,why in odd.items()],8)}; correct it, or make folds anew with `make_folds`')
+    if odd:
+        raise FoldError(f'{path}: {few([f"line {n}: {why}" for n,why in odd.items()],8)}; correct it, or make folds anew with `make_folds`')
     return check_folds(t, ids, str(path))
 
 # %% ../nbs/04_folds.ipynb #f0100026
@@ -200,9 +219,11 @@ def fold_balance(
     who = known_patients(t, groups)
     def row(o):
         p = o[o.has_ptx]
-        return dict(images=len(o), positives=len(p), share=len(p)/len(o), **{n:getattr(p[c],f)() for n,c,f in (('median_area','area','median'),('masks','n_masks','mean')) if c in p},
-            **({} if who is None else dict(patients=who[o.ImageId].nunique())))
-    return pd.DataFrame({**{k:row(o) for k,o in t.groupby('fold')}, 'all':row(t)}).T.astype({c:int for c in ('images','positives')+(() if who is None else ('patients',))}).rename_axis('fold')
+        known = {k:getattr(p[c],f)() for k,c,f in (('median_area','area','median'),('masks','n_masks','mean')) if c in p}
+        if who is not None: known['patients'] = who[o.ImageId].nunique()
+        return dict(images=len(o), positives=len(p), share=len(p)/len(o), **known)
+    out = pd.DataFrame({**{k:row(o) for k,o in t.groupby('fold')}, 'all':row(t)}).T
+    return out.astype(dict.fromkeys(['images','positives']+['patients']*(who is not None), int)).rename_axis('fold')
 
 def leakage(
     folds:pd.DataFrame, # ImageId, fold
@@ -330,8 +351,10 @@ def _by_id(images):
     if isinstance(images,dict): return images
     out = {}
     for f in images:
-        if not isinstance(f,(str,Path)): raise FoldError(f'images: a list that holds a {type(f).__name__}; give a dict ImageId → array, or paths')
-        if f!=out.setdefault(i := image_id(Path(f)), f): raise FoldError(f'images: {out[i]} and {f} have the same name; give a dict ImageId → path')
+        if not isinstance(f,(str,Path)):
+            raise FoldError(f'images: a list that holds a {type(f).__name__}; give a dict ImageId → array, or paths')
+        if f!=out.setdefault(i := image_id(Path(f)), f):
+            raise FoldError(f'images: {out[i]} and {f} have the same name; give a dict ImageId → path')
     return out
 
 # %% ../nbs/04_folds.ipynb #f0100050
@@ -370,9 +393,11 @@ def duplicate_groups(
 )->pd.Series: # group by ImageId: the first ImageId of those that belong together; for `make_folds(groups=…)`
     "What is linked by pairs or patients belongs together"
     ids = pd.Index(ids,name='ImageId').astype(str)
-    if ids.has_duplicates: raise FoldError(f'ids: {counted(ids[ids.duplicated()].nunique(),"images")} twice ({few(ids[ids.duplicated()].unique())}); give each once')
+    twice = ids[ids.duplicated()].unique()
+    if len(twice): raise FoldError(f'ids: {counted(len(twice),"images")} twice ({few(twice)}); give each once')
     a,b = ids.get_indexer(pairs.a.astype(str)),ids.get_indexer(pairs.b.astype(str))
-    if (a<0).any() or (b<0).any(): raise FoldError(f'pairs: images that are not in ids= ({few(pairs.a[a<0].tolist()+pairs.b[b<0].tolist())}); give the ids of all images')
+    lost = pairs.a[a<0].tolist()+pairs.b[b<0].tolist()
+    if lost: raise FoldError(f'pairs: images that are not in ids= ({few(lost)}); give the ids of all images')
     if groups is not None:
         who = _patients(groups,ids).reset_index(drop=True).dropna()
         a,b = np.r_[a,who.index],np.r_[b,who.groupby(who).transform(lambda s: s.index[0]).to_numpy(int)]

@@ -82,7 +82,8 @@ def _union(starts, lengths):
 def _check_shape(shape):
     "Height and width as positive integers"
     try: h,w = (int(s) for s in shape)
-    except (TypeError,ValueError): raise LabelError(f'shape={shape!r}: give the height and width of the frame, such as (1024,1024)') from None
+    except (TypeError,ValueError):
+        raise LabelError(f'shape={shape!r}: give the height and width of the frame, such as (1024,1024)') from None
     if h<1 or w<1: raise LabelError(f'shape={shape!r}: height and width must be at least 1')
     return h,w
 
@@ -177,7 +178,8 @@ def frame_shape(
     if isinstance(shape,(int,str,np.integer)): shape = shape,shape
     try: h,w = (int(str(s)) for s in shape)
     except (TypeError,ValueError): h = w = 0
-    if not (1<=h<=32768 and 1<=w<=32768): raise LabelError(f'frame {frame!r}: give the side of a square, such as 256, or height and width, such as 256x320')
+    if not (1<=h<=32768 and 1<=w<=32768):
+        raise LabelError(f'frame {frame!r}: give the side of a square, such as 256, or height and width, such as 256x320')
     return h,w
 
 def rle_to_frame(

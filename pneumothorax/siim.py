@@ -35,7 +35,8 @@ def counted(
     if n!=1: return f'{n:,} {what}'
     first = re.match(r'(?:[^,;:(]|, and )*', what)[0]     # what follows speaks of other things
     rest = what[len(first):]
-    for plural,one in ((r'(?<=[^\Ws])s\b',''),(r'\bhave\b','has'),(r'\bare\b','is'),(r'\b(ask|claim|count|end|keep|start)\b',r'\1s')): first = re.sub(plural, one, first, count=1)
+    for plural,one in ((r'(?<=[^\Ws])s\b',''),(r'\bhave\b','has'),(r'\bare\b','is'),(r'\b(ask|claim|count|end|keep|start)\b',r'\1s')):
+        first = re.sub(plural, one, first, count=1)
     return f'1 {first}{rest}'
 
 # %% ../nbs/02_siim.ipynb #c3000070
@@ -102,7 +103,9 @@ def writable(
     return Path(out)
 
 # %% ../nbs/02_siim.ipynb #1d000001
-_BLANK = string.whitespace+''.join(map(chr,(0x1c,0x1d,0x1e,0x1f,0x85,0xa0,0x1680,*range(0x2000,0x200c),0x2028,0x2029,0x202f,0x205f,0x3000,0xfeff)))   # all space of Unicode, and what has no width
+# all space of Unicode, and what has no width
+_BLANK = string.whitespace+''.join(map(chr,(0x1c,0x1d,0x1e,0x1f,0x85,0xa0,0x1680,*range(0x2000,0x200c),0x2028,0x2029,0x202f,0x205f,
+    0x3000,0xfeff)))
 _ENDING = re.compile('('+'|'.join(re.escape(e) for e in sorted(XRAY_EXTS))+')+$', re.IGNORECASE)
 
 def image_id(
@@ -121,8 +124,9 @@ def read_index(
 )->pd.DataFrame: # a blank is '' in columns of text, and missing in others
     "Read a table of ours with identifiers as they are"
     head = pd.read_csv(path, nrows=0, encoding_errors='surrogateescape').columns
-    return pd.read_csv(path, dtype={**types,**dict.fromkeys(text,str)}, keep_default_na=False, na_values={c:[''] for c in head if c not in text},
-        encoding_errors='surrogateescape', **({} if int(pd.__version__.split('.')[0])>2 else dict(float_precision='round_trip')))   # exact by itself from 3 on
+    exact = {} if int(pd.__version__.split('.')[0])>2 else dict(float_precision='round_trip')   # by itself from 3 on
+    return pd.read_csv(path, dtype={**types,**dict.fromkeys(text,str)}, keep_default_na=False,
+        na_values={c:[''] for c in head if c not in text}, encoding_errors='surrogateescape', **exact)
 
 def write_index(
     t:pd.DataFrame, # with ImageId, or path
@@ -130,13 +134,15 @@ def write_index(
 ): # writes it
     "Write a table that `read_index` reads"
     odd = t.select_dtypes(exclude=['number','bool']).apply(lambda c: c.astype(str).str.contains('\r', regex=False)).any(axis=None)
-    t.to_csv(path, index=False, lineterminator='\n', errors='surrogateescape', quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL)   # pandas ends a line at a bare \r
+    quoting = csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL   # pandas ends a line at a bare \r
+    t.to_csv(path, index=False, lineterminator='\n', errors='surrogateescape', quoting=quoting)
 
 # %% ../nbs/02_siim.ipynb #20be84fc
 _UTF16 = 'text in UTF-16','save it as UTF-8 ("CSV UTF-8" in Excel)'
 # the first bytes of files that are taken for a CSV → what they are, and what to do
-_FOREIGN = {b'PK\3\4':('a zip archive or an Excel workbook','unpack it, or save the sheet as CSV'), b'BZh':('compressed with bzip2','unpack it, or use gzip'),
-    b'\xfd7zXZ':('compressed with xz','unpack it, or use gzip'), b'\x28\xb5\x2f\xfd':('compressed with zstd','unpack it, or use gzip'), b'\xff\xfe':_UTF16, b'\xfe\xff':_UTF16}
+_FOREIGN = {b'PK\3\4':('a zip archive or an Excel workbook','unpack it, or save the sheet as CSV'),
+    b'BZh':('compressed with bzip2','unpack it, or use gzip'), b'\xfd7zXZ':('compressed with xz','unpack it, or use gzip'),
+    b'\x28\xb5\x2f\xfd':('compressed with zstd','unpack it, or use gzip'), b'\xff\xfe':_UTF16, b'\xfe\xff':_UTF16}
 
 def _start(f):
     "The first bytes of a file"
@@ -173,13 +179,15 @@ def _header(path, need, error):
     foreign = next((v for k,v in _FOREIGN.items() if _start(p).startswith(k)), None)
     if foreign: raise error(f'{p}: not a readable CSV ({foreign[0]}); {foreign[1]}')
     try: (_,head),*rows = _lines(p)
-    except UnicodeDecodeError: raise error(f'{p}: not a readable CSV (neither UTF-8 nor gzip); save it as UTF-8 ("CSV UTF-8" in Excel)') from None
+    except UnicodeDecodeError:
+        raise error(f'{p}: not a readable CSV (neither UTF-8 nor gzip); save it as UTF-8 ("CSV UTF-8" in Excel)') from None
     except Exception as e:
         why = 'it is empty' if str(e).startswith('not enough values') else f'{type(e).__name__}: {str(e).strip()}'
         raise error(f'{p}: not a readable CSV ({why}); give a table with {want}') from None
     if any(head.count(c)!=1 for c in need):
         sep = next((n for c,n in ((';','semicolons'),('\t','tabs'),('|','bars')) if c in ''.join(head)), None)
-        raise error(f'{p}: columns {few(head)}'+(f', separated by {sep}; save it with commas, and {want}' if sep else f'; give a table with {want}, once each'))
+        remedy = f', separated by {sep}; save it with commas, and {want}' if sep else f'; give a table with {want}, once each'
+        raise error(f'{p}: columns {few(head)}{remedy}')
     if not rows: raise error(f'{p}: no rows below the header; is it the whole file?')
     return head,rows
 
@@ -189,7 +197,8 @@ def _text_table(path, need, error=LabelError):
     odd = {n:f'{counted(len(r),"values")} where the header has {len(head)}' for n,r in rows if len(r)!=len(head)}
     at = head.index('ImageId') if 'ImageId' in head else None
     if at is not None:
-        notice(f'identifiers end like names of files, read without the ending ({path})', [r[at] for _,r in rows if at<len(r) and _ENDING.search(r[at])])
+        ended = [r[at] for _,r in rows if at<len(r) and _ENDING.search(r[at])]
+        notice(f'identifiers end like names of files, read without the ending ({path})', ended)
         for _,r in rows: r[at:at+1] = map(image_id, r[at:at+1])
     cols = {c:[r[head.index(c)] if head.index(c)<len(r) else '' for _,r in rows] for c in head}
     return pd.DataFrame(cols, index=[n-2 for n,_ in rows], dtype=str),odd
@@ -217,7 +226,8 @@ def _faults(t, odd={}, size=_FRAME*_FRAME):
     out = {i:'no ImageId' for i in t.index[t.ImageId=='']}
     both = t.ImageId.map((~empty).groupby(t.ImageId).any())&empty
     out |= {i:f'{t.ImageId[i]} is empty here and has a mask elsewhere' for i in t.index[both]}
-    out |= {i:f'{t.ImageId[i]} repeats an earlier line' for i in t.index[t.duplicated()|(t.assign(e=empty).duplicated(['ImageId','e'])&empty&~both)]}
+    again = t.duplicated()|(t.assign(e=empty).duplicated(['ImageId','e'])&empty&~both)
+    out |= {i:f'{t.ImageId[i]} repeats an earlier line' for i in t.index[again]}
     for i,rle in t.EncodedPixels[~empty].items():
         try: rles_runs([rle], size=size)
         except LabelError as e: out[i] = str(e)
@@ -260,10 +270,12 @@ def _frame_of(df):
     "Height of the frame that labels seem to be made for, and why"
     pos = df.rles[df.has_ptx]
     runs = [rles_runs(r) for r in pos.iloc[::max(1,len(pos)//100)]]
-    if (h := likely_frame(runs))!=_FRAME: return h,f'its masks repeat every {h:,} pixels and not every 1,024, as if they were made for a frame {h:,} pixels high'
+    if (h := likely_frame(runs))!=_FRAME:
+        return h,f'its masks repeat every {h:,} pixels and not every 1,024, as if they were made for a frame {h:,} pixels high'
     end = lambda runs: max((int((s+n).max()) for s,n in runs), default=0)
     if len(pos)<20 or end(runs)>2**18 or (e := end(map(rles_runs,pos)))>2**18: return _FRAME,''
-    return 256 if e<=2**16 else 512,f'no mask of its {len(pos):,} goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
+    why = f'no mask of its {len(pos):,} goes beyond pixel {e:,} of {_FRAME**2:,}, as if they were made for a smaller frame'
+    return 256 if e<=2**16 else 512,why
 
 def _against(raw, frame):
     "The same, of run-lengths whose frame was named; that it is 1024 is believed"
@@ -274,16 +286,18 @@ def _against(raw, frame):
 # %% ../nbs/02_siim.ipynb #fra00023
 def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
-    frame:object=None, # of its run-lengths: side of a square, (height, width) or '256x320'; if None 1024×1024, and masks that contradict it are refused
+    frame:object=None, # side of a square, (height, width) or '256x320'; None: 1024×1024, and masks that contradict it are refused
 )->pd.DataFrame: # ImageId, rles (list of str), n_masks, area (pixels of the 1024² frame), has_ptx; one row per image, in the file's order
     "One row per image; raises `LabelError` that lists every faulty line"
     raw,odd = _table(path)
     t,bad = _judged(raw, odd, frame=frame)
     beyond = 2*sum('a run ends at pixel' in why for why in bad.values())>len(bad)
-    if bad: raise FaultyLines(path, [f'line {n}: {why}' for n,why in bad.items()], 'Are they of a larger frame? Then give the frame of the run-lengths.' if beyond else '')
+    hint = 'Are they of a larger frame? Then give the frame of the run-lengths.' if beyond else ''
+    if bad: raise FaultyLines(path, [f'line {n}: {why}' for n,why in bad.items()], hint)
     df = unite_rows(t)
     h,why = _frame_of(df) if frame is None else _against(raw.EncodedPixels,frame)
-    if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame={h})'+(f', or frame={_FRAME} if they are right as they are' if frame is None else ''))
+    doubt = f', or frame={_FRAME} if they are right as they are' if frame is None else ''
+    if why: raise LabelError(f'{path}: {why}; give the frame of the run-lengths (frame={h}){doubt}')
     return df
 
 # %% ../nbs/02_siim.ipynb #walk0001
@@ -293,7 +307,7 @@ def _loops(d, name):
     return p.resolve() in (r := Path(d).resolve(), *r.parents)
 
 def _files(root, exts, but=()):
-    "Files below a folder whose names end so; hidden folders and `but` left out, links followed, each folder walked once; all files if `exts` is ('',)"
+    "Files below a folder whose names end so, all if `exts` is ('',); links followed, each folder walked once, but no hidden one nor `but`"
     out,shut,seen,tops,ends,but = [],[],set(),[str(root)],tuple(e.lower() for e in exts),set(map(Path,but))
     for top in (t for t in tops if Path(t) not in but):   # links are added on the way
         for d,folders,names in os.walk(top, onerror=lambda e: shut.append(e.filename)):
@@ -311,7 +325,8 @@ def _files(root, exts, but=()):
 _TABLES = '.csv','.csv.gz'
 _PICTURES = {'.png','.jpg','.jpeg','.tif','.tiff','.bmp','.jp2','.j2k'}
 _MARKED = {'.ima','.img','.dic'}   # endings of DICOM files, and of other things
-_NEVER = set('.txt .md .rst .json .jsonl .py .ipynb .html .htm .css .js .xml .yml .yaml .toml .ini .cfg .log .pdf .sh .bat .npy .npz .nii .safetensors .pth .pt .pkl .onnx .part .lock .whl'.split())
+_NEVER = set(('.txt .md .rst .json .jsonl .py .ipynb .html .htm .css .js .xml .yml .yaml .toml .ini .cfg .log .pdf .sh .bat '
+    '.npy .npz .nii .safetensors .pth .pt .pkl .onnx .part .lock .whl').split())
 
 def _marked(f):
     "Does a file hold the mark of DICOM?"
@@ -405,7 +420,8 @@ def _labels(there, root):
     if len(best)<2: return best[0] if best else None
     ids = {f:set(_table(f)[0].ImageId) for f in best} if len({f.name for f in best})==1 else {}
     longest = max(ids, key=lambda f: len(ids[f]), default=None)
-    if not ids or any(o-ids[longest] for o in ids.values()): raise LabelError(f'{root}: several label files ({few(best)}); say which one with labels=')
+    if not ids or any(o-ids[longest] for o in ids.values()):
+        raise LabelError(f'{root}: several label files ({few(best)}); say which one with labels=')
     return longest
 
 def find_labels(
@@ -445,14 +461,16 @@ _LEVELS = dict(competitions=1, datasets=2, notebooks=2, models=2)   # folders be
 
 def _at(d, level):
     "Folders so many levels below, or above those that hold files"
-    return [d] if not level or any(f.is_file() for f in d.iterdir()) else [o for c in sorted(d.iterdir()) if c.name[0]!='.' for o in _at(c,level-1)]
+    if not level or any(f.is_file() for f in d.iterdir()): return [d]
+    return [o for c in sorted(d.iterdir()) if c.name[0]!='.' for o in _at(c,level-1)]
 
 def attached(
     root:str=KAGGLE, # where they are attached
 )->list: # folders; the root itself if it holds files
     "Data sets attached to a kernel"
     root = Path(root)
-    return [root] if any(f.is_file() for f in root.iterdir()) else [o for c in sorted(root.iterdir()) if c.name[0]!='.' for o in _at(c,_LEVELS.get(c.name,0))]
+    if any(f.is_file() for f in root.iterdir()): return [root]
+    return [o for c in sorted(root.iterdir()) if c.name[0]!='.' for o in _at(c,_LEVELS.get(c.name,0))]
 
 # %% ../nbs/02_siim.ipynb #372e9fba
 def _is_test(folders):
@@ -471,10 +489,13 @@ def find_siim(
     root = Path(os.path.commonpath(roots))
     there = _survey(attached(root) if roots==[KAGGLE] else roots, but)
     images,spare = _images(there)
-    if not images: raise PtxError(f'{root}: no radiographs (DICOM files, also without an ending, {", ".join(sorted(_PICTURES))}) below this folder; check the path, or attach the data')
+    if not images:
+        raise PtxError(f'{root}: no radiographs (DICOM files, also without an ending, {", ".join(sorted(_PICTURES))}) below this folder; '
+            'check the path, or attach the data')
     notice('files passed over, their identifier is taken by another file', spare)
     meta = next((f for f in there if f.name=='metadata.csv'), None)
-    return SiimFiles(root, images, Path(labels) if labels else _labels(there,root), meta, {i for i,f in images.items() if _is_test(there[f])}, spare, frame)
+    test = {i for i,f in images.items() if _is_test(there[f])}
+    return SiimFiles(root, images, Path(labels) if labels else _labels(there,root), meta, test, spare, frame)
 
 # %% ../nbs/02_siim.ipynb #c3000064
 _META,_TOLD = ['patient_id','age','sex','view'],['patient_id','age','sex','view','source']
@@ -496,7 +517,8 @@ def _patient_table(path, need=()):
         if not i: bad[n] = 'no ImageId'
         elif p!=q: bad[n] = f'{i} belongs to several patients: {p or "unknown"} here, {q or "unknown"} in line {line}'
     if bad: raise FaultyLines(path, [f'line {n}: {bad[n]}' for n in sorted(bad)])
-    return t.drop_duplicates('ImageId').set_index('ImageId')[_TOLD].assign(age=lambda t: pd.Series([age_years(v) for v in t.age], t.index, dtype=object))
+    t = t.drop_duplicates('ImageId').set_index('ImageId')[_TOLD]
+    return t.assign(age=pd.Series([age_years(v) for v in t.age], t.index, dtype=object))
 
 # %% ../nbs/02_siim.ipynb #9a03ee64
 def without_shared(
@@ -506,7 +528,8 @@ def without_shared(
     n = patients.value_counts()
     if len(patients)<10 or not len(n) or 2*n.iloc[0]<=len(patients): return patients
     same = patients==n.index[0]
-    notice(f'radiographs claim to be of one patient ({n.index[0]}), which says nothing; unknown, until a metadata.csv with ImageId and patient_id names their patients', patients.index[same].tolist())
+    notice(f'radiographs claim to be of one patient ({n.index[0]}), which says nothing; unknown, '
+        'until a metadata.csv with ImageId and patient_id names their patients', patients.index[same].tolist())
     return patients.mask(same, None)
 
 def read_patients(
@@ -520,7 +543,7 @@ def find_patients(
     files:SiimFiles, # from `find_siim`
     ids:list, # identifiers wanted
     progress:bool=False, # show a bar while headers are read?
-)->pd.DataFrame: # patient_id, age (years), sex, view, indexed by ImageId, unknown values are None; and synthetic: does the radiograph say that it is artificial?
+)->pd.DataFrame: # patient_id, age (years), sex, view (None where unknown) and synthetic (does it say that it is artificial?), by ImageId
     "Patients of radiographs, from the metadata table or the headers"
     out = pd.DataFrame(index=pd.Index(ids,name='ImageId'), columns=_TOLD, dtype=object)
     if files.metadata:
@@ -552,11 +575,16 @@ def siim_train(
     "One row per labelled radiograph; raises `PtxError` where there are none"
     there = isinstance(labels,pd.DataFrame)
     files = path if isinstance(path,SiimFiles) else find_siim(path, 'a table' if there else labels, frame=frame)
-    if files.labels is None and not there: raise LabelError(f'{files.root}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it, or masks of another kind (pictures, DICOM segmentations, NIfTI, COCO, labelme, a table), with labels=')
+    if files.labels is None and not there:
+        raise LabelError(f'{files.root}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it, or masks '
+            'of another kind (pictures, DICOM segmentations, NIfTI, COCO, labelme, a table), with labels=')
     df = labels if there else read_labels(files.labels, files.frame if frame is None else frame)
     alone,lost = unmatched(files, df)
     df = df[df.ImageId.isin(files.images)].reset_index(drop=True)
-    if not len(df): raise LabelError(f'{"the table" if there else files.labels}: no image of its {len(lost):,} is below {files.root}; are labels and radiographs of the same set? The labels name {lost[0]!r} for example, the radiographs {min(files.images)!r}')
+    if not len(df):
+        raise LabelError(f'{"the table" if there else files.labels}: no image of its {len(lost):,} is below {files.root}; '
+            'are labels and radiographs of the same set? '
+            f'The labels name {lost[0]!r} for example, the radiographs {min(files.images)!r}')
     notice('radiographs without a label, left out', alone)
     notice('labels without a radiograph, left out', lost)
     df.insert(1, 'path', [files.images[i] for i in df.ImageId])
@@ -628,7 +656,8 @@ def _column(t, column, name):
     others = [c for c in t if c!='ImageId']
     named = [c for c in others if c.lower()==(column or 'pneumothorax').strip().lower()]
     holds = lambda pattern: [c for c in others if t[c].astype(str).str.contains(pattern, case=False).any()]
-    found = [c for c in named if c==column]+named or ([] if column else holds(r'(?:^|[|;,])\s*pneumothorax\s*(?:$|[|;,])') or holds('pneumothorax'))
+    whole = r'(?:^|[|;,])\s*pneumothorax\s*(?:$|[|;,])'
+    found = [c for c in named if c==column]+named or ([] if column else holds(whole) or holds('pneumothorax'))
     if not found: raise LabelError(f'{name}: columns {few(t.columns)}; name the one that says whether there is a pneumothorax (column=)')
     return found[0]
 
@@ -638,21 +667,26 @@ def _positive(findings, column):
         (t,odd),name = _text_table(findings, ['ImageId']),str(findings)
         if odd: raise FaultyLines(findings, [f'line {n}: {why}' for n,why in odd.items()])
     else: t,name = findings.rename(columns=lambda c: str(c).strip()),'findings'
-    if 'ImageId' not in t: raise LabelError(f'{name}: columns {few(t.columns)}; a table of findings has the column ImageId and one of findings')
+    if 'ImageId' not in t:
+        raise LabelError(f'{name}: columns {few(t.columns)}; a table of findings has the column ImageId and one of findings')
     column = _column(t, column, name)
     yes_no = t[column].astype(str).str.strip().str.lower().isin(_YES+_NO).any()
     ids,said = t.ImageId.map(image_id),[_says(v,yes_no) for v in t[column]]
     if not any(isinstance(v,bool) for v in said):
-        raise LabelError(f'{name}: the column {column} holds neither labels (such as Atelectasis|Pneumothorax) nor yes and no, but {few([repr(v) for v in said if v],2) or "blanks"}; give one that does')
+        held = few([repr(v) for v in said if v],2) or 'blanks'
+        raise LabelError(f'{name}: the column {column} holds neither labels (such as Atelectasis|Pneumothorax) nor yes and no, '
+            f'but {held}; give one that does')
     notice(f'findings are blank, not compared (column {column})', [i for i,v in zip(ids,said) if v is None])
-    notice(f'findings are neither labels nor yes or no, not compared (column {column})', [f'{i} ({v[:40]})' for i,v in zip(ids,said) if isinstance(v,str)])
+    unclear = [f'{i} ({v[:40]})' for i,v in zip(ids,said) if isinstance(v,str)]
+    notice(f'findings are neither labels nor yes or no, not compared (column {column})', unclear)
     weight,out = lambda v: 3 if v is True else 1 if v is False else 2 if v else 0,{}   # of several rows of an image
     for i,v in zip(ids,said): out[i] = max(out.get(i), v, key=weight)
     return pd.Series({i:v if isinstance(v,bool) else None for i,v in out.items()}, dtype=object)
 
 # %% ../nbs/02_siim.ipynb #aud00007
-_KINDS = {'radiograph without label':False, 'label without radiograph':False, 'tiny mask':True, 'overlapping masks':False, 'many pieces':False,
-    'outside the body':False, 'finding without mask':False, 'mask without finding':False}   # do small values come first?
+# do small values come first?
+_KINDS = {'radiograph without label':False, 'label without radiograph':False, 'tiny mask':True, 'overlapping masks':False,
+    'many pieces':False, 'outside the body':False, 'finding without mask':False, 'mask without finding':False}
 
 def _files_of(images):
     "Dict identifier → path, and the identifiers that need no label"
@@ -662,7 +696,7 @@ def _files_of(images):
     return files.images,files.test
 
 def audit_labels(
-    labels:object, # table of `read_labels` or `siim_train`, an `XrayData`, or the path of a label file of the 1024² frame; for another frame, what `read_labels` makes of it
+    labels:object, # table of `read_labels` or `siim_train`, an `XrayData`, or the path of a label file of the 1024² frame
     images:object=None, # dict ImageId → path, a folder or its `SiimFiles`; without it pixels and missing radiographs are not looked at
     findings:object=None, # table with ImageId and a column of findings, or its path
     column:str=None, # the column of `findings`; if None the one called pneumothorax, else the first with such a label

@@ -24,7 +24,7 @@ def _who(t):
 @dataclass
 class XrayData:
     "Labelled radiographs, opened once"
-    table:pd.DataFrame # a row per radiograph: `ImageId`, `path` (and `row`, if there is a cache), `rles` over 1024×1024, `area`, `has_ptx`, and patient_id, age, sex, view, synthetic where known
+    table:pd.DataFrame # a row per radiograph, as of `siim_train`; with `row`, if there is a cache
     cache:XrayCache=None # where the pixels are; in the files of `path` if None
     name:str='' # what it was opened from
     labels:object=None # label file or masks that were asked for
@@ -62,7 +62,8 @@ def data_name(
     "What a source is called, without opening it"
     if isinstance(source,XrayData): return source.name
     if isinstance(source,(str,Path)): return str(source)
-    return str(source.path) if isinstance(source,XrayCache) else f'{type(source).__name__} of {len(getattr(source,"images",source))}' if source is not None else 'found'
+    if isinstance(source,XrayCache): return str(source.path)
+    return 'found' if source is None else f'{type(source).__name__} of {len(getattr(source,"images",source))}'
 
 def as_cache(
     source:object, # a cache, its folder, or anything else
@@ -72,8 +73,8 @@ def as_cache(
     if isinstance(source,(str,Path)) and (Path(source)/'cache.json').exists(): return XrayCache(source)
 
 def open_data(
-    source:object=None, # folder of radiographs with labels, a `SiimFiles`, a table from `siim_train`, an `XrayCache` or its folder, an `XrayData`; found by `find_siim` if None
-    labels:object=None, # label file, its run-lengths of the 1024² frame unless frame= says another, or masks as for `read_masks`; found by its header if None
+    source:object=None, # folder with labels, `SiimFiles`, table of `siim_train`, `XrayCache` or its folder, `XrayData`; None: `find_siim`
+    labels:object=None, # label file, or masks as for `read_masks`; found by its header if None
     frame:object=None, # of its run-lengths, as in `read_labels`; 1024×1024 if None
 )->XrayData: # what is known of it
     "Open a set of labelled radiographs; raises `PtxError`"
