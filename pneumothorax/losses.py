@@ -280,10 +280,8 @@ class ComboLoss(nn.Module):
 
     def extra_repr(self):
         "What printing shows"
-        parts = [f'{k}={w:g}' for k,w in self.weights.items()]
-        if self.options: parts.append(f'options={self.options}')
-        if self.smooth: parts.append(f'smooth={self.smooth:g}')
-        return ', '.join([*parts, f'thresh={self.thresh:g}'])
+        more = [f'options={self.options}']*bool(self.options)+[f'smooth={self.smooth:g}']*bool(self.smooth)
+        return ', '.join([*(f'{k}={w:g}' for k,w in self.weights.items()), *more, f'thresh={self.thresh:g}'])
 
 # %% ../nbs/20_losses.ipynb #d0500028
 PRESETS = {k:dict(bce=b,batch_dice=d,focal=f) for k,(b,d,f) in {'3:1:4':(3,1,4), '2:1:2':(2,1,2), '1:1:1':(1,1,1)}.items()}
