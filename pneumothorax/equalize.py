@@ -94,7 +94,8 @@ class Equalize(Transform):
         xb = xb[None] if x.dim()==3 else xb
         lo,hi = torch.stack(xb.aminmax()).tolist()   # one pass, and one wait for the device
         if np.isnan(lo):
-            raise PtxError(f'{self}: NaN in radiographs {xb.isnan().flatten(1).any(1).nonzero().flatten().tolist()} of {len(xb)}, counted from 0; look at the transforms before this one')
+            bad = xb.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+            raise PtxError(f'{self}: NaN in radiographs {bad} of {len(xb)}, counted from 0; look at the transforms before this one')
         if lo<0 or hi>1: xb = xb.clamp(0,1)
         y = self.apply(xb)
         if self.p<1: y = torch.where((torch.rand(len(xb))<self.p).to(xb.device).view(-1,1,1,1), y, xb)
@@ -193,7 +194,8 @@ class FreqHist(Equalize):
         p:float=1.): # share of the images
         try: b = [round(float(b),7) for b in breaks]
         except (TypeError,ValueError): b = []
-        if len(b)<2 or not (np.diff(b)>0).all() or not 0<=b[0]<b[-1]<=1: raise PtxError('FreqHist needs two or more increasing breaks in [0,1]; fit them with freq_breaks(xray_stats(…).counts)')
+        if len(b)<2 or not (np.diff(b)>0).all() or not 0<=b[0]<b[-1]<=1:
+            raise PtxError('FreqHist needs two or more increasing breaks in [0,1]; fit them with freq_breaks(xray_stats(…).counts)')
         super().__init__(p, breaks=b)
     def __repr__(self): return f'FreqHist({len(self.breaks)} breaks)'
     def apply(self,

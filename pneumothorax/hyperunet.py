@@ -31,13 +31,17 @@ def as_input(
     stride:int, # its deepest stride
 )->torch.Tensor: # N×C×H'×W', a plain tensor
     "Images as a network wants them; raises `ModelError` for a wrong shape or type, NaN or infinity"
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise ModelError(f'images of type {getattr(x,"dtype",type(x).__name__)}: give a floating tensor, normalised')
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise ModelError(f'images of type {getattr(x,"dtype",type(x).__name__)}: give a floating tensor, normalised')
     if x.ndim!=4 or x.shape[1]!=n_in:
-        raise ModelError(f'images of shape {tuple(x.shape)}: this network takes N×{n_in}×H×W; build it with `n_in=` for another number of channels')
+        raise ModelError(f'images of shape {tuple(x.shape)}: this network takes N×{n_in}×H×W; '
+            'build it with `n_in=` for another number of channels')
     if not torch.compiler.is_compiling():     # tracers bring tensors of their own, which must stay
         if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
         bad = ~x.isfinite().flatten(1).all(1)
-        if bad.any(): raise ModelError(f'NaN or infinite pixels in images {bad.nonzero().flatten().tolist()} of the batch: look at these files and at the statistics that normalise')
+        if bad.any():
+            raise ModelError(f'NaN or infinite pixels in images {bad.nonzero().flatten().tolist()} of the batch: '
+                'look at these files and at the statistics that normalise')
     return pad_to(x, stride)
 
 # %% ../nbs/16_hyperunet.ipynb #0def8e00
@@ -59,7 +63,9 @@ def _conv(ni, nf, norm='batch'):
 def _resize(x, size): return x if x.shape[-2:]==torch.Size(size) else F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 # %% ../nbs/16_hyperunet.ipynb #e1600031
-def _squeeze(nf, reduction): return nn.Sequential(nn.Conv2d(nf, max(nf//reduction,4), 1), nn.ReLU(inplace=True), nn.Conv2d(max(nf//reduction,4), nf, 1))
+def _squeeze(nf, reduction):
+    few = max(nf//reduction,4)
+    return nn.Sequential(nn.Conv2d(nf,few,1), nn.ReLU(inplace=True), nn.Conv2d(few,nf,1))
 
 class SCSE(nn.Module):
     "Concurrent spatial and channel squeeze and excitation (Roy et al., 2018)"
@@ -187,7 +193,8 @@ class ImageHead(nn.Module):
 def _ladder(found, finest):
     "Levels of the decoder, coarsest first; those that the encoder lacks have no map and no channels"
     levels = [l for l in found if l[2]>=finest]
-    if len(levels)<2: raise ModelError(f'finest={finest}: the encoder has maps at strides {[l[2] for l in found]}; a U-Net needs two of them or more')
+    if len(levels)<2:
+        raise ModelError(f'finest={finest}: the encoder has maps at strides {[l[2] for l in found]}; a U-Net needs two of them or more')
     while (s := levels[0][2]//2)>=finest: levels.insert(0, (None,0,s,False))
     return levels[::-1]
 
@@ -199,14 +206,18 @@ def check_prior(
     prior:float, # probability
 ): # raises `ModelError` unless it lies between 0 and 1
     "Is this a probability to begin with?"
-    if isinstance(prior,bool) or not isinstance(prior,(int,float)) or not 0<prior<1: raise ModelError(f'prior={prior!r}: a probability between 0 and 1, both excluded')
+    if isinstance(prior,bool) or not isinstance(prior,(int,float)) or not 0<prior<1:
+        raise ModelError(f'prior={prior!r}: a probability between 0 and 1, both excluded')
 
 def _check(decoder_width, drop, prior, **options):
     for k,choices in CHOICES.items():
-        if (type(options[k]),options[k]) not in [(type(c),c) for c in choices]: raise ModelError(f'{k}={options[k]!r}: choose one of {", ".join(map(repr,choices))}')
+        if (type(options[k]),options[k]) not in [(type(c),c) for c in choices]:
+            raise ModelError(f'{k}={options[k]!r}: choose one of {", ".join(map(repr,choices))}')
     check_prior(prior)
-    if isinstance(drop,bool) or not isinstance(drop,(int,float)) or not 0<=drop<1: raise ModelError(f'drop={drop!r}: a probability from 0 to below 1')
-    if type(decoder_width) is not int or decoder_width<1: raise ModelError(f'decoder_width={decoder_width!r}: give a whole number of channels, 1 or more')
+    if isinstance(drop,bool) or not isinstance(drop,(int,float)) or not 0<=drop<1:
+        raise ModelError(f'drop={drop!r}: a probability from 0 to below 1')
+    if type(decoder_width) is not int or decoder_width<1:
+        raise ModelError(f'decoder_width={decoder_width!r}: give a whole number of channels, 1 or more')
 
 # %% ../nbs/16_hyperunet.ipynb #f0fff5ab
 class HyperUnet(nn.Module):
@@ -290,11 +301,13 @@ def set_grad_checkpointing(self:HyperUnet,
     "Switch gradient checkpointing on or off"
     self.checkpoint = enable
     if enable or getattr(self.encoder,'grad_checkpointing',False):
-        if not hasattr(self.encoder,'set_grad_checkpointing'): raise ModelError('checkpoint=True: this encoder cannot compute in pieces; choose another or leave it out')
+        if not hasattr(self.encoder,'set_grad_checkpointing'):
+            raise ModelError('checkpoint=True: this encoder cannot compute in pieces; choose another or leave it out')
         self.encoder.set_grad_checkpointing(enable)
     for h in self.hooks: h.remove()
     norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if enable else []
-    self.hooks = [h for m in norms for h in (m.register_forward_pre_hook(self._once), m.register_forward_hook(self._restore, always_call=True))]
+    self.hooks = [h for m in norms for h in (
+        m.register_forward_pre_hook(self._once), m.register_forward_hook(self._restore, always_call=True))]
 
 @patch
 def _once(self:HyperUnet, bn, args):
@@ -328,7 +341,8 @@ def describe_levels(
     count = lambda m: sum(p.numel() for p in m.parameters()) if m is not None else 0
     down = [('encoder',s,c,None) for i,c,s,_ in model.levels[::-1] if i is not None]
     up = [('decoder',s,w,count(d)) for (_,_,s,_),w,d in zip(model.levels[1:], model.widths, model.decoder)]
-    rest = [(n,s,c,count(m)) for n,m,s,c in (('head',model.head,up[-1][1],1), ('image',model.image,None,2), ('deep',model.deep,None,1)) if m is not None]
+    heads = ('head',model.head,up[-1][1],1), ('image',model.image,None,2), ('deep',model.deep,None,1)
+    rest = [(n,s,c,count(m)) for n,m,s,c in heads if m is not None]
     t = pd.DataFrame([('image',1,model.config['n_in'],None), *down, *up, *rest], columns=['part','stride','channels','parameters'])
     t.insert(2, 'side', [size//s if s==s else None for s in t.stride])
     t.loc[t.index[t.part=='encoder'][-1],'parameters'] = count(model.encoder)
