@@ -61,7 +61,8 @@ def _gather(norms):
 def _as_they_are(norms):
     "Batch norms that apply the statistics they have, whatever happens to the model"
     kept = [(m,[b.clone() for b in m.buffers()]) for m in norms]
-    for m,(mean,var,*_) in kept: m.forward = partial(F.batch_norm, running_mean=mean, running_var=var, weight=m.weight, bias=m.bias, eps=m.eps)
+    for m,(mean,var,*_) in kept:
+        m.forward = partial(F.batch_norm, running_mean=mean, running_var=var, weight=m.weight, bias=m.bias, eps=m.eps)
     try: yield
     finally:
         for m,buffers in kept:
@@ -120,7 +121,8 @@ def _swa_settings(start, lr, cycle, every, div):
     whole = isinstance(start,Integral) and not isinstance(start,bool)
     if not (start>=0 if whole else isinstance(start,(float,np.floating)) and 0<=start<1):
         raise PtxError(f'SWA(start={start!r}): give a share such as 0.75, or the number of an epoch')
-    if lr is not None and not 0<lr<float('inf'): raise PtxError(f'SWA(lr={lr!r}): give a learning rate above 0, or None to leave it to the schedule')
+    if lr is not None and not 0<lr<float('inf'):
+        raise PtxError(f'SWA(lr={lr!r}): give a learning rate above 0, or None to leave it to the schedule')
     for k,v,lo in (('cycle',cycle,0),('every',every,1)):
         if not isinstance(v,Integral) or v<lo: raise PtxError(f'SWA({k}={v!r}): give a whole number of epochs, at least {lo}')
     if cycle and lr is None: raise PtxError(f'SWA(cycle={cycle}): give the learning rate lr= from which each cycle falls')
@@ -156,7 +158,8 @@ class SWA(_Averaged):
     def _begins(self, total): return self.start if isinstance(self.start,Integral) else int(self.start*total+1e-9)
     def _make(self):
         net = bare(self.learn.model)
-        self.average,self.swa_net,self.modes = AveragedModel(net,'cpu',get_swa_avg_fn()).double(),deepcopy(net).requires_grad_(False),[True for _ in net.modules()]
+        self.average,self.swa_net = AveragedModel(net,'cpu',get_swa_avg_fn()).double(),deepcopy(net).requires_grad_(False)
+        self.modes = [True for _ in net.modules()]
     @torch.no_grad()
     def _round(self):
         for a,b in zip(self.swa_net.parameters(),self.average.module.parameters()): a.copy_(b)
@@ -164,15 +167,15 @@ class SWA(_Averaged):
         "Is the training long enough?"
         (_,total),step = overall(self.learn),self.cycle or self.every
         due = self._begins(total)+step
-        if due>total: raise PtxError(f'SWA(start={self.start}): the first average is due after {counted(due,"epochs")}, and training has {total}; begin earlier'+', or with a shorter cycle'*(step>1))
+        why = f'the first average is due after {counted(due,"epochs")}, and training has {total}; begin earlier'
+        if due>total: raise PtxError(f'SWA(start={self.start}): {why}'+', or with a shorter cycle'*(step>1))
     def after_train(self):
         "Take the weights in, if this epoch counts"
         (epoch,total),net = overall(self.learn),bare(self.learn.model)
         since = epoch-self._begins(total)
         if since<0 or (since+1)%(self.cycle or self.every): return
         if bad := [k for k,p in net.named_parameters() if not p.isfinite().all()]:
-            notice(f'tensors are not finite, so epoch {epoch} is left out of SWA', bad)
-            return
+            return notice(f'tensors are not finite, so epoch {epoch} is left out of SWA', bad)
         if not self.ready: self._make()
         self.average.update_parameters(net)
         self._round()
@@ -180,8 +183,8 @@ class SWA(_Averaged):
         self.modes,self.stale = [m.training or not net.training for m in net.modules()],True
     def after_cancel_fit(self):
         "Say so if there is no average"
-        epoch,total = overall(self.learn)
-        if not self.ready: notice('trainings stopped before SWA began', [f'in epoch {epoch} of {total}, it begins with epoch {self._begins(total)}'])
+        (epoch,total),what = overall(self.learn),'trainings stopped before SWA began'
+        if not self.ready: notice(what, [f'in epoch {epoch} of {total}, it begins with epoch {self._begins(total)}'])
 
 # %% ../nbs/26_averaging.ipynb #f6260063
 @patch
@@ -224,7 +227,9 @@ def _restore(model, tensors, what):
     "Copy named tensors into a model; raises `PtxError` if they are another network's"
     own = dict(chain(model.named_parameters(),model.named_buffers()))
     odd = [k for k,v in tensors.items() if k not in own or own[k].shape!=v.shape]
-    if odd: raise PtxError(f'state of {what}: {len(odd)} of {len(tensors)} tensors do not fit this network, the first is {odd[0]}; it belongs to another model or encoder')
+    if odd:
+        raise PtxError(f'state of {what}: {len(odd)} of {len(tensors)} tensors do not fit this network, the first is {odd[0]}; '
+            'it belongs to another model or encoder')
     with torch.no_grad():
         for k,v in tensors.items(): own[k].copy_(v)
 
@@ -316,7 +321,8 @@ def load_state_dict(self:EMA,
 def _tensors(f):
     "Tensors of a safetensors file"
     try: return read_tensors(f)
-    except (OSError,SafetensorError) as e: raise PtxError(f'{f}: weights cannot be read ({type(e).__name__}: {e}); give sound safetensors files') from None
+    except (OSError,SafetensorError) as e:
+        raise PtxError(f'{f}: weights cannot be read ({type(e).__name__}: {e}); give sound safetensors files') from None
 
 def average_files(
     files:list, # safetensors files of one network, the newest last
@@ -328,8 +334,11 @@ def average_files(
         now = _tensors(f)
         if i==0: first = {k:(v.shape,v.dtype) for k,v in now.items()}
         odd = sorted({k for k,v in now.items() if first.get(k)!=(v.shape,v.dtype)} | (first.keys()-now.keys()))
-        if odd: raise PtxError(f'{f}: {counted(len(odd),"tensors are")} of another name, shape or type than in {files[0]}, the first is {odd[0]}; give files of one network')
-        if bad := [k for k,v in now.items() if not v.isfinite().all()]: raise PtxError(f'{f}: {bad[0]} has values that are not finite; leave this file out')
+        if odd:
+            raise PtxError(f'{f}: {counted(len(odd),"tensors are")} of another name, shape or type than in {files[0]}, '
+                f'the first is {odd[0]}; give files of one network')
+        if bad := [k for k,v in now.items() if not v.isfinite().all()]:
+            raise PtxError(f'{f}: {bad[0]} has values that are not finite; leave this file out')
         for k,v in now.items(): total[k] = total.get(k,0)+v.double() if v.is_floating_point() else v
     return {k:(v/len(files)).to(first[k][1]) if v.is_floating_point() else v for k,v in total.items()}
 
@@ -346,7 +355,9 @@ def _best_epochs(run, k, metric):
     if metric not in scores or 'epoch' not in h: raise PtxError(f'{f}: no metric {metric!r}; choose one of {", ".join(scores)}')
     h = h.dropna(subset=[metric]).drop_duplicates('epoch', keep='last')
     h = h[[(run/'epochs'/f'epoch-{e:03d}.safetensors').exists() for e in h.epoch.astype(int)]]
-    if len(h)<k: raise PtxError(f'{run}/epochs: weights and {metric} of {counted(len(h),"epochs")}, and k={k} are to be averaged; keep more of them, or give a smaller k')
+    if len(h)<k:
+        raise PtxError(f'{run}/epochs: weights and {metric} of {counted(len(h),"epochs")}, and k={k} are to be averaged; '
+            'keep more of them, or give a smaller k')
     better = h[metric]*(-1 if 'loss' in metric else 1)
     return sorted(h.epoch.to_numpy(int)[np.lexsort((h.epoch,better))[-k:]].tolist())
 

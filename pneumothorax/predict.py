@@ -44,7 +44,8 @@ def list_images(
         files = list(map(Path,images))
         apart = told_apart(files)
         ids = [apart.get(f,image_id(f)) for f in files]
-        if twice := [f for f,i in zip(files,ids) if ids.count(i)>1]: raise PtxError(f'{few(twice)}: of the same name; an identifier must be unique')
+        if twice := [f for f,i in zip(files,ids) if ids.count(i)>1]:
+            raise PtxError(f'{few(twice)}: of the same name; an identifier must be unique')
         images = dict(zip(ids,files))
     found = {i:Path(f) for i,f in images.items()}
     if not found: raise PtxError('no radiographs given')
@@ -87,7 +88,8 @@ def fold_runs(
     "The runs of a cross-validation; raises `RunError` where some are missing"
     cv = Path(cv)
     runs = {int(k):cv/f'fold-{k}' for k in sorted(read_folds(cv/'folds.csv').fold.unique())}
-    if gone := [f.name for f in runs.values() if not (f/'run.json').exists()]: raise RunError(f'{cv}: {few(gone)} not trained; start the cross-validation again, or name the runs that are there one by one')
+    if gone := [f.name for f in runs.values() if not (f/'run.json').exists()]:
+        raise RunError(f'{cv}: {few(gone)} not trained; start the cross-validation again, or name the runs that are there one by one')
     return runs
 
 def networks(
@@ -152,7 +154,7 @@ def predict_batches(
     device:str='cpu', # where the models are
     only:list=None, # numbers of batches, rising; all if None
     progress:bool=False, # show a bar?
-): # yields number of the batch; positions; probabilities, deviations between views and networks, n×size×size; (probabilities, deviation between views) of each network; (position, error) of the others
+): # yields batch, positions, probabilities, deviations between views and networks, what each network says, (position, error) of others
     "Predict batch by batch; raises `PtxError` where a model gives NaN"
     only = range(-(-len(files)//bs)) if only is None else only
     at = [i for b in only for i in range(b*bs,min((b+1)*bs,len(files)))]
@@ -201,12 +203,14 @@ def _open_store(out, asked, n, size, dtype, names, fresh):
     f = out/'asked.json'
     if out.exists() and not out.is_dir(): raise PtxError(f'{out}: a file; give a folder for the predictions')
     if fresh: _clear(out)
-    if (out/'predict.json').exists(): raise PtxError(f'{out}: holds predictions already; give another folder, or replace them with fresh=True')
+    if (out/'predict.json').exists():
+        raise PtxError(f'{out}: holds predictions already; give another folder, or replace them with fresh=True')
     if f.exists():
         theirs = json.loads(f.read_text(encoding='utf-8'))
         if other := [k for k in {**theirs,**asked} if theirs.get(k)!=asked.get(k)]:
             say = '; '.join(f'other {k}' if k in ('networks','images') else f'{k}={theirs.get(k)!r} (now {asked.get(k)!r})' for k in other)
-            raise PtxError(f'{out}: holds an unfinished prediction with {say}; give the same, another folder, or begin anew with fresh=True')
+            raise PtxError(f'{out}: holds an unfinished prediction with {say}; '
+                'give the same, another folder, or begin anew with fresh=True')
         return
     out.mkdir(parents=True, exist_ok=True)
     for k in names: _reserve(out/f'{k}.npy', dtype, (n,size,size))
@@ -227,7 +231,8 @@ class MapStore:
         main_first(lambda: _open_store(self.out, json.loads(json.dumps(asked,default=str)), n, size, dtype, names, fresh and is_main()))
         self.maps = {k:np.load(self.out/f'{k}.npy', mmap_mode='r+') for k in names}
         self.log = self.out/f'batches-{os.environ.get("RANK",0)}.jsonl'
-        if self.log.exists() and not (b := self.log.read_bytes()).endswith(b'\n'): self.log.write_bytes(b[:b.rfind(b'\n')+1])   # a line was cut off
+        b = self.log.read_bytes() if self.log.exists() else b''
+        if b and not b.endswith(b'\n'): self.log.write_bytes(b[:b.rfind(b'\n')+1])   # a line was cut off
     def there(self)->dict: # number of a batch → what was noted of it
         "Batches that are on the disk"
         lines = [l for f in sorted(self.out.glob('batches-*.jsonl')) for l in f.read_text(encoding='utf-8').splitlines(True)]
@@ -242,7 +247,8 @@ class MapStore:
         stored = {k:to_bytes(arrays[k],self.dtype) for k in self.names} if rows else {}
         for k,b in stored.items(): self.maps[k][rows] = b
         top = [round(float(v)/np.iinfo(self.dtype).max,4) for v in stored['maps'].max((1,2))] if rows else []
-        self.noted.append(json.dumps(dict(batch=batch, rows=[int(r) for r in rows], top=top, failed=[(int(r),str(e)) for r,e in failed]))+'\n')
+        note = dict(batch=batch, rows=[int(r) for r in rows], top=top, failed=[(int(r),str(e)) for r,e in failed])
+        self.noted.append(json.dumps(note)+'\n')
         if time.monotonic()-self.since>5: self.flush()
     def flush(self):
         "Bring everything to the disk, and note it"
@@ -263,7 +269,8 @@ def finish_store(
         t = pd.DataFrame(rows, columns=['row',what]).astype({'row':int}).sort_values('row', ignore_index=True)
         who = table.iloc[t.row].reset_index(drop=True)
         return pd.concat([who[['ImageId','path']], t, who.drop(columns=['ImageId','path'])], axis=1)
-    index,failed = named([(r,t) for n in notes for r,t in zip(n['rows'],n['top'])],'max_prob'),named([f for n in notes for f in n['failed']],'error').drop(columns='row')
+    index = named([(r,t) for n in notes for r,t in zip(n['rows'],n['top'])], 'max_prob')
+    failed = named([f for n in notes for f in n['failed']], 'error').drop(columns='row')
     for f,t in {**more,'index.csv':index,'failed.csv':failed}.items():
         with written(out/f) as part: write_index(t, part)
     if not len(index): raise PtxError(f'no file of {len(table):,} could be read, see {out}/failed.csv; the first: {failed.error[0]}')
@@ -285,9 +292,11 @@ def fill_store(
     there,first = store.there(),0
     try:
         for nets,files,rows in jobs:
-            todo = [b for b in range(-(-len(files)//bs)) if first+b not in there and (first+b)%world()==int(os.environ.get('RANK',0))%world()]
+            mine = lambda b: (first+b)%world()==int(os.environ.get('RANK',0))%world()
+            todo = [b for b in range(-(-len(files)//bs)) if first+b not in there and mine(b)]
             for b,idx,p,views_sd,nets_sd,each,bad in predict_batches(nets, files, [ids[r] for r in rows], bs=bs, only=todo, **kwargs):
-                made = dict(maps=p, spread=views_sd, spread_runs=nets_sd, **{f'{what}-{k}':m for k,ms in enumerate(each or ()) for what,m in zip(('maps','spread'),ms)})
+                made = dict(maps=p, spread=views_sd, spread_runs=nets_sd,
+                    **{f'{what}-{k}':m for k,ms in enumerate(each or ()) for what,m in zip(('maps','spread'),ms)})
                 store.add(first+b, [rows[i] for i in idx], {k:made.get(k) for k in store.names}, [(rows[i],e) for i,e in bad])
             first += -(-len(files)//bs)
     finally: store.flush()
@@ -298,12 +307,14 @@ def image_digest(
 )->str: # the same for the same names, paths and sizes of files
     "What tells one set of images from another"
     size = lambda p: Path(p).stat().st_size if Path(p).exists() else 0
-    return hashlib.blake2b('\n'.join(f'{i} {p} {size(p)}' for i,p in zip(table.ImageId,table.path)).encode(errors='surrogateescape'), digest_size=8).hexdigest()
+    lines = '\n'.join(f'{i} {p} {size(p)}' for i,p in zip(table.ImageId,table.path))
+    return hashlib.blake2b(lines.encode(errors='surrogateescape'), digest_size=8).hexdigest()
 
 # %% ../nbs/31_predict.ipynb #jobs0004
 def _asked(tta, variant, weights, n, mean):
     "Views and weights; raises `PtxError`"
-    if variant is not None and tta is not None: raise PtxError('variant= and tta= at once; give the equalisation as a view, as in tta="identity,clahe"')
+    if variant is not None and tta is not None:
+        raise PtxError('variant= and tta= at once; give the equalisation as a view, as in tta="identity,clahe"')
     vs = [View(equalize=variant)] if variant is not None else views(tta)
     if weights is not None and (len(weights)!=n or not all(w>0 and np.isfinite(w) for w in weights)):
         raise PtxError(f'weights={list(weights)}: give a positive number for each of the {n} networks')
@@ -347,7 +358,8 @@ def predict_jobs(
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         store = MapStore(out, dict(**asked, networks=[n.digest() for n in nets], images=images), len(table), size, dtype, names, fresh)
         if lost and is_main(): store.add(-1, [], {}, lost)
-        how = dict(cache=cache, weights=weights, size=size, vs=vs, mean=mean, workers=workers, device=device, progress=progress and is_main())
+        how = dict(cache=cache, weights=weights, size=size, vs=vs, mean=mean, workers=workers, device=device,
+            progress=progress and is_main())
         try: fill_store(store, jobs, table.ImageId.tolist(), bs, **how)
         except PtxError as e: raise PtxError(f'{few([n.name for n in nets])}: {e}') from None
         one = lambda v: v[0] if len(v)==1 else v
@@ -373,7 +385,7 @@ def predict_maps(
     size:int=None, # pixels along one side of the maps; the largest network's if None
     dtype:str='uint8', # of the maps; or 'uint16'
     spread:bool=False, # store the deviations between views (spread.npy) and between networks (spread_runs.npy), too?
-    mean_only:bool=False, # of several networks store the mean alone? it takes less disk, and no rule that was chosen on single networks can be applied
+    mean_only:bool=False, # of several networks store the mean alone? then no rule that was chosen on single networks can be applied
     fresh:bool=False, # remove what an earlier prediction left in `out`?
 )->Path: # the folder: maps.npy, maps-0.npy … of each of several networks, index.csv, failed.csv, predict.json
     "Predict radiographs with one network or the mean of several; raises `PtxError`"
@@ -381,8 +393,9 @@ def predict_maps(
     nets,found = networks(run, device := run_device(device), which),list_images(images)
     _told_synthetic(nets, list(found.values()))
     table = pd.DataFrame(dict(ImageId=list(found), path=list(map(str,found.values()))))
-    return predict_jobs([(nets,list(found.values()),range(len(found)))], table, out, image_digest(table), bs=bs, workers=workers, device=device,
-        progress=progress, variant=variant, tta=tta, mean=mean, weights=weights, size=size, dtype=dtype, spread=spread, mean_only=mean_only, fresh=fresh)
+    return predict_jobs([(nets,list(found.values()),range(len(found)))], table, out, image_digest(table), bs=bs, workers=workers,
+        device=device, progress=progress, variant=variant, tta=tta, mean=mean, weights=weights, size=size, dtype=dtype,
+        spread=spread, mean_only=mean_only, fresh=fresh)
 
 # %% ../nbs/31_predict.ipynb #39a6c9b8
 def _drawn(f):
@@ -395,4 +408,5 @@ def _told_synthetic(nets, files, n=16):
     mine = [o.name for o in nets if o.synthetic]
     some = [files[i] for i in np.unique(np.linspace(0,len(files)-1,min(n,len(files))).astype(int))]
     if mine and is_main() and not all(map(_drawn,some)):
-        warnings.warn(f'{few(mine)}: trained on synthetic radiographs only, and these are others; what such a network outlines on real radiographs means nothing, train on real ones', PtxNotice, stacklevel=3)
+        warnings.warn(f'{few(mine)}: trained on synthetic radiographs only, and these are others; '
+            'what such a network outlines on real radiographs means nothing, train on real ones', PtxNotice, stacklevel=3)

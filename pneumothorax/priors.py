@@ -22,25 +22,31 @@ def _prior(prior):
         p = p if p.dtype==torch.float64 else p.float()
     else:
         try: p = torch.as_tensor(np.array(prior, dtype=np.float64))   # numbers stay exact: 1-1e-9 is not 1
-        except (TypeError,ValueError): raise LossError(f'prior of type {type(prior).__name__}: give a probability, or an array or tensor of probabilities') from None
+        except (TypeError,ValueError):
+            raise LossError(f'prior of type {type(prior).__name__}: give a probability, or an array or tensor of probabilities') from None
     if not p.numel(): raise LossError('an empty prior: give a probability, or an array or tensor of probabilities')
     bad = p[~((p>0)&(p<1))]
-    if len(bad): raise LossError(f'prior has {len(bad):,} of {p.numel():,} values outside (0,1), the first {bad[0].item():g}: give probabilities, such as .22 for 22 %; '
-        'a rate of exactly 0 or 1 has no finite logit, so count with a pseudo-count (as `position_prior` does)')
+    if len(bad):
+        raise LossError(f'prior has {len(bad):,} of {p.numel():,} values outside (0,1), the first {bad[0].item():g}: '
+            'give probabilities, such as .22 for 22 %; '
+            'a rate of exactly 0 or 1 has no finite logit, so count with a pseudo-count (as `position_prior` does)')
     return p
 
 def _place(v, shape, dim=None):
     "Values of a prior with the axes of logits of `shape`"
     n,k = len(shape),v.ndim
     if dim is not None and (type(dim) is not int or not -n<=dim<n):
-        raise LossError(f'dim={dim!r}: logits of shape {tuple(shape)} have no such axis; give that of the classes, or None for one sigmoid channel')
+        raise LossError(f'dim={dim!r}: logits of shape {tuple(shape)} have no such axis; '
+            'give that of the classes, or None for one sigmoid channel')
     if v.numel()==1 and dim is None: return v.reshape((1,)*n)
     axis = 0 if dim is None else dim
     if k==1 and n and len(v)==shape[axis]: return v.reshape([-1 if i==axis%n else 1 for i in range(n)])
     if k==n and all(a in (1,b) for a,b in zip(v.shape,shape)) and (dim is None or v.shape[dim]==shape[dim]): return v
     if 1<k<n and v.shape==shape[n-k:] and (dim is None or dim%n>=n-k): return v.reshape((1,)*(n-k)+tuple(v.shape))
-    raise LossError(f'prior of shape {tuple(v.shape)} and logits of shape {tuple(shape)}: give one number, one per image (N), one per place (H×W), or as many axes as the logits'
-        if dim is None else f'prior of shape {tuple(v.shape)} and logits of shape {tuple(shape)} with classes along axis {dim}: give one probability for each of the {shape[dim]} classes')
+    raise LossError(f'prior of shape {tuple(v.shape)} and logits of shape {tuple(shape)}: give one number, one per image (N), '
+        'one per place (H×W), or as many axes as the logits'
+        if dim is None else f'prior of shape {tuple(v.shape)} and logits of shape {tuple(shape)} with classes along axis {dim}: '
+        f'give one probability for each of the {shape[dim]} classes')
 
 # %% ../nbs/25_priors.ipynb #d2500014
 def _log_prior(prior, shape, dim):
@@ -60,13 +66,14 @@ def _alpha(alpha):
 
 def adjust_logits(
     logits:torch.Tensor, # any floating type and shape, such as N×1×H×W, or N×K×H×W with `dim=1`
-    prior:float|np.ndarray|torch.Tensor, # p(label), strictly between 0 and 1: one number, N (per image), H×W (per place), or with as many axes as `logits`; with `dim`, K that sum to 1
+    prior:float|np.ndarray|torch.Tensor, # p(label), in (0,1): one number, N, H×W, or with the axes of `logits`; with `dim`, K that sum to 1
     alpha:float=1., # how much of the prior to take out: 1 all of it, 0 nothing; -1 puts it in
     dim:int=None, # axis of the classes; None for one sigmoid channel
 )->torch.Tensor: # the shape and tensor type of `logits`; float32, or float64 for float64
     "log p(label|image) − `alpha`·log p(label); raises `LossError`"
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-        raise LossError(f'logits of type {getattr(logits,"dtype",type(logits).__name__)}: give a floating tensor, before sigmoid or softmax')
+        what = getattr(logits,'dtype',type(logits).__name__)
+        raise LossError(f'logits of type {what}: give a floating tensor, before sigmoid or softmax')
     l = logits if logits.dtype==torch.float64 else logits.float()
     return l-_alpha(alpha)*_log_prior(prior, logits.shape, dim).to(l.dtype).to(l.device)
 
@@ -86,11 +93,14 @@ class ClassLoss(nn.Module):
     )->torch.Tensor: # a scalar or N values
         "Mean over an image's vectors, then over images; raises `LossError`"
         l,t = logits.as_subclass(torch.Tensor),targ.as_subclass(torch.Tensor)
-        if l.ndim<2 or not -l.ndim<=self.dim<l.ndim: raise LossError(f'logits of shape {tuple(l.shape)}: no class vectors along axis {self.dim}')
+        if l.ndim<2 or not -l.ndim<=self.dim<l.ndim:
+            raise LossError(f'logits of shape {tuple(l.shape)}: no class vectors along axis {self.dim}')
         l = l.movedim(self.dim,1)
         if l.shape[:1]+l.shape[2:]!=t.shape or t.is_floating_point():
-            raise LossError(f'logits of shape {tuple(logits.shape)} and {t.dtype} targets of shape {tuple(t.shape)}: give whole numbers, one for each class vector along axis {self.dim}')
-        if t.numel() and not 0<=t.min()<=t.max()<l.shape[1]: raise LossError(f'targets from {t.min().item()} to {t.max().item()}: the classes are 0 to {l.shape[1]-1}')
+            raise LossError(f'logits of shape {tuple(logits.shape)} and {t.dtype} targets of shape {tuple(t.shape)}: '
+                f'give whole numbers, one for each class vector along axis {self.dim}')
+        if t.numel() and not 0<=t.min()<=t.max()<l.shape[1]:
+            raise LossError(f'targets from {t.min().item()} to {t.max().item()}: the classes are 0 to {l.shape[1]-1}')
         l = l if l.dtype==torch.float64 else l.float()
         per_image = F.cross_entropy(l, t.long(), reduction='none').reshape(len(l),-1).mean(1)
         return _reduce(per_image, self.reduction)
@@ -116,7 +126,7 @@ class LogitAdjustedLoss(nn.Module):
     "A loss whose logits first get `alpha` times the prior's logit; the plain logits come out adjusted"
     y_int = True   # as that of other losses, for fastai's MixUp
     def __init__(self,
-        prior:float|np.ndarray|torch.Tensor, # p(label), strictly between 0 and 1: one number, or H×W for places; with `dim`, K that sum to 1
+        prior:float|np.ndarray|torch.Tensor, # p(label), in (0,1): one number, or H×W for places; with `dim`, K that sum to 1
         alpha:float=1., # how much of the prior the plain logits shall lack (τ in the paper); 0 leaves the loss as it is
         loss_func:nn.Module=None, # a loss with `reduction`; if None `xray_loss('bce')`, or `ClassLoss` with `dim`
         dim:int=None, # axis of the classes; None for one sigmoid channel
@@ -125,7 +135,8 @@ class LogitAdjustedLoss(nn.Module):
         p = _prior(prior)
         if p.numel()==1 and dim is None: p = p.reshape(())
         if p.ndim not in ((0,2) if dim is None else (1,)):
-            raise LossError(f'prior of shape {tuple(p.shape)}: '+('give one number, or H×W for places' if dim is None else 'give one probability per class'))
+            want = 'one number, or H×W for places' if dim is None else 'one probability per class'
+            raise LossError(f'prior of shape {tuple(p.shape)}: give {want}')
         self.loss_func = loss_func if loss_func is not None else xray_loss('bce') if dim is None else ClassLoss(dim)
         if isinstance(self.loss_func, type) or not callable(self.loss_func) or not hasattr(self.loss_func,'reduction'):
             raise LossError(f'loss_func={loss_func!r}: give an instance with the attribute `reduction`, such as xray_loss()')
@@ -149,7 +160,8 @@ class LogitAdjustedLoss(nn.Module):
         targ:torch.Tensor, # what the loss inside takes
     )->torch.Tensor: # what the loss inside gives
         "The loss of the shifted logits; raises `LossError`"
-        if not isinstance(logits, torch.Tensor): raise LossError('side outputs beside the logits: wrap this loss, as in AuxLoss(LogitAdjustedLoss(…))')
+        if not isinstance(logits, torch.Tensor):
+            raise LossError('side outputs beside the logits: wrap this loss, as in AuxLoss(LogitAdjustedLoss(…))')
         l = logits.as_subclass(torch.Tensor)
         l = l if l.dtype==torch.float64 else l.float()
         return self.loss_func(l+_place(self.shift, l.shape, self.dim).to(l.dtype).to(l.device), targ)
@@ -171,17 +183,20 @@ class LogitAdjustedLoss(nn.Module):
     def extra_repr(self):
         "What printing shows"
         s = self.shift
-        return f'alpha={self.alpha:g}, shift={s.item():.4g}' if s.ndim==0 else f'alpha={self.alpha:g}, shift of shape {tuple(s.shape)} from {s.min():.4g} to {s.max():.4g}'
+        shift = f'={s.item():.4g}' if s.ndim==0 else f' of shape {tuple(s.shape)} from {s.min():.4g} to {s.max():.4g}'
+        return f'alpha={self.alpha:g}, shift{shift}'
 
 # %% ../nbs/25_priors.ipynb #d2500063
 def _coverage(masks, size):
     "How many of the masks cover each cell of a size×size frame (a mean over its pixels), and the number of pixels in each mask"
     if isinstance(masks, pd.DataFrame):
-        if 'rles' not in masks: raise LossError(f'a table with the columns {", ".join(map(str,masks))}: give one with `rles`, as `read_labels` makes it')
+        if 'rles' not in masks:
+            raise LossError(f'a table with the columns {", ".join(map(str,masks))}: give one with `rles`, as `read_labels` makes it')
         masks = masks.rles
     m = masks.detach().cpu().numpy() if isinstance(masks, torch.Tensor) else masks
     if isinstance(m, str) or (isinstance(m, np.ndarray) and m.dtype!=object and m.ndim!=3):
-        raise LossError(f'masks of type {type(masks).__name__}{getattr(m,"shape","")}: give a list with the run-lengths of each image, or masks N×H×W')
+        raise LossError(f'masks of type {type(masks).__name__}{getattr(m,"shape","")}: give a list with the run-lengths of each image, '
+            'or masks N×H×W')
     if isinstance(m, np.ndarray) and m.dtype!=object:
         if m.dtype.kind not in 'bui': raise LossError(f'masks of type {m.dtype}: apply a threshold first, for example `probs>.5`')
         n,total = (m!=0).sum((1,2)),(m!=0).sum(0)
@@ -194,18 +209,22 @@ def _coverage(masks, size):
     return shrink(np.ascontiguousarray(total, dtype=np.float64), size),n
 
 def position_prior(
-    masks:list, # run-lengths of each image, of the 1024² frame (as in the column `rles` of `read_labels`, or that table), or masks N×H×W in {0,1}
+    masks:list, # run-lengths of each image (as in the column `rles` of `read_labels`, or that table), or masks N×H×W in {0,1}
     size:int=256, # pixels along one side of the result
     smooth:float=10., # pseudo-count: images of average coverage everywhere that are added, above 0
     empty:bool=False, # count images without a mask? else the prior is conditional on a positive image
 )->np.ndarray: # size×size float32, strictly between 0 and 1
     "Share of masks that cover each place; raises `LossError` or `LabelError`"
-    if type(size) is bool or not isinstance(size, (int,np.integer)) or size<1: raise LossError(f'size={size!r}: give a whole number of pixels')
-    if not (isinstance(smooth, (int,float,np.number)) and 0<smooth<math.inf): raise LossError(f'smooth={smooth!r}: give a number of images above 0; without any, a place never seen would have the logit −∞')
+    if type(size) is bool or not isinstance(size, (int,np.integer)) or size<1:
+        raise LossError(f'size={size!r}: give a whole number of pixels')
+    if not (isinstance(smooth, (int,float,np.number)) and 0<smooth<math.inf):
+        raise LossError(f'smooth={smooth!r}: give a number of images above 0; without any, a place never seen would have the logit −∞')
     total,pixels = _coverage(masks, size)
     n = len(pixels) if empty else (pixels>0).sum()
     if not pixels.any(): raise LossError(f'{len(pixels):,} images and no positive pixel: a prior of places needs masks')
     mean = total.mean()/n
     p = ((total+smooth*mean)/(n+smooth)).astype(np.float32)
-    if not 0<p.min()<=p.max()<1: raise LossError(f'places with a probability of {p.min():g} to {p.max():g}: these masks leave no doubt; give more of them, or a larger smooth={smooth!r}')
+    if not 0<p.min()<=p.max()<1:
+        raise LossError(f'places with a probability of {p.min():g} to {p.max():g}: these masks leave no doubt; '
+            f'give more of them, or a larger smooth={smooth!r}')
     return p

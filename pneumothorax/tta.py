@@ -45,7 +45,9 @@ class View:
         dy,dx = self.shift
         for k,v,lo,hi in (('scale',self.scale,.25,4),('rotate',self.rotate,-45,45),('shift',dy,-.5,.5),('shift',dx,-.5,.5)):
             if not isinstance(v,Real) or not lo<=v<=hi: raise PtxError(f'{k}={v!r}: give {lo} to {hi}')
-        if self.variant and self.variant.random: raise PtxError(f'{self.variant}: acts by chance, so its views would differ from batch to batch; give it without p, and with one gamma')
+        if self.variant and self.variant.random:
+            raise PtxError(f'{self.variant}: acts by chance, so its views would differ from batch to batch; '
+                'give it without p, and with one gamma')
     def __str__(self): return '+'.join(_words(self)) or 'identity'
     @property
     def variant(self)->Equalize: # or None
@@ -75,8 +77,9 @@ class View:
         return tuple(x if x is None or not self.hflip else x.flip(-1) for x in (p,seen))
 
 # %% ../nbs/30_tta.ipynb #a3000017
+_MOVED = 'rotate:5,rotate:-5,shift:0.04:0,shift:-0.04:0'
 TTA_PRESETS = dict(none='identity', hflip='identity,hflip', first_place='identity,hflip',
-    full='identity,hflip,scale:0.75,hflip+scale:0.75,scale:1.25,hflip+scale:1.25,rotate:5,rotate:-5,shift:0.04:0,shift:-0.04:0,clahe,gamma:gamma=0.8')
+    full=f'identity,hflip,scale:0.75,hflip+scale:0.75,scale:1.25,hflip+scale:1.25,{_MOVED},clahe,gamma:gamma=0.8')
 _LOST = 'crop','zoom','elastic','warp','erase','cutout','noise','dropout','grid','mixup'
 
 def _part(word):
@@ -91,7 +94,8 @@ def _part(word):
     why = 'cannot be undone, so its map cannot be averaged' if name.lower() in _LOST else 'no such view'
     known = 'identity','hflip','scale','rotate','shift',*EQUALIZERS
     near = ''.join(f', did you mean {m}?' for m in difflib.get_close_matches(name,known,1))
-    raise PtxError(f'view {word!r}: {why}{near}; there are identity, hflip, scale:1.25, rotate:5, shift:0.04:0 and {", ".join(EQUALIZERS)}, joined by +')
+    raise PtxError(f'view {word!r}: {why}{near}; there are identity, hflip, scale:1.25, rotate:5, shift:0.04:0 '
+        f'and {", ".join(EQUALIZERS)}, joined by +')
 
 def views(
     spec:object='none', # a preset, words with commas, or a list of words and `View`s
@@ -113,7 +117,8 @@ def views(
 _TINY = 1e-6
 _same = lambda p: p
 # what is averaged, and the way back to a probability
-MEANS = dict(prob=(_same,_same), logit=(lambda p: p.clamp(_TINY,1-_TINY).logit(), torch.sigmoid), geometric=(lambda p: p.clamp_min(_TINY).log(), torch.exp))
+MEANS = dict(prob=(_same,_same), logit=(lambda p: p.clamp(_TINY,1-_TINY).logit(), torch.sigmoid),
+    geometric=(lambda p: p.clamp_min(_TINY).log(), torch.exp))
 
 def _mean_of(mean):
     if mean not in MEANS: raise PtxError(f'mean={mean!r}: there are {", ".join(MEANS)}')

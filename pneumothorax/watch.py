@@ -49,7 +49,8 @@ def draw_history(
     if 'stage' in history:
         for _,r in history[history.stage!=history.stage.shift()].iloc[1:].iterrows():
             for ax in axes: ax.axvline(r.epoch+.5, color='.6', lw=.8, ls='--')
-            axes[0].text(r.epoch+.55, .02, f'{r["size"]:.0f} px', fontsize=7, color='.4', va='bottom', transform=axes[0].get_xaxis_transform())
+            at = axes[0].get_xaxis_transform()
+            axes[0].text(r.epoch+.55, .02, f'{r["size"]:.0f} px', fontsize=7, color='.4', va='bottom', transform=at)
     with written(f) as part: fig.savefig(part, format='png')
 
 # %% ../nbs/27_watch.ipynb #d7000015
@@ -95,10 +96,12 @@ def overlays(
     "Radiographs with true (blue, broad) and predicted (yellow, narrow) outlines in one picture, and what the colours mean"
     cols,top,gap,letters = min(cols,len(x)),18,4,side//7-1
     out = np.full((-(-len(x)//cols)*(side+top)+top, cols*(side+gap)-gap, 3), 255, np.uint8)
-    say = lambda text,at: cv2.putText(out, text if len(text)<=letters else '...'+text[3-letters:], at, cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
+    short = lambda text: text if len(text)<=letters else '...'+text[3-letters:]
+    say = lambda text,at: cv2.putText(out, short(text), at, cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
     for k,(img,t,p,title) in enumerate(zip(x,true,pred,titles)):
         y,l = k//cols*(side+top),k%cols*(side+gap)
-        grey = cv2.resize((np.clip(img,0,1)*255).astype(np.uint8), (side,side), interpolation=cv2.INTER_AREA if len(img)>side else cv2.INTER_LINEAR)
+        how = cv2.INTER_AREA if len(img)>side else cv2.INTER_LINEAR
+        grey = cv2.resize((np.clip(img,0,1)*255).astype(np.uint8), (side,side), interpolation=how)
         tile = np.repeat(grey[...,None], 3, 2)
         out[y+top:y+top+side,l:l+side] = draw_outlines(tile, t, p)
         say(title, (l+2,y+13))
@@ -124,7 +127,9 @@ def draw_images(
     pred = ((_probs(learn,images) if probs is None else probs)>=.5).astype(np.uint8)
     (mean,std),true = learn.dls.xray['stats'],yb.cpu().numpy()
     dice = kaggle_dice(pred, true)
-    return overlays((xb[:,0].float().cpu()*std+mean).numpy(), true, pred, [f'{i[-20:].encode("ascii","replace").decode()} Dice {v:.2f}'+('' if t.any() else ', none') for i,v,t in zip(ids,dice,true)])
+    name = lambda i: i[-20:].encode('ascii','replace').decode()
+    said = [f'{name(i)} Dice {v:.2f}'+('' if t.any() else ', none') for i,v,t in zip(ids,dice,true)]
+    return overlays((xb[:,0].float().cpu()*std+mean).numpy(), true, pred, said)
 
 # %% ../nbs/27_watch.ipynb #d7000024
 def _duration(s):
@@ -145,12 +150,14 @@ def epoch_line(
     best = bool(earlier) and has(key) and all(not sign*r[key]<=sign*o.get(key,np.nan) for o in earlier) and r[key]==r[key]
     loss = ' → '.join(f'{r[k]:.3f}' for k in ('train_loss','valid_loss') if has(k))
     left = secs and total>r['epoch']+1 and f', about {_duration(secs*(total-r["epoch"]-1))} left'
-    parts = [f'epoch {r["epoch"]+1}/{total}', r.get('size') and f'{r["size"]} px', loss and f'loss {loss}', *(f'{_SHORT.get(k,k)} {r[k]:.3f}' for k in _metrics(r)),
+    scores = [f'{_SHORT.get(k,k)} {r[k]:.3f}' for k in _metrics(r)]
+    parts = [f'epoch {r["epoch"]+1}/{total}', r.get('size') and f'{r["size"]} px', loss and f'loss {loss}', *scores,
         f'lr {r["lr"]:.1e}', f'{_duration(r["secs"])}{left or ""}', best and '★']
     return '  '.join(p for p in parts if p)
 
 # %% ../nbs/27_watch.ipynb #d7000061
-_COLLAPSE = 'trainings have collapsed: the loss falls and Dice on positives goes to 0, so nothing is marked any more; stop, and take a loss that does not prefer empty masks, such as the default, loss=30*bce+pos_dice, fewer epochs, or a lower lr='
+_COLLAPSE = ('trainings have collapsed: the loss falls and Dice on positives goes to 0, so nothing is marked any more; stop, '
+    'and take a loss that does not prefer empty masks, such as the default, loss=30*bce+pos_dice, fewer epochs, or a lower lr=')
 
 def collapsed(
     rows:list, # of the epochs so far, dicts with train_loss and dice_pos
@@ -166,7 +173,9 @@ def collapsed(
 def _board_class():
     "The writer of torch; raises `PtxError` if TensorBoard is not installed"
     try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise PtxError(f'tensorboard=True, but TensorBoard is not there ({e}): {to_install("pneumothorax[tensorboard]")}, or leave it out') from e
+    except ImportError as e:
+        how = to_install('pneumothorax[tensorboard]')
+        raise PtxError(f'tensorboard=True, but TensorBoard is not there ({e}): {how}, or leave it out') from e
     return SummaryWriter
 
 def tensorboard_writer(
@@ -183,7 +192,8 @@ def _say(text):
     except UnicodeEncodeError: text = text.replace('→','->').replace('★','*').encode('ascii','replace').decode()
     try: print(text, flush=True)
     except BrokenPipeError:
-        with suppress(OSError,ValueError): os.dup2(os.open(os.devnull,os.O_WRONLY), sys.stdout.fileno())   # else Python complains once more when it ends
+        with suppress(OSError,ValueError):
+            os.dup2(os.open(os.devnull,os.O_WRONLY), sys.stdout.fileno())   # else Python complains once more when it ends
         return False
     return True
 
