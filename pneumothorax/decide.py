@@ -27,7 +27,9 @@ def _probs(p):
     p = np.asarray(p)
     if p.ndim!=2 or not p.size: raise PtxError(f'probability map of shape {p.shape}: give one H×W map')
     x = p.astype(np.float32)/_FULL.get(p.dtype,1)
-    if not (x.min()>=-1e-6 and x.max()<=1+1e-6): raise PtxError(f'probabilities from {x.min():.3g} to {x.max():.3g}: give 0 to 1, or bytes; NaN comes from a model that has diverged, and logits need a sigmoid first')
+    if not (x.min()>=-1e-6 and x.max()<=1+1e-6):
+        raise PtxError(f'probabilities from {x.min():.3g} to {x.max():.3g}: '
+            'give 0 to 1, or bytes; NaN comes from a model that has diverged, and logits need a sigmoid first')
     return x
 
 def upsample(
@@ -59,10 +61,12 @@ def keep_large(
 
 # %% ../nbs/32_decide.ipynb #e7000002
 def _share(what, v):
-    if isinstance(v,bool) or not isinstance(v,Real) or not 0<=v<1: raise PtxError(f'{what}={v!r}: give a probability, 0 or more and below 1')
+    if isinstance(v,bool) or not isinstance(v,Real) or not 0<=v<1:
+        raise PtxError(f'{what}={v!r}: give a probability, 0 or more and below 1')
 
 def _amount(what, v):
-    if isinstance(v,bool) or not isinstance(v,Real) or not 0<=v<float('inf'): raise PtxError(f'{what}={v!r}: pixels of the 1024² frame, give 0 or more')
+    if isinstance(v,bool) or not isinstance(v,Real) or not 0<=v<float('inf'):
+        raise PtxError(f'{what}={v!r}: pixels of the 1024² frame, give 0 or more')
 
 @dataclass(frozen=True)
 class Triplet:
@@ -96,7 +100,8 @@ class MapKind:
     dtype:str=None # of the maps; for the record, a rule does not depend on it
     weighed:bool=False # by a gate, see `weigh_map`
     def __post_init__(self):
-        if isinstance(self.networks,bool) or not isinstance(self.networks,int) or self.networks<1: raise PtxError(f'networks={self.networks!r}: give a whole number, at least 1')
+        if isinstance(self.networks,bool) or not isinstance(self.networks,int) or self.networks<1:
+            raise PtxError(f'networks={self.networks!r}: give a whole number, at least 1')
         if self.views is not None: object.__setattr__(self, 'views', tuple(map(str,self.views)))
     @classmethod
     def of(cls,
@@ -122,7 +127,8 @@ class Decision:
     chosen_on:MapKind=None # maps on which it was chosen; None: somebody's own numbers, for any maps
     def __post_init__(self):
         if not isinstance(self.triplet,Triplet): raise PtxError(f'triplet={self.triplet!r}: give a Triplet')
-        if self.chosen_on is not None and not isinstance(self.chosen_on,MapKind): raise PtxError(f'chosen_on={self.chosen_on!r}: give a MapKind')
+        if self.chosen_on is not None and not isinstance(self.chosen_on,MapKind):
+            raise PtxError(f'chosen_on={self.chosen_on!r}: give a MapKind')
         if isinstance(self.fill,bool): object.__setattr__(self, 'fill', self.fill*float(FRAME**2))
         for k,check in (('min_piece',_amount),('min_prob',_share),('fill',_amount),('dilate',_amount)):
             check(k, getattr(self,k))
@@ -139,8 +145,10 @@ class Decision:
         if isinstance(x,(str,tuple,list)): x = Triplet.of(x)
         if isinstance(x,Triplet): return cls(x)
         known = {f.name for f in fields(cls)}
-        if not isinstance(x,dict) or set(x)-known or not isinstance(x.get('triplet'),dict) or set(x['triplet'])!={'top','min_area','bottom'}:
-            raise PtxError(f'{reprlib.repr(x)}: no decision; give a Triplet, text as 0.75,1000,0.3, or a dict with triplet and maybe {", ".join(sorted(known-{"triplet"}))}')
+        if (not isinstance(x,dict) or set(x)-known
+            or not isinstance(x.get('triplet'),dict) or set(x['triplet'])!={'top','min_area','bottom'}):
+            raise PtxError(f'{reprlib.repr(x)}: no decision; '
+                f'give a Triplet, text as 0.75,1000,0.3, or a dict with triplet and maybe {", ".join(sorted(known-{"triplet"}))}')
         on = x.get('chosen_on')
         return cls(**{**x, 'triplet':Triplet(**x['triplet']), 'chosen_on':on and MapKind.of(on)})
 
@@ -166,7 +174,8 @@ def _steps(x, d, keep=True):
     t,px = d.triplet,FRAME**2/x.size   # pixels of the frame per pixel
     sure = (x>np.float32(t.top)).sum()*px
     mask = (x>np.float32(t.bottom)).astype(np.uint8)*np.uint8(sure>t.min_area)
-    yield 'triplet',mask,f'over {t.min_area:,g} px above {t.top:g}, then all above {t.bottom:g}',f'{sure:,.0f} px: '+('positive' if sure>t.min_area else 'empty')
+    verdict = 'positive' if sure>t.min_area else 'empty'
+    yield 'triplet',mask,f'over {t.min_area:,g} px above {t.top:g}, then all above {t.bottom:g}',f'{sure:,.0f} px: {verdict}'
     if not keep: yield 'verdict',(mask := mask*0),'held to be positive','no: empty'
     if d.min_piece or d.min_prob:
         mask,found = _which(d, mask, x, px)
@@ -211,12 +220,18 @@ def suits(
     if then is None: return False
     alone = then.networks==1<now.networks
     of = ['views','size','weighed',*['mean']*(len(then.views or ())>1 or then.networks>1),*['networks']*(not alone)]
-    other = [(k,getattr(then,k),getattr(now,k)) for k in of if getattr(then,k)!=getattr(now,k) and None not in (getattr(then,k),getattr(now,k))]
+    other = [(k,a,b) for k in of if (a := getattr(then,k))!=(b := getattr(now,k)) and None not in (a,b)]
     say = lambda j: ', '.join(f'{o[0]} {",".join(o[j]) if isinstance(o[j],tuple) else o[j]}' for o in other)
     if any(k=='weighed' for k,*_ in other):
-        raise PtxError(f'{what} was chosen on maps that '+('a gate had weighed; give that gate, and weigh by it' if then.weighed else 'no gate had weighed; do not weigh these, or choose it anew on weighed ones'))
-    if other: raise PtxError(f'{what} was chosen on maps of {say(1)}, and these are of {say(2)}, where it is not right; predict as then, choose it anew on out-of-fold maps that are made as these, or give numbers of your own')
-    if alone and not each: raise PtxError(f'{what} was chosen on maps of single networks, and here is the mean of {now.networks} alone; predict again without mean_only, so that each network can decide, or give numbers of your own')
+        why = ('a gate had weighed; give that gate, and weigh by it' if then.weighed else
+            'no gate had weighed; do not weigh these, or choose it anew on weighed ones')
+        raise PtxError(f'{what} was chosen on maps that {why}')
+    if other:
+        raise PtxError(f'{what} was chosen on maps of {say(1)}, and these are of {say(2)}, where it is not right; '
+            'predict as then, choose it anew on out-of-fold maps that are made as these, or give numbers of your own')
+    if alone and not each:
+        raise PtxError(f'{what} was chosen on maps of single networks, and here is the mean of {now.networks} alone; '
+            'predict again without mean_only, so that each network can decide, or give numbers of your own')
     return alone
 
 def vote(
@@ -269,20 +284,26 @@ def prob_to_mask(
 def _levels(levels):
     a = np.unique(np.asarray(levels,float).ravel())
     if not len(a): raise PtxError('no thresholds to try: give at least one')
-    if not (a.min()>=0 and a.max()<1): raise PtxError(f'thresholds from {a.min():g} to {a.max():g}: give probabilities, 0 or more and below 1')
+    if not (a.min()>=0 and a.max()<1):
+        raise PtxError(f'thresholds from {a.min():g} to {a.max():g}: give probabilities, 0 or more and below 1')
     return np.unique(a.astype(np.float32))
 
 def _truth(t, shape):
     "A true mask as uint8 in {0,1}"
     if isinstance(t,(str,list,tuple)): return rles_to_mask(t)
     t = np.asarray(t)
-    if t.ndim!=2 or not ((t==0)|(t==1)).all(): raise PtxError(f'a true mask of shape {t.shape} with values up to {t.max() if t.size else None}: give H×W of 0 and 1, or run-lengths')
-    if t.shape!=shape and t.shape[0]!=t.shape[1]: raise PtxError(f'a true mask of {t.shape} for a map of {shape}: give the same size, or a square')
+    if t.ndim!=2 or not ((t==0)|(t==1)).all():
+        raise PtxError(f'a true mask of shape {t.shape} with values up to {t.max() if t.size else None}: '
+            'give H×W of 0 and 1, or run-lengths')
+    if t.shape!=shape and t.shape[0]!=t.shape[1]:
+        raise PtxError(f'a true mask of {t.shape} for a map of {shape}: give the same size, or a square')
     return np.ascontiguousarray(t, np.uint8)
 
 def _images(maps, masks, progress=False):
     "Pairs of map (whole numbers, or float32 as enlarged) and true mask"
-    if len(maps)!=len(masks): raise PtxError(f'{counted(len(maps),"maps")} and {counted(len(masks),"true masks")}: give both for the same images, in the same order')
+    if len(maps)!=len(masks):
+        raise PtxError(f'{counted(len(maps),"maps")} and {counted(len(masks),"true masks")}: '
+            'give both for the same images, in the same order')
     for i,(p,t) in enumerate(bar(zip(maps,masks), progress, len(maps))):
         try:
             p = np.asarray(p)
@@ -311,7 +332,8 @@ class Counts:
             )->'Counts': # all images, in this order
         "Several as one; raises `PtxError`"
         parts = list(parts)
-        if not parts or any(not np.array_equal(p.levels,parts[0].levels) for p in parts): raise PtxError('counts with different thresholds, or none: count all images with the same levels')
+        if not parts or any(not np.array_equal(p.levels,parts[0].levels) for p in parts):
+            raise PtxError('counts with different thresholds, or none: count all images with the same levels')
         return cls(parts[0].levels, *(np.concatenate([getattr(p,k) for p in parts]) for k in ('over','inside','truth')))
     def save(self,
         f:Path, # .npz to write
@@ -326,7 +348,8 @@ class Counts:
         "Read a file; raises `PtxError`"
         try:
             with np.load(f) as z: return cls(**z)
-        except (OSError,ValueError,TypeError,AttributeError,EOFError,BadZipFile) as e: raise PtxError(f'{f}: no counts ({type(e).__name__}: {e}); give a file of Counts.save') from None
+        except (OSError,ValueError,TypeError,AttributeError,EOFError,BadZipFile) as e:
+            raise PtxError(f'{f}: no counts ({type(e).__name__}: {e}); give a file of Counts.save') from None
     def at(self,
         levels:np.ndarray, # thresholds that were counted
           )->np.ndarray: # their columns
@@ -334,7 +357,8 @@ class Counts:
         want = np.atleast_1d(np.asarray(levels,np.float32))
         if not want.size: raise PtxError('no thresholds to try: give at least one')
         j = np.searchsorted(self.levels, want).clip(0,len(self.levels)-1)
-        if (self.levels[j]!=want).any(): raise PtxError(f'{want[self.levels[j]!=want][0]:g}: this threshold was not counted; count the pixels with it among the levels')
+        if (self.levels[j]!=want).any():
+            raise PtxError(f'{want[self.levels[j]!=want][0]:g}: this threshold was not counted; count the pixels with it among the levels')
         return j
 
 # %% ../nbs/32_decide.ipynb #rule0002
@@ -346,7 +370,8 @@ def count_pixels(
 )->Counts: # a row per image
     "Count the pixels of each image that exceed each level, once; raises `PtxError`"
     levels,rows = _levels(levels),[]
-    first = {t:np.searchsorted(np.arange(full+1,dtype=np.float32)/full, levels, 'right') for t,full in _FULL.items()}   # whole number that exceeds each level
+    whole = lambda full: np.searchsorted(np.arange(full+1,dtype=np.float32)/full, levels, 'right')   # number that exceeds each level
+    first = {t:whole(full) for t,full in _FULL.items()}
     def above(x, t=None):
         "Pixels over each level, of all or of the true mask"
         if x.dtype not in _FULL:
@@ -373,9 +398,11 @@ def _grid(tops, areas, bottoms):
     "Three checked lists of numbers to try"
     t,a,b = (np.asarray(o,float).ravel() for o in (tops,areas,bottoms))
     for v in (t,b): _levels(v)
-    if not len(a) or not (a>=0).all() or np.isinf(a).any(): raise PtxError(f'areas={areas!r}: give pixels of the 1024² frame, 0 or more, at least one')
+    if not len(a) or not (a>=0).all() or np.isinf(a).any():
+        raise PtxError(f'areas={areas!r}: give pixels of the 1024² frame, 0 or more, at least one')
     for what,v in (('tops',t),('areas',a),('bottoms',b)):
-        if len(set(v))<len(v): raise PtxError(f'{what}: {min(x for x in v if (v==x).sum()>1):g} is there more than once; give each value once')
+        if len(set(v))<len(v):
+            raise PtxError(f'{what}: {min(x for x in v if (v==x).sum()>1):g} is there more than once; give each value once')
     return t,a,b
 
 def surface(
@@ -437,11 +464,13 @@ def dice_of(
 # %% ../nbs/32_decide.ipynb #e7000042
 def _folds(folds, n, groups=None):
     folds = np.asarray(folds)
-    if folds.shape!=(n,) or pd.isna(folds).any(): raise PtxError(f'folds of shape {folds.shape} for {counted(n,"images")}: give one for each')
+    if folds.shape!=(n,) or pd.isna(folds).any():
+        raise PtxError(f'folds of shape {folds.shape} for {counted(n,"images")}: give one for each')
     if len(np.unique(folds))<2: raise PtxError('all images are in one fold: give at least two')
     if groups is not None:
         t = pd.DataFrame(dict(who=np.asarray(groups,object), code=_codes(groups,n)[0], fold=folds))
-        notice('patients are in more than one fold, so the held-out score is flattered', t[t.groupby('code').fold.transform('nunique')>1].who.unique().tolist())
+        notice('patients are in more than one fold, so the held-out score is flattered',
+            t[t.groupby('code').fold.transform('nunique')>1].who.unique().tolist())
     return folds
 
 def nested_search(
@@ -451,7 +480,7 @@ def nested_search(
     tops:list=TOPS, # as for `search`
     areas:list=AREAS, # as for `search`
     bottoms:list=BOTTOMS, # as for `search`
-)->dict: # triplet for new images; dice: N scores of held-out folds; score: its `Interval`; chosen: table by fold; optimistic: `Interval` without folds; optimism
+)->dict: # triplet for new images; dice: N scores, held out; score: its `Interval`; chosen: by fold; optimistic: without folds; optimism
     "Choose by all folds but one, score that one; raises `PtxError`"
     who,grid = None if groups is None else np.asarray(groups,object),(tops,areas,bottoms)
     folds = _folds(folds, len(c), who)
@@ -477,10 +506,13 @@ def surface_figure(
     "Score over top and bottom, for some areas; raises `PtxError`"
     import matplotlib.pyplot as plt
     marks,(tops,areas,bottoms) = marks or {},_grid(tops, areas, bottoms)
-    if np.shape(scores)!=(len(tops),len(areas),len(bottoms)): raise PtxError(f'scores of shape {np.shape(scores)} for {len(tops)}×{len(areas)}×{len(bottoms)} triplets: give the grid that was searched')
+    if np.shape(scores)!=(len(tops),len(areas),len(bottoms)):
+        raise PtxError(f'scores of shape {np.shape(scores)} for {len(tops)}×{len(areas)}×{len(bottoms)} triplets: '
+            'give the grid that was searched')
     if off := [str(t) for t in marks.values() if t.min_area not in areas]: raise PtxError(f'{", ".join(off)}: no area of this grid')
     for n in range(1, len(areas)+1):
-        show = sorted({*np.linspace(0,len(areas)-1,n).round().astype(int).tolist(), *(areas.tolist().index(t.min_area) for t in marks.values())})
+        show = sorted({*np.linspace(0,len(areas)-1,n).round().astype(int).tolist(),
+            *(areas.tolist().index(t.min_area) for t in marks.values())})
         if len(show)>=most: break
     fig,axs = plt.subplots(1, len(show), figsize=(2.3*len(show)+1.2,2.7), dpi=80, squeeze=False, sharey=True, layout='constrained')
     for ax,j in zip(axs[0],show):
@@ -564,7 +596,7 @@ def nested_pieces(
     probs:list=PROBS, # as for `search_pieces`
     *,
     progress:bool=False, # show a bar?
-)->dict: # decision for new images; dice: N scores of held-out folds; score: its `Interval`; gain over the triplet alone; chosen: table by fold; optimism
+)->dict: # decision for new images; dice: N scores, held out; score: its `Interval`; gain over the triplet; chosen: by fold; optimism
     "Choose the limits of pieces by all folds but one, score that one; raises `PtxError`"
     folds,of,dice,rows = _folds(folds, len(nested['dice'])),{},np.empty(len(nested['dice'])),[]
     if len(maps)!=len(folds): raise PtxError(f'{counted(len(maps),"maps")} and {counted(len(folds),"folds")}: give one for each')

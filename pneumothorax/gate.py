@@ -46,7 +46,8 @@ def _unit(p, what='probability map'):
     p = np.asarray(p)
     if p.ndim!=2 or not p.size: raise GateError(f'{what} of shape {p.shape}: give one H×W map')
     x = from_bytes(p) if p.dtype in (np.uint8,np.uint16) else p.astype(np.float32)
-    if not (x.min()>=0 and x.max()<=1): raise GateError(f'{what}: values from {x.min():.3g} to {x.max():.3g}; give 0 to 1, or uint8 or uint16 over their whole range')
+    if not (x.min()>=0 and x.max()<=1):
+        raise GateError(f'{what}: values from {x.min():.3g} to {x.max():.3g}; give 0 to 1, or uint8 or uint16 over their whole range')
     return x
 
 def highest_means(
@@ -62,13 +63,19 @@ def highest_means(
 
 # %% ../nbs/33_gate.ipynb #924d1d3f
 _TOPS,_LEVELS = (64,1024,8192),(.1,.3,.5,.7,.9)   # pixels of the frame; probabilities
-_SPREAD = dict(area='mean over the finding, 0 to 0.5', max='largest in the map, 0 to 0.5', rel='mean over the finding, as a share of its mean probability')
-FEATURES = dict(map_max='highest probability, 0 to 1', **{f'map_top{k}':f'mean of the {k:,} highest pixels (of the frame), 0 to 1' for k in _TOPS},
-    **{f'map_area{round(100*l)}':f'area at or above {l}, pixels of the frame' for l in _LEVELS}, map_sum='sum of the probabilities: expected area, pixels of the frame',
-    map_soft='expected Dice of the cut at 0.5 if pixels were independent, 0 to 1', map_count='components of the finding', map_big_area='area of the largest, pixels of the frame',
-    map_big_mean='its mean probability, 0 to 1', map_big_max='its highest probability, 0 to 1', map_side='side: −1 all on the left of the picture, 1 all on the right',
+_SPREAD = dict(area='mean over the finding, 0 to 0.5', max='largest in the map, 0 to 0.5',
+    rel='mean over the finding, as a share of its mean probability')
+FEATURES = dict(map_max='highest probability, 0 to 1')
+FEATURES |= {f'map_top{k}':f'mean of the {k:,} highest pixels (of the frame), 0 to 1' for k in _TOPS}
+FEATURES |= {f'map_area{round(100*l)}':f'area at or above {l}, pixels of the frame' for l in _LEVELS}
+FEATURES |= dict(map_sum='sum of the probabilities: expected area, pixels of the frame',
+    map_soft='expected Dice of the cut at 0.5 if pixels were independent, 0 to 1')
+FEATURES |= dict(map_count='components of the finding', map_big_area='area of the largest, pixels of the frame',
+    map_big_mean='its mean probability, 0 to 1', map_big_max='its highest probability, 0 to 1')
+FEATURES |= dict(map_side='side: −1 all on the left of the picture, 1 all on the right',
     map_y='height of the centre of mass: 0 top, 1 bottom', map_lateral='mean distance from the middle line: 0 there, 1 at the edge',
-    map_apical='share of its mass in the upper third, 0 to 1', **{f'{g}_{k}':f'deviation between {g}: {v}' for g in ('views','runs') for k,v in _SPREAD.items()})
+    map_apical='share of its mass in the upper third, 0 to 1')
+FEATURES |= {f'{g}_{k}':f'deviation between {g}: {v}' for g in ('views','runs') for k,v in _SPREAD.items()}
 
 def _finding(x, on):
     "Form and place of what is marked in `on`"
@@ -79,7 +86,8 @@ def _finding(x, on):
     big = x[lab==1+stats[1:,cv2.CC_STAT_AREA].argmax()]
     rows,cols,u,v = m.sum(1,dtype=float),m.sum(0,dtype=float),(np.arange(h)+.5)/h,(2*np.arange(w)+1)/w-1
     a = rows.sum()
-    return dict(zip(names, (n-1, len(big)*FRAME**2/x.size, big.mean(), big.max(), cols@np.sign(v)/a, rows@u/a, cols@abs(v)/a, rows[u<1/3].sum()/a)))
+    return dict(zip(names, (n-1, len(big)*FRAME**2/x.size, big.mean(), big.max(),
+        cols@np.sign(v)/a, rows@u/a, cols@abs(v)/a, rows[u<1/3].sum()/a)))
 
 def map_features(
     p:np.ndarray, # h×w probabilities: floats in [0,1], uint8 or uint16
@@ -95,7 +103,8 @@ def map_features(
     out |= dict(map_soft=2*x[cut].sum(dtype=float)/(x.sum(dtype=float)+cut.sum()) if cut.any() else 0, **_finding(x,on))
     for g,s in (('views',views),('runs',runs)):
         if s is None: continue
-        if np.shape(s)!=x.shape: raise GateError(f'deviation between {g} of shape {np.shape(s)} for a map of shape {x.shape}: give that of the same map')
+        if np.shape(s)!=x.shape:
+            raise GateError(f'deviation between {g} of shape {np.shape(s)} for a map of shape {x.shape}: give that of the same map')
         s = _unit(s, f'deviation between {g}')
         mean = s[on].mean() if on.any() else np.nan
         out |= {f'{g}_area':mean, f'{g}_max':s.max(), f'{g}_rel':mean/x[on].mean() if on.any() else np.nan}
@@ -103,7 +112,8 @@ def map_features(
 
 # %% ../nbs/33_gate.ipynb #d40f5936
 _SIDE = 128
-_LOOK = dict(mean='mean, 0 to 1', sd='standard deviation', **{f'p{q}':f'{q} % quantile, 0 to 1' for q in (1,25,50,75,99)}, tilt='left half minus right half, in deviations',
+_LOOK = dict(mean='mean, 0 to 1', sd='standard deviation', **{f'p{q}':f'{q} % quantile, 0 to 1' for q in (1,25,50,75,99)},
+    tilt='left half minus right half, in deviations',
     mirror='correlation with the mirror image', sharp='log of the variance of the Laplacian, in squared deviations')
 FEATURES |= {f'image_{k}':f'grey values: {v}' for k,v in _LOOK.items()}
 
@@ -115,7 +125,8 @@ def image_features(
     sd = max(s.std(),1e-6)
     z = (s-s.mean())/sd
     look = dict(mean=s.mean(), sd=s.std(), **{f'p{q}':v for q,v in zip((1,25,50,75,99),np.quantile(s,(.01,.25,.5,.75,.99)))},
-        tilt=z[:,:_SIDE//2].mean()-z[:,_SIDE//2:].mean(), mirror=(z*z[:,::-1]).mean(), sharp=np.log(max(cv2.Laplacian(z,cv2.CV_64F).var(),1e-12)))
+        tilt=z[:,:_SIDE//2].mean()-z[:,_SIDE//2:].mean(), mirror=(z*z[:,::-1]).mean(),
+        sharp=np.log(max(cv2.Laplacian(z,cv2.CV_64F).var(),1e-12)))
     return {f'image_{k}':float(v) for k,v in look.items()}
 
 # %% ../nbs/33_gate.ipynb #cfcf6629
@@ -127,7 +138,8 @@ def meta_features(
     "What the header says"
     get = lambda c: t[c] if c in t else pd.Series([None]*len(t), t.index, dtype=object)
     code = lambda c,one,zero: get(c).map(lambda v: {one:1.,zero:0.}.get(str(v).strip().upper(),np.nan)).astype(float)
-    return pd.DataFrame(dict(meta_age=pd.to_numeric(get('age'),errors='coerce').astype(float), meta_male=code('sex','M','F'), meta_ap=code('view','AP','PA')), t.index)
+    return pd.DataFrame(dict(meta_age=pd.to_numeric(get('age'),errors='coerce').astype(float),
+        meta_male=code('sex','M','F'), meta_ap=code('view','AP','PA')), t.index)
 
 # %% ../nbs/33_gate.ipynb #3b708ce8
 class Embedder:
@@ -179,7 +191,8 @@ def _opened(pred, what):
     "Table, maps, and group → deviations"
     if isinstance(pred,(tuple,list)): return pred[0].reset_index(drop=True),pred[1],{g:s for g,s in zip(_FILES,pred[2:]) if s is not None}
     table,maps,_ = open_maps(pred)
-    return table,maps,{g:np.load(Path(pred)/f, mmap_mode='r') for g,f in _FILES.items() if (Path(pred)/f).exists() and (what is None or g in what)}
+    there = {g:f for g,f in _FILES.items() if (what is None or g in what) and (Path(pred)/f).exists()}
+    return table,maps,{g:np.load(Path(pred)/f, mmap_mode='r') for g,f in there.items()}
 
 def _groups(what, have):
     "The groups asked for; raises `GateError` for one that is unknown or not there"
@@ -187,7 +200,9 @@ def _groups(what, have):
     what = what.split(',') if isinstance(what,str) else list(what)
     known = ('map',*_FILES,'image','meta','emb')
     if lost := [g for g in what if g not in known]: raise GateError(f'features {few(lost)}: unknown; give some of {", ".join(known)}')
-    if lost := [g for g in _FILES if g in what and g not in have]: raise GateError(f'features {few(lost)}: the predictions have no {few([_FILES[g] for g in lost])}; predict with several views or runs, or leave them out of what=')
+    if lost := [g for g in _FILES if g in what and g not in have]:
+        raise GateError(f'features {few(lost)}: the predictions have no {few([_FILES[g] for g in lost])}; '
+            'predict with several views or runs, or leave them out of what=')
     return what
 
 def _meta(meta, table, cache):
@@ -304,15 +319,18 @@ _MAY_BE_NAN = 'map_side','map_y','map_lateral','map_apical'
 
 def _matrix(X):
     "Features as float32, checked"
-    if not isinstance(X,pd.DataFrame) or not len(X): raise GateError('features: give a table of `features`, a row per image by ImageId, at least one')
+    if not isinstance(X,pd.DataFrame) or not len(X):
+        raise GateError('features: give a table of `features`, a row per image by ImageId, at least one')
     if len(twice := X.index[X.index.duplicated()]): raise GateError(f'features: {few(twice)} more than once; give one row per image')
     if len(twice := X.columns[X.columns.duplicated()]): raise GateError(f'features: the columns {few(twice)} more than once')
-    if odd := [c for c in X if X[c].dtype.kind not in 'buif']: raise GateError(f'features: {few(odd)} are no numbers; leave them out, or code them')
+    if odd := [c for c in X if X[c].dtype.kind not in 'buif']:
+        raise GateError(f'features: {few(odd)} are no numbers; leave them out, or code them')
     A = X.to_numpy(np.float32)
     bad = np.isinf(A)|np.isnan(A)&np.array([c[:4]=='map_' and c not in _MAY_BE_NAN for c in X])
     if bad.any():
         i,j = np.argwhere(bad)[0]
-        raise GateError(f'features: {X.columns[j]} of {X.index[i]} is {A[i,j]}, {counted(int(bad.sum()),"values")} in all; compute the features anew')
+        raise GateError(f'features: {X.columns[j]} of {X.index[i]} is {A[i,j]}, {counted(int(bad.sum()),"values")} in all; '
+            'compute the features anew')
     return A
 
 def _aligned(v, ids, what):
@@ -320,16 +338,21 @@ def _aligned(v, ids, what):
     if isinstance(v,dict): v = pd.Series(v, dtype=object)
     if isinstance(v,(pd.Series,pd.DataFrame)) and not isinstance(v.index,pd.RangeIndex):
         if len(twice := v.index[v.index.duplicated()]): raise GateError(f'{what}: {few(twice)} more than once; give one per image')
-        if len(lost := v.index.difference(ids)): raise GateError(f'{what}: {counted(len(lost),"images have no features")} ({few(lost,3)}); predict them, or leave them out')
+        if len(lost := v.index.difference(ids)):
+            raise GateError(f'{what}: {counted(len(lost),"images have no features")} ({few(lost,3)}); predict them, or leave them out')
         return v.reindex(ids)
-    if len(v)!=len(ids): raise GateError(f'{what}: {len(v):,} for {counted(len(ids),"rows")} of features; give one per image, or a Series by ImageId')
+    if len(v)!=len(ids):
+        raise GateError(f'{what}: {len(v):,} for {counted(len(ids),"rows")} of features; give one per image, or a Series by ImageId')
     return v.set_axis(ids) if isinstance(v,(pd.Series,pd.DataFrame)) else pd.Series(list(v), ids)
 
 def _labels(y, ids):
     "Labels as 0 and 1, checked"
     v = pd.to_numeric(_aligned(y,ids,'labels').map(lambda o: float(o) if isinstance(o,(bool,np.bool_)) else o), errors='coerce')
-    if len(bad := ids[~v.isin((0,1))]): raise GateError(f'labels: {counted(len(bad),"images have no label of 0 or 1")} ({few(bad,3)}); label them, or leave them and their features out')
-    if v.nunique()<2: raise GateError(f'labels: no image of {len(v):,} is {"negative" if v.iloc[0] else "positive"}; a gate needs both kinds')
+    if len(bad := ids[~v.isin((0,1))]):
+        raise GateError(f'labels: {counted(len(bad),"images have no label of 0 or 1")} ({few(bad,3)}); '
+            'label them, or leave them and their features out')
+    if v.nunique()<2:
+        raise GateError(f'labels: no image of {len(v):,} is {"negative" if v.iloc[0] else "positive"}; a gate needs both kinds')
     return np.array(v,int)
 
 # %% ../nbs/33_gate.ipynb #be8fc669
@@ -340,7 +363,9 @@ def _without(f, g, *ks):
 
 def _both_kinds(y, what):
     "Labels, if there are both"
-    if len(np.unique(y))<2: raise GateError(f'{what}: no image of {len(y):,} left for training is {"negative" if y.all() else "positive"}; give fewer folds, or more images')
+    if len(np.unique(y))<2:
+        raise GateError(f'{what}: no image of {len(y):,} left for training is {"negative" if y.all() else "positive"}; '
+            'give fewer folds, or more images')
     return y
 
 class Gate:
@@ -361,8 +386,9 @@ class Gate:
     def __repr__(self):
         if self.models is None: return f'Gate {self.args}, not fitted'
         err = ' → '.join(f'{ece(p,self.y,5):.3f}' for p in (self.raw,self.oof))
-        return (f'Gate ({self.args["kind"]}): {counted(len(self.y),"images")}, {self.y.sum():,} positive, {counted(len(self.columns),"features")}; out of fold: '
-            f'AUROC {roc_auc_score(self.y,self.oof):.3f}, calibration error {err}'+('' if self.threshold is None else f'; threshold {self.threshold:.3f}'))
+        at = '' if self.threshold is None else f'; threshold {self.threshold:.3f}'
+        of = f'{counted(len(self.y),"images")}, {self.y.sum():,} positive, {counted(len(self.columns),"features")}'
+        return f'Gate ({self.args["kind"]}): {of}; out of fold: AUROC {roc_auc_score(self.y,self.oof):.3f}, calibration error {err}{at}'
 
     def _train(self, rows, what):
         "Models fitted on some rows"
@@ -379,7 +405,9 @@ class Gate:
             f2[T] = spread(self.y[T], self.groups[T], 2, self.args['seed'])
         for j in np.unique(f2[T]):
             key = frozenset((k,j)) if f2 is f else (k,j)
-            if key not in cache: cache[key] = self._train(T&_without(f2,self.groups,j), f'without fold {k} and {f"fold {j}" if f2 is f else "half of what is left"}')
+            if key not in cache:
+                cache[key] = self._train(T&_without(f2,self.groups,j),
+                    f'without fold {k} and {f"fold {j}" if f2 is f else "half of what is left"}')
             rows = T&(f2==j)
             inner[rows] = _raw(cache[key], self.A[rows])
         models = self._train(T, f'without fold {k}')
@@ -406,8 +434,11 @@ def fit(self:Gate,
     "Fit out of fold, then on all; raises `GateError`"
     A,ids = _matrix(X),X.index
     self.y,self.groups = _labels(y,ids),_patients(groups,ids)
-    f = spread(self.y,self.groups,self.args['n'],self.args['seed']) if folds is None else pd.to_numeric(_aligned(folds,ids,'folds'),errors='coerce').to_numpy(float)
-    if not np.isfinite(f).all(): raise GateError(f'folds: {counted(int((~np.isfinite(f)).sum()),"images have no fold")} ({few(ids[~np.isfinite(f)],3)}); give each one')
+    if folds is None: f = spread(self.y,self.groups,self.args['n'],self.args['seed'])
+    else: f = pd.to_numeric(_aligned(folds,ids,'folds'),errors='coerce').to_numpy(float)
+    if not np.isfinite(f).all():
+        raise GateError(f'folds: {counted(int((~np.isfinite(f)).sum()),"images have no fold")} ({few(ids[~np.isfinite(f)],3)}); '
+            'give each one')
     f = f.astype(int)
     if len(ks := np.unique(f))<2: raise GateError('folds: all images are in one fold; give two or more')
     several = pd.Series(f).groupby(self.groups).nunique()
@@ -420,8 +451,8 @@ def fit(self:Gate,
         self.raw[f==k],self.oof[f==k] = raw,calibrate(raw,how)
     self.calibration = fit_calibration(self.raw,self.y,self.args['calibration'])
     self._finish(None if kept is None else _aligned(kept,ids,'kept'))
-    notice('gates are no better than chance at telling positive from negative images, all get the same probability; give more images, or other features',
-        [self]*(self.calibration.get('slope')==0))
+    notice('gates are no better than chance at telling positive from negative images, all get the same probability; '
+        'give more images, or other features', [self]*(self.calibration.get('slope')==0))
     return self
 
 @patch
@@ -452,8 +483,11 @@ def _asked(self:Gate, X):
     lost = [c for c in self.columns if c not in X]
     meta = [c for c in lost if c[:5]=='meta_']
     groups = ','.join(dict.fromkeys(c.split('_')[0] for c in self.columns))
-    if extra := [c for c in X if c not in self.columns]: raise GateError(f'features {few(extra)}: this gate has never seen them; give X[gate.columns], or fit it anew with them')
-    if must := [c for c in lost if c not in meta]: raise GateError(f'features {few(must)} are missing, this gate was fitted with them; compute them (what={groups!r}), or fit it anew without')
+    if extra := [c for c in X if c not in self.columns]:
+        raise GateError(f'features {few(extra)}: this gate has never seen them; give X[gate.columns], or fit it anew with them')
+    if must := [c for c in lost if c not in meta]:
+        raise GateError(f'features {few(must)} are missing, this gate was fitted with them; '
+            f'compute them (what={groups!r}), or fit it anew without')
     notice('metadata columns are missing, taken as unknown', meta)
     return _matrix(X.assign(**{c:np.float32(np.nan) for c in meta})[self.columns])
 
@@ -466,7 +500,8 @@ def importance(self:Gate,
               )->pd.DataFrame: # what, loss (of the AUROC, mean over shuffles), sd (between shuffles); the most important first
     "What shuffling costs on held-back folds; raises `GateError`"
     if by not in ('group','feature'): raise GateError(f"by={by!r}: give 'group' or 'feature'")
-    if not self.fold_models: raise GateError('the models of the folds are not kept with a gate that was saved; call fit, or look before saving')
+    if not self.fold_models:
+        raise GateError('the models of the folds are not kept with a gate that was saved; call fit, or look before saving')
     key = [c.split('_')[0] if by=='group' else c for c in self.columns]
     full,rng,rows = roc_auc_score(self.y,self.raw),np.random.default_rng(seed),[]
     for what in dict.fromkeys(key):
@@ -513,7 +548,8 @@ def best_gate_threshold(
 )->tuple: # the threshold, and the mean score with it
     "The threshold that is best on these images, exactly; raises `GateError`"
     p,d,y = (np.asarray(o,float) for o in (p,dice_if_kept,has_ptx))
-    if not len(p) or p.ndim!=1 or not p.shape==d.shape==y.shape: raise GateError(f'{p.shape} probabilities, {d.shape} Dice and {y.shape} labels: give one of each per image')
+    if not len(p) or p.ndim!=1 or not p.shape==d.shape==y.shape:
+        raise GateError(f'{p.shape} probabilities, {d.shape} Dice and {y.shape} labels: give one of each per image')
     if not np.isfinite(np.r_[p,d,y]).all(): raise GateError('NaN among probabilities, Dice or labels: leave these images out')
     u,at = np.unique(p, return_inverse=True)
     gain = np.bincount(at, d-(1-y), len(u))                       # of keeping what has this p
@@ -548,7 +584,8 @@ def dice_if_kept(
     truth = _aligned(rles, pd.Index(table.ImageId), 'run-lengths')
     out = []
     for r,t in bar(list(zip(table.row,truth)), progress):
-        if not isinstance(t,(list,tuple)): raise GateError(f'run-lengths of {table.ImageId.iloc[len(out)]}: {t!r}; give a list of text, empty for a negative image')
+        if not isinstance(t,(list,tuple)):
+            raise GateError(f'run-lengths of {table.ImageId.iloc[len(out)]}: {t!r}; give a list of text, empty for a negative image')
         m,t = to_mask(maps[r])>0,rles_to_mask(t)>0
         out.append((np.sum(m&t),m.sum(),t.sum()))
     a = np.array(out,int).reshape(-1,3)
@@ -588,19 +625,22 @@ def _dice_model(self:Gate, rows):
     d,n = k.dice.to_numpy(float)[rows],int(rows.sum())
     if n<_MANY: return float(d.mean()) if n else None
     pick = ColumnTransformer([('maps','passthrough',cols)])
-    return make_pipeline(pick, _prepared([self.columns[i] for i in cols],n,1,0,False), StandardScaler(), Ridge(alpha=30)).fit(self.A[rows],d)
+    return make_pipeline(pick, _prepared([self.columns[i] for i in cols],n,1,0,False),
+        StandardScaler(), Ridge(alpha=30)).fit(self.A[rows],d)
 
 @patch
 def _fit_rules(self:Gate):
     "Threshold and expected Dice"
     k = self.kept
     if lost := [c for c in ('dice','area') if c not in k]: raise GateError(f'kept: no column {few(lost)}; give the table of `dice_if_kept`')
-    if (nan := k[['dice','area']].isna().any(axis=1)).any(): raise GateError(f'kept: no Dice for {few(k.index[nan],3)}; give all images of the features')
+    if (nan := k[['dice','area']].isna().any(axis=1)).any():
+        raise GateError(f'kept: no Dice for {few(k.index[nan],3)}; give all images of the features')
     self.threshold,self.score = best_gate_threshold(self.oof, k.dice, self.y)
     self.dice_model = self._dice_model(np.ones(len(self.y),bool))
     if self.dice_oof is not None: return   # a gate that was loaded
     self.dice_oof = np.zeros(len(self.y))
-    for f in np.unique(self.folds): self.dice_oof[self.folds==f] = _dice_of(self._dice_model(_without(self.folds,self.groups,f)), self.A[self.folds==f])
+    for f in np.unique(self.folds):
+        self.dice_oof[self.folds==f] = _dice_of(self._dice_model(_without(self.folds,self.groups,f)), self.A[self.folds==f])
 
 def _dice_of(model, A):
     "Apply a model of `_dice_model`"
@@ -613,7 +653,8 @@ def expected_dice(self:Gate,
     X:pd.DataFrame, # from `features`
                  )->pd.Series: # expected Dice of each image's mask if it is positive, by ImageId
     "For `keep_by_expected_dice`; raises `GateError` where the gate was fitted without `kept`"
-    if self.kept is None: raise GateError('expected Dice: the gate was fitted without the Dice of masks; give kept= to fit, see dice_if_kept')
+    if self.kept is None:
+        raise GateError('expected Dice: the gate was fitted without the Dice of masks; give kept= to fit, see dice_if_kept')
     return pd.Series(_dice_of(self.dice_model,self._asked(X)), X.index, name='dice')
 
 # %% ../nbs/33_gate.ipynb #d5fea4a4
@@ -662,14 +703,15 @@ def save(self:Gate,
     "Write all that is needed to fit the same gate again; raises `GateError`"
     out = Path(out)
     if self.models is None: raise GateError('the gate is not fitted; call fit before save')
-    if out.is_file() or (out/'gate.json').exists(): raise GateError(f'{out}: a file, or holds a gate already; remove it, or give another folder')
+    if out.is_file() or (out/'gate.json').exists():
+        raise GateError(f'{out}: a file, or holds a gate already; remove it, or give another folder')
     p = calibrate(_raw(self.models,self.A), self.calibration)
     t = pd.DataFrame(dict(ImageId=self.ids, has_ptx=self.y, fold=self.folds, raw=self.raw, oof=self.oof, p=p))
     if self.kept is not None: t = t.assign(dice=self.kept.dice.to_numpy(), area=self.kept.area.to_numpy(), expected_dice=self.dice_oof)
     with written(out/'images.csv') as part: write_index(t, part)
     with written(out/'features.npy') as part, open(part,'wb') as f: np.save(f, self.A, allow_pickle=False)
-    record = dict(format=_FORMAT, args=self.args, about=self.about, columns=self.columns, calibration=self.calibration, threshold=self.threshold,
-        digest=_digest(out), versions={'scikit-learn':sklearn.__version__,'numpy':np.__version__})
+    record = dict(format=_FORMAT, args=self.args, about=self.about, columns=self.columns, calibration=self.calibration,
+        threshold=self.threshold, digest=_digest(out), versions={'scikit-learn':sklearn.__version__,'numpy':np.__version__})
     with written(out/'gate.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
     return out
 
@@ -683,7 +725,8 @@ def load_gate(
     if r.get('format')!=_FORMAT: raise GateError(f'{p}: a gate of format {r.get("format")!r}, this version reads {_FORMAT}; fit it anew')
     try: same = _digest(p)==r['digest']
     except OSError as e: raise GateError(f'{e.filename}: missing or not readable; copy the whole folder, or fit the gate anew') from None
-    if not same: raise GateError(f'{p}: features.npy or images.csv were changed after the gate was saved; restore them, or fit the gate anew')
+    if not same:
+        raise GateError(f'{p}: features.npy or images.csv were changed after the gate was saved; restore them, or fit the gate anew')
     t = read_index(p/'images.csv')
     t = t.astype({c:int if c in ('has_ptx','fold','area') else float for c in t if c!='ImageId'})
     g = Gate(**r['args'], about=r['about'])

@@ -37,8 +37,12 @@ def _images_of(have, sample, missing, what):
     if not sample: return list(have)
     ids = sample_ids(sample)
     odd,lost = [i for i in have if i not in set(ids)],[i for i in ids if i not in set(have)]
-    if odd: raise PtxError(f'{sample}: has no line for {counted(len(odd),"images")} of {what} ({few(odd)}); give the sample submission of the same set, and no other images')
-    if lost and missing=='error': raise PtxError(f"{sample}: {counted(len(lost),'images are')} not in {what} ({few(lost)}); add them, or submit them as empty with missing='empty'")
+    if odd:
+        raise PtxError(f'{sample}: has no line for {counted(len(odd),"images")} of {what} ({few(odd)}); '
+            'give the sample submission of the same set, and no other images')
+    if lost and missing=='error':
+        raise PtxError(f"{sample}: {counted(len(lost),'images are')} not in {what} ({few(lost)}); "
+            "add them, or submit them as empty with missing='empty'")
     notice('images of the sample submission are submitted as empty, nothing is known of them', lost)
     return ids
 
@@ -61,8 +65,11 @@ def _verify(f, sums, out):
     t,bad = label_faults(f)
     wrong = [f'line {n}: {why}' for n,why in bad.items()]
     if not wrong and list(dict.fromkeys(t.ImageId))!=list(sums): wrong = ['other images, or another order']
-    if not wrong: wrong = [i for i,r in t.groupby('ImageId',sort=False).EncodedPixels if _checksum(rles_to_mask([o for o in r if o!='-1']))!=sums[i]]
-    if wrong: raise PtxError(f'{out}: not written, because it would not decode to the masks that were decided: {few(wrong)}; this is a fault of the library, please report it')
+    again = lambda r: _checksum(rles_to_mask([o for o in r if o!='-1']))
+    if not wrong: wrong = [i for i,r in t.groupby('ImageId',sort=False).EncodedPixels if again(r)!=sums[i]]
+    if wrong:
+        raise PtxError(f'{out}: not written, because it would not decode to the masks that were decided: {few(wrong)}; '
+            'this is a fault of the library, please report it')
 
 
 # %% ../nbs/34_submission.ipynb #sub00060
@@ -73,7 +80,9 @@ def _record_file(out):
     if f.exists():
         try: ours = 'n_masks' in json.loads(f.read_text(encoding='utf-8'))
         except (OSError,ValueError): ours = False
-        if not ours: raise PtxError(f'{f}: the record of the submission belongs there, and another file has the name; move it, or give another name than {out.name}')
+        if not ours:
+            raise PtxError(f'{f}: the record of the submission belongs there, and another file has the name; '
+                f'move it, or give another name than {out.name}')
     return f
 
 def _plain(o):
@@ -91,7 +100,8 @@ def _save(masks, ids, out, rows='image', **about):
     sums,rles,area = dict.fromkeys(ids,_checksum(np.zeros((1,1),np.uint8))),dict.fromkeys(ids,['-1']),dict.fromkeys(ids,0)
     for i,m in masks: sums[i],rles[i],area[i] = _checksum(m),_ROWS[rows](m),int(m.sum())
     df = pd.DataFrame([(i,r) for i,rs in rles.items() for r in rs], columns=['ImageId','EncodedPixels'])
-    record = dict(submission=Path(out).name, **about, rows=rows, n=len(ids), n_masks=int(np.count_nonzero([*area.values()])), area=sum(area.values()))
+    record = dict(submission=Path(out).name, **about, rows=rows, n=len(ids),
+        n_masks=int(np.count_nonzero([*area.values()])), area=sum(area.values()))
     with written(out) as part:
         write_index(df, part)
         _verify(part, sums, out)
@@ -102,7 +112,8 @@ def _save(masks, ids, out, rows='image', **about):
 def _why_none(top, n):
     "Why no image has a mask, and what to try"
     if top<.1: say = 'the network is sure of nothing: train it longer, or on more images with a pneumothorax'
-    else: say = 'if positives are expected, cut lower, ask for a smaller area, or choose a rule on out-of-fold predictions (a gate may have dropped masks, too)'
+    else: say = ('if positives are expected, cut lower, ask for a smaller area, or choose a rule '
+        'on out-of-fold predictions (a gate may have dropped masks, too)')
     return f'no image of {n:,} has a mask; the largest probability is {top:.3f}; {say}'
 
 def _told(pairs, blank, full):
@@ -114,9 +125,13 @@ def _told(pairs, blank, full):
         top = max(top,float(p.max())/full)
         yield i,m
     what = next((k for k in ('empty','full') if kinds=={k}), None)
-    if what and not blank: raise PtxError(f'every map of {len(sizes):,} is {what} in every pixel, which no trained network says; predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True')
+    if what and not blank:
+        raise PtxError(f'every map of {len(sizes):,} is {what} in every pixel, which no trained network says; '
+            'predict anew, and if they stay so, train longer or on more positives; if they are right, say blank=True')
     if not what and sizes and not any(sizes): warnings.warn(_why_none(top, len(sizes)), PtxNotice)
-    if not what and sizes and min(sizes)==2**20: warnings.warn(f'{"the mask" if len(sizes)==1 else f"each of the {len(sizes):,} masks"} fills its image; cut at a higher probability, or choose a rule on out-of-fold predictions', PtxNotice)
+    if not what and sizes and min(sizes)==2**20:
+        warnings.warn(f'{"the mask" if len(sizes)==1 else f"each of the {len(sizes):,} masks"} fills its image; '
+            'cut at a higher probability, or choose a rule on out-of-fold predictions', PtxNotice)
 
 def write_submission(
     pred:str, # folder of `predict_maps`
@@ -168,13 +183,16 @@ def tune_decision(
     grid = [list(g or o) for g,o in ((tops,TOPS),(areas,AREAS),(bottoms,BOTTOMS))]
     Decision(**kwargs)
     t,maps = open_oof(oof)
-    if t.has_ptx.all() or not t.has_ptx.any(): raise PtxError(f'{oof}: no image of {len(t):,} is {"negative" if t.has_ptx.any() else "positive"}; a rule is chosen on both kinds')
+    if t.has_ptx.all() or not t.has_ptx.any():
+        raise PtxError(f'{oof}: no image of {len(t):,} is {"negative" if t.has_ptx.any() else "positive"}; a rule is chosen on both kinds')
     p,(kind,_) = weigh is not None and list(_by_image(weigh,t.ImageId,'weigh').values()),_kind(oof_folder(oof), weighed=weigh is not None)
     each = [m for m,_ in open_each(oof_folder(oof))] or [maps]
     if len(each)>1: kind = replace(kind, networks=1)
     c = Counts.join([count_pixels(_Rows(m,t.row,p or None), t.rle.tolist(), [*grid[0],*grid[2]]) for m in each])
     what = 'empty' if not c.over.any() else 'full' if (c.over>=2**20-.5).all() else ''
-    if what: raise PtxError(f'{oof}: every map of {len(t):,} is {what} at every threshold, so there is nothing to choose; predict anew, and if they stay so, train longer or on more positives')
+    if what:
+        raise PtxError(f'{oof}: every map of {len(t):,} is {what} at every threshold, so there is nothing to choose; '
+            'predict anew, and if they stay so, train longer or on more positives')
     who = t.patient_id.where(t.patient_id!='', '?'+t.ImageId)
     r = nested_search(c, np.tile(t.fold,len(each)), np.tile(who,len(each)), *grid)
     source = dict(oof=str(oof), networks=len(each), n=len(t), n_pos=int(t.has_ptx.sum()), n_patients=who.nunique(),
@@ -187,10 +205,12 @@ def read_decision(
 )->object: # for `mask_rule`
     "The decision of an earlier submission; raises `PtxError`"
     try: r = json.loads(Path(f).read_text(encoding='utf-8'))
-    except (OSError,ValueError): raise PtxError(f'{f}: no decision, it is no JSON; give the record of a submission (.json), or the JSON of a decision') from None
+    except (OSError,ValueError):
+        raise PtxError(f'{f}: no decision, it is no JSON; give the record of a submission (.json), or the JSON of a decision') from None
     d = r.get('decision',r) if isinstance(r,dict) else r
     if not isinstance(d,dict): raise PtxError(f'{f}: {d!r} is no decision that can be made again; give the record of another submission')
-    if not {'triplet','thresh'}&d.keys(): raise PtxError(f'{f}: no decision is recorded there; give the record of a submission (.json), or the JSON of a decision')
+    if not {'triplet','thresh'}&d.keys():
+        raise PtxError(f'{f}: no decision is recorded there; give the record of a submission (.json), or the JSON of a decision')
     try:
         mask_rule(d)
         return _decision(d) or d
@@ -206,7 +226,9 @@ def decision_from(
     "One of three ways to a decision; raises `PtxError`"
     given,extra = [k for k,v in dict(triplet=triplet,oof=oof,file=file).items() if v],{k:v for k,v in kwargs.items() if v}
     if len(given)>1: raise PtxError(f'{" and ".join(f"{g}=" for g in given)}: each says how to decide; give one of them')
-    if extra and not (triplet or oof): raise PtxError(f'{few([f"{k}=" for k in extra])}: belongs to a triplet; give one (triplet=".75,2000,.3"), or predictions to choose one on (oof=)')
+    if extra and not (triplet or oof):
+        raise PtxError(f'{few([f"{k}=" for k in extra])}: belongs to a triplet; give one (triplet=".75,2000,.3"), '
+            'or predictions to choose one on (oof=)')
     if oof: return tune_decision(oof, weigh=weigh, **extra)
     if file: return dict(decision=read_decision(file), note=dict(source=str(file)))
     if not triplet: return {}
@@ -228,7 +250,8 @@ def _asked(pred, gate, progress):
     from pneumothorax.gate import features
     groups,about = list(dict.fromkeys(c.split('_')[0] for c in gate.columns)),gate.about.get('maps')
     own,each = [g for g in groups if g in ('map','views','runs')],open_each(pred)
-    if not (own and about and suits(MapKind.of(about), _kind(pred)[0], bool(each), 'the gate')): return [features(pred, groups, progress=progress)]
+    if not (own and about and suits(MapKind.of(about), _kind(pred)[0], bool(each), 'the gate')):
+        return [features(pred, groups, progress=progress)]
     rest = [g for g in groups if g not in own]
     X = features(pred, rest, progress=progress) if rest else None
     ones = [features((open_maps(pred)[0],*o), own, progress=progress) for o in each]
@@ -237,7 +260,7 @@ def _asked(pred, gate, progress):
 def gate_verdict(
     pred:str, # folder of `predict_maps`
     gate:object, # a `Gate`, a folder of `Gate.save`, or a folder of out-of-fold predictions to fit it on
-    rule:str=None, # threshold: keep from the gate's own on; expected_dice: keep where the expected score is higher; weigh: the map; threshold if None, or weigh if the decision was chosen on weighed maps
+    rule:str=None, # threshold, expected_dice or weigh; if None, weigh for a decision that was chosen on weighed maps, else threshold
     decision:object=None, # what `mask_rule` takes; matters where a gate is fitted
     progress:bool=True, # show a bar?
     **kwargs # thresh and min_area, where `decision` is None
@@ -249,12 +272,15 @@ def gate_verdict(
     if rule not in ('threshold','expected_dice','weigh'): raise PtxError(f"rule={rule!r}: expected threshold, expected_dice or weigh")
     where,gate = (str(gate),open_gate(gate,decision,progress,**kwargs)) if isinstance(gate,(str,Path)) else (None,gate)
     Xs = _asked(pred, gate, progress)
-    if rule=='threshold' and gate.threshold is None: raise PtxError(f'{where or "gate"}: has no threshold, it was fitted without the Dice of masks; fit it with kept=, or weigh the maps')
+    if rule=='threshold' and gate.threshold is None:
+        raise PtxError(f'{where or "gate"}: has no threshold, it was fitted without the Dice of masks; '
+            'fit it with kept=, or weigh the maps')
     ps = [gate.predict(X) for X in Xs]
     said = dict(weigh=lambda X,p: p, threshold=lambda X,p: keep_by_threshold(p,gate.threshold),
         expected_dice=lambda X,p: keep_by_expected_dice(p,gate.expected_dice(X)))
     table = pd.DataFrame({k:pd.Series(said[rule](X,p),p.index) for k,(X,p) in enumerate(zip(Xs,ps))})
-    note = dict(gate=where, chosen_on=gate.about.get('maps'), rule=rule, threshold=gate.threshold, n_fitted=len(gate.y), networks=len(ps), mean_p=float(np.mean(ps)))
+    note = dict(gate=where, chosen_on=gate.about.get('maps'), rule=rule, threshold=gate.threshold, n_fitted=len(gate.y), networks=len(ps),
+        mean_p=float(np.mean(ps)))
     return {'weigh' if rule=='weigh' else 'keep':table if len(ps)>1 else table[0], 'note':dict(gate=note)}
 
 # %% ../nbs/34_submission.ipynb #sub00021
