@@ -54,18 +54,22 @@ def _source(path, pixels=True):
     if not _is_dicom(path): return None,'is no DICOM file'
     with collected():
         ds = pydicom.dcmread(path, stop_before_pixels=not pixels)
-        bad = [k for k in ('StudyInstanceUID','SeriesInstanceUID','SOPInstanceUID') if not UID(str(ds.get(k,'')),validation_mode=IGNORE).is_valid]
+        uid = lambda k: UID(str(ds.get(k,'')), validation_mode=IGNORE)
+        bad = [k for k in ('StudyInstanceUID','SeriesInstanceUID','SOPInstanceUID') if not uid(k).is_valid]
     return ds,f'has no valid {bad[0]}' if bad else ''
 
 def _nowhere(paths):
     "Radiographs that cannot be referred to → why; raises `PtxError` if that is all of them"
     bad = {p:why for p in paths if (why := _source(p,pixels=False)[1])}
     named = [f'{Path(p).name} ({why})' for p,why in bad.items()]
-    if len(bad)==len(paths): raise PtxError(f'{counted(len(bad),"radiographs have no place in DICOM, so nothing can refer to them")}: {few(named,3)}; export them as png, npy, nifti or coco')
+    if len(bad)==len(paths):
+        lost = counted(len(bad), 'radiographs have no place in DICOM, so nothing can refer to them')
+        raise PtxError(f'{lost}: {few(named,3)}; export them as png, npy, nifti or coco')
     notice('radiographs have no place in DICOM, so nothing is written for them (as png, npy, nifti or coco it can be)', named)
     return bad
 
-_OWED = 'AccessionNumber','StudyDate','StudyTime','StudyID','PatientBirthDate','PatientSex','PatientName','PatientID','ReferringPhysicianName'     # may be empty, not missing
+_OWED = ('AccessionNumber','StudyDate','StudyTime','StudyID',     # may be empty, not missing
+    'PatientBirthDate','PatientSex','PatientName','PatientID','ReferringPhysicianName')
 
 def _complete(ds):
     "A header with all that an object of the same study has to repeat; a date or time that is none is left empty"
@@ -78,16 +82,17 @@ def _complete(ds):
 def _seg(ds, mask, about, f):
     "A DICOM segmentation of one radiograph"
     hd,codes = _needs('highdicom','dicomseg'),_needs('pydicom.sr.codedict','dicomseg').codes
-    who = hd.AlgorithmIdentificationSequence(name='pneumothorax', version=__version__, family=codes.DCM.ArtificialIntelligence, parameters={'decision':about[:1024]})
-    what = hd.seg.SegmentDescription(1, 'Pneumothorax', codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Pneumothorax, hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        who, anatomic_regions=[codes.SCT.Chest])
+    sct,machine = codes.SCT,dict(family=codes.DCM.ArtificialIntelligence, parameters={'decision':about[:1024]})
+    who = hd.AlgorithmIdentificationSequence(name='pneumothorax', version=__version__, **machine)
+    what = hd.seg.SegmentDescription(1, 'Pneumothorax', sct.MorphologicallyAbnormalStructure, sct.Pneumothorax,
+        hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, who, anatomic_regions=[sct.Chest])
     spacing = ds.get('PixelSpacing') or ds.get('ImagerPixelSpacing')
     measures = dict(pixel_measures=hd.PixelMeasuresSequence([float(v) for v in spacing], slice_thickness=1.)) if spacing else {}
     series,sop = _uids('seg', ds.SOPInstanceUID, about)
     ds = _complete(ds)
-    with collected(): seg = hd.seg.Segmentation([ds], mask[None], 'BINARY', [what], series, 9001, sop, 1, 'pneumothorax', 'export', __version__, '0',
-        content_label='PNEUMOTHORAX', **measures,
-        content_description='automatic outline, research use only', series_description=OUTLINED)
+    said = dict(content_label='PNEUMOTHORAX', content_description='automatic outline, research use only', series_description=OUTLINED)
+    made = 'pneumothorax','export',__version__,'0'
+    with collected(): seg = hd.seg.Segmentation([ds], mask[None], 'BINARY', [what], series, 9001, sop, 1, *made, **measures, **said)
     seg.PatientOrientation,seg.ContentCreatorName = ds.get('PatientOrientation') or '',''     # may be empty, not missing
     seg.save_as(f)
 
@@ -112,7 +117,8 @@ def burnt(
     step,letters = round(34*scale),int(.97*w/(19.5*scale))     # a letter of this font is some 19 pixels wide at scale 1
     lines = [l for line in lines for l in textwrap.wrap(line,letters)]
     band = np.zeros((step*len(lines)+step//2,w,3),np.uint8)
-    for k,l in enumerate(lines): cv2.putText(band, l, (step//4,step*(k+1)), cv2.FONT_HERSHEY_SIMPLEX, scale, (255,)*3, max(1,round(2*scale)), cv2.LINE_AA)
+    how = cv2.FONT_HERSHEY_SIMPLEX,scale,(255,)*3,max(1,round(2*scale)),cv2.LINE_AA
+    for k,l in enumerate(lines): cv2.putText(band, l, (step//4,step*(k+1)), *how)
     return np.concatenate([rgb,band])
 
 def _capture(ds, path, mask, about, f):
@@ -122,8 +128,9 @@ def _capture(ds, path, mask, about, f):
     rgb = burnt(square, at_size(mask,square.shape), [_caption(describe_mask(mask,x,path)),_TEXT])
     series,sop = _uids('sc', ds.SOPInstanceUID, about)
     ds = _complete(ds)
-    with collected(): sc = hd.SCImage.from_ref_dataset(ds, rgb, 'RGB', 8, 'PATIENT', series, 9002, sop, 1, 'pneumothorax', patient_orientation=('L','F'))
-    sc.PatientOrientation,sc.Laterality = ds.get('PatientOrientation') or '',ds.get('Laterality','')     # the source's; highdicom wants an orientation to begin with
+    lies = dict(patient_orientation=('L','F'))     # highdicom wants one to begin with; the source's comes below
+    with collected(): sc = hd.SCImage.from_ref_dataset(ds, rgb, 'RGB', 8, 'PATIENT', series, 9002, sop, 1, 'pneumothorax', **lies)
+    sc.PatientOrientation,sc.Laterality = ds.get('PatientOrientation') or '',ds.get('Laterality','')
     source = Dataset()
     source.ReferencedSOPClassUID,source.ReferencedSOPInstanceUID = ds.SOPClassUID,ds.SOPInstanceUID
     sc.SourceImageSequence = [source]
@@ -148,23 +155,28 @@ def _coco(rows, f, top=''):
         for i in range(1,n):
             piece = (parts==i).astype(np.uint8)
             r = coco.encode(np.asfortranarray(piece))
-            notes.append(dict(id=len(notes)+1, image_id=k+1, category_id=1, iscrowd=0, segmentation={'size':[h,w],'counts':r['counts'].decode()},
+            counts = {'size':[h,w],'counts':r['counts'].decode()}
+            notes.append(dict(id=len(notes)+1, image_id=k+1, category_id=1, iscrowd=0, segmentation=counts,
                 area=int(piece.sum()), bbox=[float(v) for v in coco.toBbox(r)], score=round(float(full[parts==i].max()),4)))
     about = dict(description=OUTLINED, version=__version__)
-    with written(f) as part: part.write_text(json.dumps(dict(info=about, images=images, annotations=notes, categories=[dict(id=1,name='pneumothorax')])), encoding='utf-8')
+    all_of_it = dict(info=about, images=images, annotations=notes, categories=[dict(id=1,name='pneumothorax')])
+    with written(f) as part: part.write_text(json.dumps(all_of_it), encoding='utf-8')
 
 # %% ../nbs/40_export.ipynb #c400001a
 def _object(kind, path, mask, about, f):
     "Write one DICOM object; raises `PtxError`"
     ds = _source(path)[0]
     try: _seg(ds,mask,about,f) if kind=='dicomseg' else _capture(ds,path,mask,about,f)
-    except (ValueError,AttributeError,TypeError) as e: raise PtxError(f'{path}: its header cannot be repeated in another object ({e}); correct it, empty {f.parent}, and export again, or export as png, npy, nifti or coco') from e
+    except (ValueError,AttributeError,TypeError) as e:
+        raise PtxError(f'{path}: its header cannot be repeated in another object ({e}); '
+            f'correct it, empty {f.parent}, and export again, or export as png, npy, nifti or coco') from e
 
 def _files(kind, out, made, maps, about, nowhere={}):
     "Write a file for each mask, or one for all; a row for each radiograph"
     paths,rows = dict(zip(made.index.ImageId,made.index.path)),[]
     def write(i, p, mask):
-        f = '' if kind in ('dicomseg','sc') and (not mask.any() or paths[i] in nowhere) else 'masks.json' if kind=='coco' else f'{i}_mask{_ENDS[kind]}' if kind in _ENDS else f'{i}.dcm'
+        none = kind in ('dicomseg','sc') and (not mask.any() or paths[i] in nowhere)
+        f = '' if none else 'masks.json' if kind=='coco' else f'{i}_mask{_ENDS[kind]}' if kind in _ENDS else f'{i}.dcm'
         rows.append(dict(ImageId=i, positive=bool(mask.any()), file=f))
         if kind in _ENDS: _pixels(kind, out, i, paths[i], p, mask, maps)
         elif kind!='coco' and f: _object(kind, paths[i], mask, about, out/f)
@@ -181,7 +193,8 @@ def _table(made, failed, f):
     rows = []
     for (i,p,mask),path,row in zip(made, made.index.path, made.index.row):
         told = describe_mask(mask, read_xray(path), path)
-        rows.append(dict(ImageId=i, prob=round(float(from_bytes(p).max()),4), positive=bool(mask.any()), **told, reason=made.reason(i,row), path=path))
+        prob = round(float(from_bytes(p).max()), 4)
+        rows.append(dict(ImageId=i, prob=prob, positive=bool(mask.any()), **told, reason=made.reason(i,row), path=path))
     lost = [dict(ImageId=i, path=p, remarks=f'could not be read: {e}') for i,p,e in zip(failed.ImageId,failed.path,failed.error)]
     t = pd.DataFrame(rows+lost)
     write_index(t, f)
@@ -204,12 +217,16 @@ def export_masks(
     if maps and kind not in _ENDS: raise PtxError(f'maps=True: probabilities are written beside {", ".join(_ENDS)}; leave it out')
     out,made = Path(out),masks_of(pred, decision, 'original', progress=progress, **kwargs)
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise PtxError(f'{out}: not an empty folder; give another, or empty it')
-    if lost := [p for p in made.index.path if not Path(p).exists()]: raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,2)}; predict again where they are now'+(', or export from the folder in which it was predicted' if not Path(lost[0]).is_absolute() else ''))
+    if lost := [p for p in made.index.path if not Path(p).exists()]:
+        where = ', or export from the folder in which it was predicted' if not Path(lost[0]).is_absolute() else ''
+        raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,2)}; predict again where they are now{where}')
     nowhere = _nowhere(made.index.path.tolist()) if kind in ('dicomseg','sc') else {}
     writable(out).mkdir(parents=True, exist_ok=True)
-    about = json.dumps(dict(pred=json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8')), decision=made.about), default=str, sort_keys=True)
+    predicted = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8'))
+    about = json.dumps(dict(pred=predicted, decision=made.about), default=str, sort_keys=True)
     notice('radiographs could not be read and have no mask', made.failed.ImageId.tolist())
     if kind=='csv': t = _table(made, made.failed, out/'masks.csv')
     else: t = _files(kind, out, made, maps, about, nowhere)
-    write_record(dict(kind=kind, n=len(t), n_masks=int(t.positive.eq(True).sum()), versions=versions(), **json.loads(about)), out/'export.json')
+    n_masks = int(t.positive.eq(True).sum())
+    write_record(dict(kind=kind, n=len(t), n_masks=n_masks, versions=versions(), **json.loads(about)), out/'export.json')
     return t

@@ -123,7 +123,9 @@ def known_as(
 )->str: # in words
     "What a probability has meant"
     from pneumothorax.gate import calibrate
-    return f'{float(calibrate(np.array([p]),known)[0]):.0%} of those with such a map had a pneumothorax (by {known["n"]} radiographs out of fold, {known["share"]:.0%} of which had one)'
+    share = float(calibrate(np.array([p]),known)[0])
+    by = f'by {known["n"]} radiographs out of fold, {known["share"]:.0%} of which had one'
+    return f'{share:.0%} of those with such a map had a pneumothorax ({by})'
 
 # %% ../nbs/40c_reading.ipynb #c4200017
 class ReadingRoom:
@@ -156,7 +158,8 @@ class ReadingRoom:
             wide = [np.load(p) for n in ('spread','spread_runs') if (p := pred/f'{n}.npy').exists()]
             doubt = np.sqrt(sum(from_bytes(w[0])**2 for w in wide)) if wide else np.zeros(maps.shape[1:],np.float32)
             of = lambda m: from_bytes(np.array(m[0]))
-            return Reading(f.name, f, read_xray(f), xray_meta(f)['pixel_aspect'], of(maps), [of(m) for m,_ in each], doubt, pred, self.known)
+            aspect = xray_meta(f)['pixel_aspect']
+            return Reading(f.name, f, read_xray(f), aspect, of(maps), [of(m) for m,_ in each], doubt, pred, self.known)
         except BaseException as e:
             shutil.rmtree(d, ignore_errors=True)
             if not isinstance(e,PtxError): raise
@@ -169,7 +172,8 @@ class ReadingRoom:
         shutil.rmtree(reading.path.parent, ignore_errors=True)
 
 # %% ../nbs/40c_reading.ipynb #c420001b
-TAKEN = dict(png='mask as PNG', rle='run-length of the 1024² frame', dicomseg='DICOM segmentation, with the patient’s tags', sc='DICOM capture, with the patient’s tags')
+TAKEN = dict(png='mask as PNG', rle='run-length of the 1024² frame',
+    dicomseg='DICOM segmentation, with the patient’s tags', sc='DICOM capture, with the patient’s tags')
 
 def label_row(
     r:Reading, # what was drawn on

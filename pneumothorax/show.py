@@ -25,7 +25,8 @@ def _plain_steps(p, thresh, min_area):
     "Steps of the plain rule, as `explain` has them"
     some,kept = prob_to_mask(p,thresh,1),prob_to_mask(p,thresh,min_area)
     n,k = (cv2.connectedComponents(m)[0]-1 for m in (some,kept))
-    rows = [('threshold',f'{thresh:g} or above',f'{counted(n,"pieces")}',int(some.sum())),('pieces',f'{min_area:,} px or more',f'{k} of {n} kept',int(kept.sum()))]
+    rows = [('threshold',f'{thresh:g} or above',f'{counted(n,"pieces")}',int(some.sum())),
+        ('pieces',f'{min_area:,} px or more',f'{k} of {n} kept',int(kept.sum()))]
     return pd.DataFrame(rows, columns=['step','asked','found','area'])
 
 # %% ../nbs/40a_show.ipynb #c40a00x0
@@ -65,11 +66,11 @@ class Outline:
         return explain(self.map, Decision.of(self.decision)) if 'triplet' in self.decision else _plain_steps(self.map, **self.decision)
     def words(self)->list: # a few lines
         "What there is to say"
-        t = self.told
-        size = f'{t["area"]:,} of its pixels'+(f', {t["area_mm2"]/100:.1f} cm²' if t['area_mm2']>0 else '')+(f', {t["extent"]:.0%} of the lung field' if t['extent']>0 else '')
-        where = patient_side(t)
-        found = f'pneumothorax outlined: {where}, {size}' if self.positive else 'nothing outlined'
-        return [found, f'highest probability {self.prob:.2f}; {self.reason} ({self.source})', *([t['remarks']] if t['remarks'] else []), 'research use only, not for diagnosis']
+        t,why = self.told,f'highest probability {self.prob:.2f}; {self.reason} ({self.source})'
+        size = f'{t["area"]:,} of its pixels'+(f', {t["area_mm2"]/100:.1f} cm²' if t['area_mm2']>0 else '')
+        size += f', {t["extent"]:.0%} of the lung field' if t['extent']>0 else ''
+        found = f'pneumothorax outlined: {patient_side(t)}, {size}' if self.positive else 'nothing outlined'
+        return [found, why, *([t['remarks']] if t['remarks'] else []), 'research use only, not for diagnosis']
     def __repr__(self): return f'{self.path.name}\n'+'\n'.join(self.words())
     def show(self,
         size:float=5., # inches of the radiograph's longer side
@@ -130,7 +131,8 @@ def outlines(
     files = [files] if isinstance(files,(str,Path)) and Path(files).is_file() else files
     with tempfile.TemporaryDirectory() as d:
         kwargs = {k:v for k,v in kwargs.items() if v is not None}
-        try: pred = predict_maps(run, files, Path(d)/'pred', progress=False, **{'workers':0,'dtype':'uint16',**predict_like(decision),**kwargs})
+        kwargs = {'workers':0, 'dtype':'uint16', **predict_like(decision), **kwargs}
+        try: pred = predict_maps(run, files, Path(d)/'pred', progress=False, **kwargs)
         except PtxError as e: raise PtxError(str(e).replace(f', see {d}/pred/failed.csv','')) from None
         made = masks_of(pred, decision, 'original')
         for (i,p,mask),path,row in zip(made, made.index.path, made.index.row):

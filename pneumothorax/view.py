@@ -39,23 +39,28 @@ def lines_of(
 # %% ../nbs/40d_view.ipynb #c430000f1
 def _html(facts):
     "Facts as a table, escaped"
-    return '<table>'+''.join(f'<tr><th style="text-align:left;padding-right:1em;vertical-align:top">{html.escape(k)}</th><td style="overflow-wrap:anywhere">{html.escape(str(v))}</td></tr>' for k,v in facts.items())+'</table>'
+    th,td = '<th style="text-align:left;padding-right:1em;vertical-align:top">','<td style="overflow-wrap:anywhere">'
+    rows = (f'<tr>{th}{html.escape(k)}</th>{td}{html.escape(str(v))}</td></tr>' for k,v in facts.items())
+    return f'<table>{"".join(rows)}</table>'
 
 def _key(**shown):
     "Colours and what they mean"
     names = dict(predicted=('outlined',COLOURS['predicted']), each=('by each network','#cccccc'), mine=('yours',COLOURS['true']))
-    return ' '.join(f'<span style="white-space:nowrap"><i style="display:inline-block;width:1.6em;border-top:3px solid {c};margin:0 .4em .2em 0"></i>{n}</span>' for k,(n,c) in names.items() if shown.get(k))
+    line = lambda c: f'<i style="display:inline-block;width:1.6em;border-top:3px solid {c};margin:0 .4em .2em 0"></i>'
+    return ' '.join(f'<span style="white-space:nowrap">{line(c)}{n}</span>' for k,(n,c) in names.items() if shown.get(k))
 
 def _bar(name, low, high):
     "What the colours of a layer mean"
     from bokeh.palettes import Inferno11
-    return f'{name} {low:g} <i style="display:inline-block;width:9em;height:.6em;background:linear-gradient(to right,{",".join(Inferno11)})"></i> {high:g}'+(' and more' if high<1 else '')
+    look = f'display:inline-block;width:9em;height:.6em;background:linear-gradient(to right,{",".join(Inferno11)})'
+    return f'{name} {low:g} <i style="{look}"></i> {high:g}'+(' and more' if high<1 else '')
 
 # %% ../nbs/40d_view.ipynb #c430000c
 BUTTONS = dict(compare='compare with the network', keep='keep my outline', healthy='keep as healthy', clear='clear')
 LAYERS = {'radiograph alone':'', 'probability':'map', 'uncertainty':'doubt'}
 _PREFIX = 'ptx-view-'     # of folders of visitors, then the process that made them
-NOTICE = 'For research and teaching. No medical device: nothing here is a diagnosis. What you drop is kept until you close this page, and then forgotten.'
+NOTICE = ('For research and teaching. No medical device: nothing here is a diagnosis. '
+    'What you drop is kept until you close this page, and then forgotten.')
 
 class Page:
     "What one visitor sees"
@@ -77,8 +82,10 @@ class Page:
         self.equal = w.Select(name='equalisation', options=['none',*EQUALIZERS])
         self.layer = w.RadioButtonGroup(options=list(LAYERS), value='radiograph alone')
         self.alpha = w.FloatSlider(name='strength of the layer', start=0, end=1, value=.5, step=.05)
-        self.top,self.bottom = (w.FloatSlider(name=n, start=.01, end=.99, step=.01, value=v) for n,v in (('top threshold: is there a pneumothorax?',t.top),('bottom threshold: what is outlined',min(t.bottom,t.top))))
-        self.area = w.IntSlider(name='pixels above the top threshold, at least (of 1024²)', start=0, end=8000, step=50, value=int(t.min_area))
+        ends = ('top threshold: is there a pneumothorax?',t.top),('bottom threshold: what is outlined',min(t.bottom,t.top))
+        self.top,self.bottom = (w.FloatSlider(name=n, start=.01, end=.99, step=.01, value=v) for n,v in ends)
+        least = 'pixels above the top threshold, at least (of 1024²)'
+        self.area = w.IntSlider(name=least, start=0, end=8000, step=50, value=int(t.min_area))
         self.each = w.Toggle(name='outline of each network', visible=len(room.nets)>1)
         self.hide = w.Toggle(name='hide the prediction, and draw first')
         self.buttons = {k:w.Button(name=v, visible=False) for k,v in BUTTONS.items()}
@@ -101,21 +108,20 @@ class Page:
 # %% ../nbs/40d_view.ipynb #c430000e
 def _figure(self):
     "An empty picture with all that may lie on it"
-    from bokeh.models import ColumnDataSource, FreehandDrawTool, LinearColorMapper, Range1d
+    from bokeh.models import ColumnDataSource, FreehandDrawTool, LinearColorMapper as Mapper, Range1d
     from bokeh.plotting import figure
-    self.grey,self.heat = LinearColorMapper([f'#{i:02x}{i:02x}{i:02x}' for i in range(256)], low=0, high=65535),LinearColorMapper('Inferno256', low=.1, high=1, low_color=(0,0,0,0))
-    self.sources = dict(x=ColumnDataSource(dict(image=[],x=[],y=[],dw=[],dh=[])), layer=ColumnDataSource(dict(image=[],x=[],y=[],dw=[],dh=[])),
-        lines=ColumnDataSource(dict(xs=[],ys=[],colour=[],width=[])), drawn=ColumnDataSource(dict(xs=[],ys=[])))
-    tools = dict(tools='pan,wheel_zoom,reset', active_scroll='wheel_zoom', toolbar_location='above')
-    p = figure(x_range=Range1d(0,1), y_range=Range1d(0,1), sizing_mode='scale_width', aspect_ratio=1., min_border=0, outline_line_color=None, **tools)
-    p.toolbar_inner = True     # the frame is the whole figure, so that its aspect is that of the radiograph
+    self.grey,self.heat = Mapper('Greys256', low=0, high=65535),Mapper('Inferno256', low=.1, high=1, low_color=(0,0,0,0))
+    empty = lambda names='image x y dw dh': ColumnDataSource({k:[] for k in names.split()})
+    self.sources = dict(x=empty(), layer=empty(), lines=empty('xs ys colour width'), drawn=empty('xs ys'))
+    how = dict(min_border=0, tools='pan,wheel_zoom,reset', active_scroll='wheel_zoom', toolbar_location='above')
+    p = figure(x_range=Range1d(0,1), y_range=Range1d(0,1), sizing_mode='scale_width', aspect_ratio=1., outline_line_color=None, **how)
+    p.toolbar_inner = p.toolbar.autohide = True     # on the picture: the frame is the whole figure, so its aspect is that of the radiograph
     p.axis.visible,p.grid.visible,p.background_fill_color,p.border_fill_color = False,False,'black','black'
     box = dict(x='x', y='y', dw='dw', dh='dh')
     p.image('image', source=self.sources['x'], color_mapper=self.grey, **box)
     self.over = p.image('image', source=self.sources['layer'], color_mapper=self.heat, global_alpha=.5, **box)
     p.multi_line('xs', 'ys', color='colour', line_width='width', source=self.sources['lines'])
-    p.toolbar.autohide = True     # it lies on the picture
-    mine = p.patches('xs', 'ys', source=self.sources['drawn'], fill_alpha=.15, fill_color=COLOURS['true'], line_color=COLOURS['true'], line_width=2)
+    mine = p.patches('xs', 'ys', source=self.sources['drawn'], fill_alpha=.15, line_width=2, color=COLOURS['true'])
     self.pencil = FreehandDrawTool(renderers=[mine], num_objects=50)
     p.add_tools(self.pencil)
     return p
@@ -138,7 +144,7 @@ def _wire(self):
         if e.new in self.seen: self.turn(e.new)
         elif e.new: await self.begin({self.named(e.new):Path(self.samples[e.new])})
     async def dropped(e):
-        files = {self.named(k):v.encode() if isinstance(v,str) else v for k,v in e.new.items()}     # Panel makes words of what calls itself text
+        files = {self.named(k):v.encode() if isinstance(v,str) else v for k,v in e.new.items()}     # Panel decodes what calls itself text
         e.new.clear()     # else each file comes again with the next one
         await self.begin(files)
     self.pick.param.watch(picked, 'value')
@@ -316,14 +322,19 @@ def _take(self, kind):
 def _layout(self):
     "Where everything stands"
     import panel as pn
-    above = pn.FlexBox(*[pn.Column(o, styles=dict(flex='1 1 260px')) for o in (self.drop, *([self.pick] if self.samples else []), self.which)])
-    left = pn.Column(self.window, self.equal, self.layer, self.alpha, pn.layout.Divider(), self.top, self.area, self.bottom, self.each, pn.layout.Divider(),
-        self.hide, pn.FlexBox(*self.buttons.values(), gap='.4em'), self.verdict, styles=dict(flex='1 1 280px'), css_classes=['moved'])
-    middle = pn.Column(self.said, pn.pane.Bokeh(self.plot, sizing_mode='stretch_width'), self.key, self.bar, styles={'flex':'3 1 340px','max-width':'58rem'})
+    asked = self.drop, *([self.pick] if self.samples else []), self.which
+    above = pn.FlexBox(*[pn.Column(o, styles=dict(flex='1 1 260px')) for o in asked])
+    line = pn.layout.Divider
+    moved = self.window, self.equal, self.layer, self.alpha, line(), self.top, self.area, self.bottom, self.each, line()
+    left = pn.Column(*moved, self.hide, pn.FlexBox(*self.buttons.values(), gap='.4em'), self.verdict,
+        styles=dict(flex='1 1 280px'), css_classes=['moved'])
+    middle = pn.Column(self.said, pn.pane.Bokeh(self.plot, sizing_mode='stretch_width'), self.key, self.bar,
+        styles={'flex':'3 1 340px','max-width':'58rem'})
     right = pn.Column(self.facts, pn.Card(self.steps, title='how it was decided', collapsed=True, sizing_mode='stretch_width'),
         pn.Card(*self.files, title='take away', sizing_mode='stretch_width'), styles=dict(flex='1 1 260px'), css_classes=['told'])
     narrow = '@media(max-width:760px){.told{order:1}.moved{order:2}}'     # on a telephone the picture comes first, and what is said of it
-    return pn.Column(pn.pane.Markdown(f'**Reading room** · {NOTICE}'), above, pn.FlexBox(left, middle, right, align_items='flex-start', stylesheets=[narrow]), sizing_mode='stretch_width')
+    below = pn.FlexBox(left, middle, right, align_items='flex-start', stylesheets=[narrow])
+    return pn.Column(pn.pane.Markdown(f'**Reading room** · {NOTICE}'), above, below, sizing_mode='stretch_width')
 
 def _forget(self):
     "Remove all that was handed over"
