@@ -684,8 +684,8 @@ def age_years(
 
 def _spacing(ds):
     "Pixel spacing in mm, rows then columns, or None"
-    s = tuple(_numbers(ds,'PixelSpacing') or _numbers(ds,'ImagerPixelSpacing'))
-    return s if len(s)==2 and min(s)>0 else None
+    said = (tuple(_numbers(ds,k)) for k in ('PixelSpacing','ImagerPixelSpacing'))
+    return next((s for s in said if len(s)==2 and min(s)>0), None)
 
 # %% ../nbs/01_dicom.ipynb #4b5a20ad
 def _meta_dicom(path):

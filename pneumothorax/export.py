@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 from . import __version__
 from .rle import PtxError
-from .dicom import OUTLINED, _is_dicom, _rgb, collected, contours, read_xray, xray_meta
+from .dicom import OUTLINED, _is_dicom, _rgb, _spacing, collected, contours, read_xray, xray_meta
 from .siim import counted, few, notice, writable, write_index
 from .mask_files import _needs
 from .files import written
@@ -60,7 +60,11 @@ def _source(path, pixels=True):
 
 def _nowhere(paths):
     "Radiographs that cannot be referred to → why; raises `PtxError` if that is all of them"
-    bad = {p:why for p in paths if (why := _source(p,pixels=False)[1])}
+    first,bad = {},{}
+    for p in paths:
+        ds,why = _source(p, pixels=False)
+        other = first.setdefault(str(ds.SOPInstanceUID),p) if not why else p
+        if why := why or (f'has the UID of {Path(other).name}' if other!=p else ''): bad[p] = why
     named = [f'{Path(p).name} ({why})' for p,why in bad.items()]
     if len(bad)==len(paths):
         lost = counted(len(bad), 'radiographs have no place in DICOM, so nothing can refer to them')
@@ -86,8 +90,7 @@ def _seg(ds, mask, about, f):
     who = hd.AlgorithmIdentificationSequence(name='pneumothorax', version=__version__, **machine)
     what = hd.seg.SegmentDescription(1, 'Pneumothorax', sct.MorphologicallyAbnormalStructure, sct.Pneumothorax,
         hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, who, anatomic_regions=[sct.Chest])
-    spacing = ds.get('PixelSpacing') or ds.get('ImagerPixelSpacing')
-    measures = dict(pixel_measures=hd.PixelMeasuresSequence([float(v) for v in spacing], slice_thickness=1.)) if spacing else {}
+    measures = dict(pixel_measures=hd.PixelMeasuresSequence(list(s), slice_thickness=1.)) if (s := _spacing(ds)) else {}
     series,sop = _uids('seg', ds.SOPInstanceUID, about)
     ds = _complete(ds)
     said = dict(content_label='PNEUMOTHORAX', content_description='automatic outline, research use only', series_description=OUTLINED)
@@ -164,27 +167,28 @@ def _coco(rows, f, top=''):
 
 # %% ../nbs/40_export.ipynb #c400001a
 def _object(kind, path, mask, about, f):
-    "Write one DICOM object; raises `PtxError`"
+    "Write one DICOM object; or why that cannot be"
     ds = _source(path)[0]
     try: _seg(ds,mask,about,f) if kind=='dicomseg' else _capture(ds,path,mask,about,f)
-    except (ValueError,AttributeError,TypeError) as e:
-        raise PtxError(f'{path}: its header cannot be repeated in another object ({e}); '
-            f'correct it, empty {f.parent}, and export again, or export as png, npy, nifti or coco') from e
+    except (ValueError,AttributeError,TypeError) as e: return str(e)
 
 def _files(kind, out, made, maps, about, nowhere={}):
     "Write a file for each mask, or one for all; a row for each radiograph"
-    paths,rows = dict(zip(made.index.ImageId,made.index.path)),[]
+    paths,rows,odd = dict(zip(made.index.ImageId,made.index.path)),[],[]
     def write(i, p, mask):
         none = kind in ('dicomseg','sc') and (not mask.any() or paths[i] in nowhere)
         f = '' if none else 'masks.json' if kind=='coco' else f'{i}_mask{_ENDS[kind]}' if kind in _ENDS else f'{i}.dcm'
-        rows.append(dict(ImageId=i, positive=bool(mask.any()), file=f))
         if kind in _ENDS: _pixels(kind, out, i, paths[i], p, mask, maps)
-        elif kind!='coco' and f: _object(kind, paths[i], mask, about, out/f)
+        elif kind!='coco' and f and (why := _object(kind, paths[i], mask, about, out/f)):
+            odd.append(f'{Path(paths[i]).name} ({why})')
+            f = ''
+        rows.append(dict(ImageId=i, positive=bool(mask.any()), file=f))
         return i,paths[i],p,mask
     each = (write(*o) for o in made)
     if kind=='coco': _coco(each, out/'masks.json', _below(paths.values()))
     else:
         for _ in each: pass
+    notice('headers cannot be repeated in another object, so nothing is written for these radiographs; correct them and export again, or export as png, npy, nifti or coco', odd)
     return pd.DataFrame(rows)
 
 # %% ../nbs/40_export.ipynb #c400001b
@@ -220,6 +224,8 @@ def export_masks(
     if lost := [p for p in made.index.path if not Path(p).exists()]:
         where = ', or export from the folder in which it was predicted' if not Path(lost[0]).is_absolute() else ''
         raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,2)}; predict again where they are now{where}')
+    then = (Path(pred)/'predict.json').stat().st_mtime
+    notice('radiographs were written after they were predicted; if they are others now, predict again', [p for p in made.index.path if Path(p).stat().st_mtime>then])
     nowhere = _nowhere(made.index.path.tolist()) if kind in ('dicomseg','sc') else {}
     writable(out).mkdir(parents=True, exist_ok=True)
     predicted = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8'))

@@ -1,5 +1,6 @@
 "Masks on their way out: every real radiograph in every format and back, what cannot be referred to, the commands"
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -247,6 +248,33 @@ def test_deidentified_files_are_referred_to(real, tmp_path):
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path/'x.png')
     with pytest.warns(UserWarning, match=r'1 radiograph has no place in DICOM.*x.png \(is no DICOM file\)'): got = export_masks(pred, tmp_path/'some', 'dicomseg', '.5,0,.5', progress=False)
     assert got.file.ne('').tolist() == [True, False]
+
+def test_one_odd_header_does_not_stop_the_others(real, tmp_path):
+    def change(k, ds):
+        if k: ds.PatientSex = 'W'
+        ds.PixelSpacing, ds.ImagerPixelSpacing = [0, 0], [.2, .2]
+    _, pred = copies(real[0], tmp_path, change)
+    with pytest.warns(UserWarning, match=r'1 header cannot be repeated .*IM0001.dcm \(.*W'):
+        got = export_masks(pred, tmp_path/'seg', 'dicomseg', '.5,0,.5', progress=False)
+    assert got.file.ne('').tolist() == [True, False] and [f.name for f in (tmp_path/'seg').glob('*.dcm')] == [got.file[0]]
+    shared = pydicom.dcmread(tmp_path/'seg'/got.file[0]).SharedFunctionalGroupsSequence[0]
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == [.2, .2]
+    assert export_masks(pred, tmp_path/'csv', 'csv', '.5,0,.5', progress=False).area_mm2.gt(0).all()
+
+def test_objects_of_one_uid_and_radiographs_that_were_replaced(real, tmp_path):
+    def same(k, ds): ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = '1.2.3'
+    _, pred = copies(real[0], tmp_path, same)
+    os.utime(pred/'predict.json', (0, 0))
+    with pytest.warns(UserWarning) as said: got = export_masks(pred, tmp_path/'seg', 'dicomseg', '.5,0,.5', progress=False)
+    said = ' '.join(str(w.message) for w in said)
+    assert 'IM0001.dcm (has the UID of IM0001.dcm)' in said and '2 radiographs were written after they were predicted' in said
+    assert got.file.ne('').tolist() == [True, False]
+
+def test_a_picture_does_not_replace_the_radiograph(real, tiny_run, tmp_path):
+    Image.fromarray((255*read_xray(real[0].path[0])).astype(np.uint8)).save(tmp_path/'chest.png')
+    before = (tmp_path/'chest.png').read_bytes()
+    p = ptx('ptx_show', tiny_run, tmp_path/'chest.png', '--out', tmp_path)
+    assert p.returncode and 'the picture would replace' in p.stderr and (tmp_path/'chest.png').read_bytes() == before
 
 def test_what_is_about_a_radiograph_is_none(real, tmp_path):
     "Segmentations and captures are not predicted as if they were chests; probabilities beside masks are no masks"

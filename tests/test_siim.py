@@ -17,7 +17,7 @@ from pneumothorax.dicom import read_xray, xray_meta
 from pneumothorax.folds import FoldError, make_folds, read_folds, save_folds
 from pneumothorax.rle import LabelError, PtxError, likely_frame, rle_encode, rles_runs, rles_to_mask
 from pneumothorax.scoring import score_report
-from pneumothorax.siim import PtxNotice, counted, find_images, read_index, read_labels, read_patients, siim_train, write_index
+from pneumothorax.siim import PtxNotice, counted, find_images, find_siim, read_index, read_labels, read_patients, siim_train, write_index
 
 
 def dicoms(folder): return sorted(folder.rglob('*.dcm'))
@@ -212,3 +212,8 @@ def test_a_frame_that_was_named_is_compared_with_the_masks(phantoms, tmp_path):
     f = shrunk(y, 256, tmp_path/'y.csv')
     with pytest.raises(LabelError, match=r'repeat every 256 pixels and not every 512; give the frame of the run-lengths \(frame=256\)$'): read_labels(f, 512)
     with pytest.raises(LabelError, match='repeat every 1,024 pixels and not every 2,048'): read_labels(phantoms/'train-rle.csv', 2048)
+
+def test_radiographs_of_one_name_in_one_folder_are_refused(phantoms, tmp_path):
+    a, b = sorted(phantoms.rglob('*.dcm'))[:2]
+    for f, name in ((a, 'x.dcm'), (b, 'x.ima')): shutil.copy(f, tmp_path/name)
+    with pytest.raises(PtxError, match='x.dcm, x.ima: radiographs of one name in'): find_siim(tmp_path)
