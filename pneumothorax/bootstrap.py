@@ -16,7 +16,8 @@ from .rle import PtxError
 # %% ../nbs/06_bootstrap.ipynb #b0070006
 _NO = float('nan')
 # score → (both empty, only the true mask has pixels, only the predicted one has); NaN: the image does not count
-EMPTY = dict(dice=(1.,0.,0.), dice_pos=(_NO,0.,_NO), dice_neg=(1.,_NO,0.), iou=(1.,0.,0.), sensitivity=(_NO,0.,_NO), specificity=(1.,_NO,0.))
+EMPTY = dict(dice=(1.,0.,0.), dice_pos=(_NO,0.,_NO), dice_neg=(1.,_NO,0.), iou=(1.,0.,0.),
+    sensitivity=(_NO,0.,_NO), specificity=(1.,_NO,0.))
 _dice = lambda both,pred,true: 2*both/(pred+true)
 _no = lambda both,pred,true: np.full(len(both), _NO)
 # score → formula where both masks have pixels
@@ -110,7 +111,8 @@ def _values(v, what='values'):
 def _check(n, seed, level):
     "Refuse settings that make no sense"
     if not 0<level<1: raise PtxError(f'level={level!r}: a share between 0 and 1, such as 0.95')
-    if not isinstance(n,Integral) or n<100: raise PtxError(f'n={n!r} resamples: give a whole number, at least 100; 10,000 make the ends stable')
+    if not isinstance(n,Integral) or n<100:
+        raise PtxError(f'n={n!r} resamples: give a whole number, at least 100; 10,000 make the ends stable')
     if not isinstance(seed,Integral) or seed<0: raise PtxError(f'seed={seed!r}: give a whole number, at least 0')
 
 # %% ../nbs/06_bootstrap.ipynb #b0070034
@@ -182,7 +184,8 @@ def bootstrap_stat(
     "Any statistic with an interval from resampling whole groups; raises `PtxError`"
     _check(n, seed, level)
     arrays = [np.asarray(a) for a in arrays]
-    if len({len(a) for a in arrays})!=1 or not len(arrays[0]): raise PtxError(f'arrays of {[len(a) for a in arrays]} rows: give one row per image in each')
+    if len({len(a) for a in arrays})!=1 or not len(arrays[0]):
+        raise PtxError(f'arrays of {[len(a) for a in arrays]} rows: give one row per image in each')
     codes,k = _codes(groups, len(arrays[0]))
     whole = float(fn(*arrays))
     if np.isnan(whole): raise PtxError('the statistic is undefined on the whole data: there is nothing to give an interval for')

@@ -23,7 +23,8 @@ def step_seed(
     "One seed from several numbers"
     ints = [int(i) for i in ints]
     if min(ints,default=0)<0: raise SamplingError(f'seed from {ints}: give whole numbers of at least 0')
-    return int(np.random.SeedSequence([len(ints), *(w for i in ints for w in (i&0xffffffff, i>>32))]).generate_state(1,np.uint64)[0]>>np.uint64(1))
+    words = [len(ints), *(w for i in ints for w in (i&0xffffffff, i>>32))]
+    return int(np.random.SeedSequence(words).generate_state(1,np.uint64)[0]>>np.uint64(1))
 
 # %% ../nbs/08_samplers.ipynb #a8000048
 def seed_all(
@@ -38,7 +39,8 @@ def seed_all(
 # %% ../nbs/08_samplers.ipynb #a8000064
 def _states():
     "Of all global generators"
-    return random.getstate(),np.random.get_state(),torch.get_rng_state(),torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return random.getstate(),np.random.get_state(),torch.get_rng_state(),cuda
 
 def _put_back(states):
     "Set all global generators"
@@ -123,7 +125,9 @@ class XrayDL(TfmdDL):
         self.fake_l.generator = _Here().manual_seed(step_seed(self.seed,self.epoch))
         self._seeds = self.shuffle and self.draws
         if not self.shuffle: return
-        if not len(self): raise SamplingError(f'bs={self.bs}: larger than the epoch of {len(self.order()):,} images; give a smaller bs, or a smaller share of positives')
+        if not len(self):
+            raise SamplingError(f'bs={self.bs}: larger than the epoch of {len(self.order()):,} images; '
+                'give a smaller bs, or a smaller share of positives')
         self._skip,self.skip = self.skip,0
 
     def after_iter(self):
@@ -156,8 +160,8 @@ class XrayDL(TfmdDL):
     )->TfmdDL: # a copy with some changes
         "Copy; what is positive is read anew from another data set"
         if issubclass(cls or type(self),XrayDL):
-            mine = dict(seed=self.seed, epoch=self.epoch, share=self.share, positive=self.positive if dataset is None or dataset is self.dataset else None)
-            kwargs = {**mine, **kwargs}
+            positive = self.positive if dataset is None or dataset is self.dataset else None
+            kwargs = dict(seed=self.seed, epoch=self.epoch, share=self.share, positive=positive)|kwargs
         return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/08_samplers.ipynb #26667dca
@@ -166,7 +170,9 @@ def _positive(self:XrayDL):
     "One bool per image; all False if nobody asks for a share"
     known = getattr(getattr(self.dataset,'items',None),'has_ptx',None) if self.positive is None else self.positive
     if known is None and self.share is None: return np.zeros(self.n,bool)
-    if known is None: raise SamplingError(f'share={self.share}: which images are positive is not known; give positive=, or a table with the column has_ptx')
+    if known is None:
+        raise SamplingError(f'share={self.share}: which images are positive is not known; '
+            'give positive=, or a table with the column has_ptx')
     if len(known)!=self.n: raise SamplingError(f'{len(known):,} entries in positive= for {self.n:,} images; give one per image')
     return np.asarray(known,bool)
 
@@ -195,7 +201,8 @@ def __getstate__(self:XrayDL):
 @patch
 def order(self:XrayDL)->np.ndarray: # positions
     "The images of the whole epoch in progress, or of the next"
-    return epoch_order(self._positive(), self.seed, self.epoch, self.share, self.bs if self.drop_last else 1) if self.shuffle else np.arange(self.n)
+    if not self.shuffle: return np.arange(self.n)
+    return epoch_order(self._positive(), self.seed, self.epoch, self.share, self.bs if self.drop_last else 1)
 
 @patch
 def batch_items(self:XrayDL,
@@ -287,13 +294,17 @@ class SlidingSampleRate(Callback):
     def before_fit(self):
         "Can all of it be done?"
         dl = _xray_dl(self.dls.train)
-        if dl is None: raise SamplingError(f'{type(self.dls.train).__name__} cannot change the share of positives; build the training loader with dl_type=XrayDL')
+        if dl is None:
+            raise SamplingError(f'{type(self.dls.train).__name__} cannot change the share of positives; '
+                'build the training loader with dl_type=XrayDL')
         self.old = dl.share
         for s in (self.start,self.stop):
             dl.share = s
             n = len(dl)
             dl.share = self.old
-            if not n: raise SamplingError(f'bs={dl.bs}: with a share of {s} an epoch has too few images for one batch; give a smaller bs or share')
+            if not n:
+                raise SamplingError(f'bs={dl.bs}: with a share of {s} an epoch has too few images for one batch; '
+                    'give a smaller bs or share')
 
     def before_epoch(self):
         "Set the share"
@@ -313,5 +324,6 @@ def sampling(
     except ValueError: args = [0]
     known = dict(plain={0:()}, balanced={0:(.5,.5)}, sliding={0:(.8,.4),2:args}, share={1:args*2})
     if len(args) not in known.get(name,()) or not all(0<a<1 for a in args):
-        raise SamplingError(f"sampling={spec!r}: give 'plain', 'balanced', 'sliding', 'sliding:0.8,0.4' or 'share:0.6', with shares of positives between 0 and 1")
+        raise SamplingError(f"sampling={spec!r}: give 'plain', 'balanced', 'sliding', 'sliding:0.8,0.4' or 'share:0.6', "
+            'with shares of positives between 0 and 1')
     return SlidingSampleRate(*known[name][len(args)]) if known[name][len(args)] else None

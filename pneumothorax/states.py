@@ -61,7 +61,8 @@ def read_state(
     head,_,body = raw.partition(b'\n')
     try: want = json.loads(head)
     except ValueError: raise CheckpointError(f'{path}: no checkpoint, or damaged in its first line') from None
-    if not isinstance(want,dict) or len(body)!=want.get('bytes'): raise CheckpointError(f'{path}: {len(body):,} bytes, where its first line announces others; it was cut off')
+    if not isinstance(want,dict) or len(body)!=want.get('bytes'):
+        raise CheckpointError(f'{path}: {len(body):,} bytes, where its first line announces others; it was cut off')
     if hashlib.sha256(body).hexdigest()!=want.get('sha256'): raise CheckpointError(f'{path}: damaged, its checksum is another one')
     return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
 
@@ -76,8 +77,8 @@ def last_state(
         except CheckpointError as e: faults.append(str(e))
         else:
             notice('checkpoints damaged, the one before is used', faults)
-            if faults:
-                with suppress(OSError): os.replace(files[0], files[0].with_suffix('.damaged'))     # else it would take the place of the sound one
+            if faults:     # else the damaged one would take the place of the sound one
+                with suppress(OSError): os.replace(files[0], files[0].with_suffix('.damaged'))
             return s
     if faults: raise CheckpointError(f'{"; ".join(faults)}; nothing to go on from: restore a checkpoint, or begin anew with fresh=True')
 
@@ -99,7 +100,9 @@ def save_weights(
     state = model if isinstance(model,dict) else bare(model).state_dict()
     try:
         with written(path) as part: save_file({k:v.detach().cpu().contiguous() for k,v in state.items()}, part)
-    except SafetensorError as e: raise CheckpointError(f'{path}: cannot be written ({e}); make room, and train again into this folder: what was saved before is whole') from e
+    except SafetensorError as e:
+        raise CheckpointError(f'{path}: cannot be written ({e}); '
+            'make room, and train again into this folder: what was saved before is whole') from e
     return Path(path)
 
 def read_tensors(
