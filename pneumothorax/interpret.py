@@ -28,8 +28,8 @@ class XrayInterpretation(Interpretation):
         "A row for each validation image"
         ids = self.dl.items.ImageId.tolist()
         _,y,m,p = self._look(range(len(ids)), thresh)
-        t = pd.DataFrame(dict(ImageId=ids, has_ptx=y.any((1,2)), loss=self.losses.cpu().numpy(), dice=image_scores(m,y,'dice'), max_prob=image_prob(p)))
-        return t.sort_values('loss', ascending=False, ignore_index=True)
+        cols = dict(has_ptx=y.any((1,2)), loss=self.losses.cpu().numpy(), dice=image_scores(m,y,'dice'), max_prob=image_prob(p))
+        return pd.DataFrame(dict(ImageId=ids, **cols)).sort_values('loss', ascending=False, ignore_index=True)
     def plot_top_losses(self,
         k:int=8, # images
         largest:bool=True, # highest losses, or lowest?
@@ -42,6 +42,7 @@ class XrayInterpretation(Interpretation):
         losses,idx = self.top_losses(min(k,len(self.losses)), largest)
         x,y,m,p = self._look(idx, thresh)
         ids,fig = self.dl.items.ImageId.iloc[[int(i) for i in idx]],Figure(dpi=100)
-        said = [f'loss {l:.2f}\nDice {d:.2f}, p {q:.2f}\n{i}' for l,d,q,i in zip(losses.tolist(),image_scores(m,y,'dice'),image_prob(p),ids)]
+        rows = zip(losses.tolist(),image_scores(m,y,'dice'),image_prob(p),ids)
+        said = [f'loss {l:.2f}\nDice {d:.2f}, p {q:.2f}\n{i}' for l,d,q,i in rows]
         xray_sheet(list(x), [t if t.any() else None for t in y], [t if t.any() else None for t in m], said, fig=fig, **kwargs)
         return fig
