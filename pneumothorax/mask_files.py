@@ -33,7 +33,8 @@ class FaultyMasks(LabelError):
     ):
         kinds = {}
         for o in faults: kinds.setdefault((o.kind,o.remedy),[]).append(o.detail)
-        self.head,self.lines = f'{source}: these masks cannot be used',[f'{counted(len(v),k)}: {few(v,3)}; {r}' for (k,r),v in kinds.items()]
+        self.head = f'{source}: these masks cannot be used'
+        self.lines = [f'{counted(len(v),k)}: {few(v,3)}; {r}' for (k,r),v in kinds.items()]
         super().__init__(f'{self.head}. '+'. '.join(self.lines))
 
 # %% ../nbs/03a_mask_files.ipynb #a3a0000c
@@ -50,27 +51,35 @@ def _plane(a):
     if a.ndim==3 and a.shape[2] in (2,4): a = _opaque(a)
     if a.ndim<3: return a,False
     if (a==a[...,:1]).all(): return a[...,0],False
-    if a.ndim!=3 or a.shape[2]!=3 or a.dtype!=np.uint8: raise MaskFault('masks have channels that are no colours', 'save them in grey, 0 outside', f'shape {a.shape}, {a.dtype}')
+    if a.ndim!=3 or a.shape[2]!=3 or a.dtype!=np.uint8:
+        raise MaskFault('masks have channels that are no colours', 'save them in grey, 0 outside', f'shape {a.shape}, {a.dtype}')
     return a.astype(np.uint32)@np.uint32([1<<16,1<<8,1]),True
 
 def mask_pixels(
     a:np.ndarray, # H×W, or H×W×C: grey, colours (uint8), either with transparency; bool, integer or float
-    value:object=None, # the value that counts, text as '>127', or a colour as '#ff0000', several as '1|2'; None: whatever is not 0, if that is one value
+    value:object=None, # what counts: a value, '>127', a colour as '#ff0000', several as '1|2'; None: what is not 0, if that is one value
 )->np.ndarray: # H×W uint8 in {0,1}
     "What a picture of a mask means; raises `MaskFault`"
     a = np.asarray(a)
-    if a.dtype.kind not in 'buif' or not np.isfinite(a).all(): raise MaskFault('masks have values that are no numbers', 'save whole numbers')
-    if not a.size or a.ndim not in (2,3): raise MaskFault('masks have no height and width', 'give one picture for each radiograph', f'shape {a.shape}')
+    numbers = a.dtype.kind in 'buif' and np.isfinite(a).all()
+    if not numbers: raise MaskFault('masks have values that are no numbers', 'save whole numbers')
+    if not a.size or a.ndim not in (2,3):
+        raise MaskFault('masks have no height and width', 'give one picture for each radiograph', f'shape {a.shape}')
     a,coloured = _plane(a)
     s,name = str(value).strip(),(lambda v: f'#{v:06x}') if coloured else (lambda v: f'{v:g}')
+    what = 'colour' if coloured else 'value'
     if value is None:
         if (others := np.unique(a[a!=0])).size>1:
-            raise MaskFault(f'masks have several {"colours" if coloured else "values"} besides 0', f'say which counts, as in value={name(others[-1])}'+" or value='>127'"*(not coloured), few([name(v) for v in others],3))
+            remedy = f'say which counts, as in value={name(others[-1])}'+" or value='>127'"*(not coloured)
+            raise MaskFault(f'masks have several {what}s besides 0', remedy, few([name(v) for v in others],3))
         return (a!=0).astype(np.uint8)
-    if coloured!=(s[:1]=='#') and a.any(): raise MaskFault(f'masks are {"coloured" if coloured else "grey"}', f'give the {"colour" if coloured else "value"} that counts, as in value={name(a.max())}', s)
+    if coloured!=(s[:1]=='#') and a.any():
+        raise MaskFault(f'masks are {"coloured" if coloured else "grey"}', f'give the {what} that counts, as in value={name(a.max())}', s)
     one = lambda s: a>float(s[1:]) if s[:1]=='>' else a==(int(s[1:],16) if s[:1]=='#' else float(s))
     try: return np.logical_or.reduce([one(v.strip()) for v in s.split('|')]).astype(np.uint8)
-    except ValueError: raise PtxError(f'value={value!r}: give what the pixels that count have, such as 2, >127 for all above it, or #ff0000 for a colour') from None
+    except ValueError:
+        raise PtxError(f'value={value!r}: give what the pixels that count have, '
+            'such as 2, >127 for all above it, or #ff0000 for a colour') from None
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00012
 @dataclass
@@ -90,7 +99,8 @@ def _needs(module, extra):
     "Import what an extra brings"
     import importlib
     try: return importlib.import_module(module)
-    except ImportError: raise PtxError(f'{module.split(".")[0]} is needed to read these masks; {to_install(f"pneumothorax[{extra}]")}') from None
+    except ImportError:
+        raise PtxError(f'{module.split(".")[0]} is needed to read these masks; {to_install(f"pneumothorax[{extra}]")}') from None
 
 def _end(f):
     "The ending that says how to read a file"
@@ -110,7 +120,8 @@ def _from_picture(f):
         if getattr(im,'n_frames',1)>1: raise MaskFault('files have several pages', 'give one picture for each radiograph', f.name)
         a,im = np.asarray(im),ImageOps.exif_transpose(im)
         if im.mode!='P': return np.asarray(im)
-        rgb,labels = np.asarray(im.convert('RGB')),np.asarray(im)     # a palette of greys is what it looks like, one of colours a list of labels, if 0 is black
+        # a palette of greys is what it looks like, one of colours a list of labels, if 0 is black
+        rgb,labels = np.asarray(im.convert('RGB')),np.asarray(im)
         return rgb[...,0] if (rgb==rgb[...,:1]).all() else labels if not any((im.getpalette() or [0])[:3]) else rgb
 
 # %% ../nbs/03a_mask_files.ipynb #a3a000xc
@@ -130,12 +141,13 @@ def _from_nifti(f):
         a = a[::1 if way[0,1]<0 else -1, ::1 if way[1,1]<0 else -1]
     return a.T
 
-_PIXELS = {**dict.fromkeys(('.png','.tif','.tiff','.bmp','.gif','.jpg','.jpeg','.webp'),_from_picture), '.npy':lambda f: _flat(np.load(f,allow_pickle=False)),
-    '.nii':_from_nifti, '.nii.gz':_from_nifti}
+_PIXELS = {**dict.fromkeys(('.png','.tif','.tiff','.bmp','.gif','.jpg','.jpeg','.webp'),_from_picture),
+    '.npy':lambda f: _flat(np.load(f,allow_pickle=False)), '.nii':_from_nifti, '.nii.gz':_from_nifti}
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00018
 _OURS = {'pneumothorax','ptx'}
-_WHICH = set('left right l r lt rt both bilateral side sided small large tiny apical basal basilar lateral medial subpulmonary partial total tension loculated spontaneous hydro'.split())
+_WHICH = set('left right l r lt rt both bilateral side sided small large tiny apical basal basilar lateral medial subpulmonary '
+    'partial total tension loculated spontaneous hydro'.split())
 
 def _low(name): return str(name).strip().lower()
 
@@ -162,11 +174,15 @@ def _meant(files, value, source):
     names = {_low(n):n for f in files for n in _labels_in(f)}
     if value is not None and not str(value).strip().startswith('>') and names:
         keep = {_low(v) for v in str(value).split('|')}
-        if not keep&set(names) and not all(v.isdigit() for v in keep): raise PtxError(f'{source}: no label value={value!r}; there are {few(names.values(),9)}')
+        if not keep&set(names) and not all(v.isdigit() for v in keep):
+            raise PtxError(f'{source}: no label value={value!r}; there are {few(names.values(),9)}')
     elif value is not None or len(names)<2: return set(names)
     elif not (keep := {n for n in names if _is_ours(n)}):
-        raise PtxError(f'{source}: the masks have several labels ({few(names.values())}), none of them pneumothorax; say which count, as in value={next(iter(names.values()))!r}, or several as value={"|".join(list(names.values())[:2])!r}')
-    notice(f'labels are not counted, only {few([names[k] for k in names if k in keep],9) or value}', [names[k] for k in names if k not in keep])
+        one,two = next(iter(names.values())),'|'.join(list(names.values())[:2])
+        raise PtxError(f'{source}: the masks have several labels ({few(names.values())}), none of them pneumothorax; '
+            f'say which count, as in value={one!r}, or several as value={two!r}')
+    counts = [names[k] for k in names if k in keep]
+    notice(f'labels are not counted, only {few(counts,9) or value}', [names[k] for k in names if k not in keep])
     return keep
 
 # %% ../nbs/03a_mask_files.ipynb #a3a0seg1
@@ -176,7 +192,8 @@ _STRUCT = '1.2.840.10008.5.1.4.1.1.481.3'
 def _from_seg(f, keep):
     "What a DICOM segmentation says of its radiographs"
     kind = pydicom.dcmread(f, stop_before_pixels=True, specific_tags=['SOPClassUID']).get('SOPClassUID')
-    if kind==_STRUCT: raise MaskFault('files are RT structure sets, whose contours lie in space and not on a radiograph', 'export a DICOM segmentation or PNG', f.name)
+    in_space = 'files are RT structure sets, whose contours lie in space and not on a radiograph'
+    if kind==_STRUCT: raise MaskFault(in_space, 'export a DICOM segmentation or PNG', f.name)
     if kind not in _SEG: raise MaskFault('DICOM files are no segmentations', 'take them out of the folder of masks', f.name)
     hd,ds = _needs('highdicom.seg','dicomseg'),pydicom.dcmread(f)
     for o in ds.get('SharedFunctionalGroupsSequence',[]):
@@ -185,7 +202,8 @@ def _from_seg(f, keep):
     about = {n:seg.get_segment_description(n) for n in seg.segment_numbers}
     coded = lambda o: _low(o.segment_label).startswith('segment') and _is_ours(o.segmented_property_type.meaning)     # Slicer's Segment_1
     n = [k for k,o in about.items() if keep&{_low(o.segment_label),str(k)} or any(map(_is_ours,keep)) and coded(o)]
-    drawn = lambda uid: seg.get_pixels_by_source_instance([uid], segment_numbers=n, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)[0]
+    how = dict(segment_numbers=n, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
+    drawn = lambda uid: seg.get_pixels_by_source_instance([uid], **how)[0]
     mask = lambda uid: (drawn(uid)>=.5).any(-1).astype(np.uint8) if n else np.zeros((seg.Rows,seg.Columns),np.uint8)
     return [_Said(uid, lambda uid=uid: mask(uid), f.name, uid=True) for _,_,uid in seg.get_source_image_uids()]
 
@@ -199,7 +217,9 @@ def _filled(polygons, h, w, where):
         if not np.isfinite(p).all(): raise MaskFault('polygons have corners without a number', 'export again', where)
         x,y = p.reshape(-1,2).T
         if min(x.min(),y.min())<-1 or x.max()>w+1 or y.max()>h+1:
-            raise MaskFault('polygons are partly outside their radiograph', 'were they drawn on another image, or on one of another size?', f'{where}: x {x.min():.0f} to {x.max():.0f}, y {y.min():.0f} to {y.max():.0f}, height and width {h}×{w}')
+            spans = f'{where}: x {x.min():.0f} to {x.max():.0f}, y {y.min():.0f} to {y.max():.0f}, height and width {h}×{w}'
+            remedy = 'were they drawn on another image, or on one of another size?'
+            raise MaskFault('polygons are partly outside their radiograph', remedy, spans)
     m = coco.decode(coco.merge(coco.frPyObjects([p.tolist() for p in polygons], h, w)))
     if not m.any(): raise MaskFault('polygons are so thin that they cover no pixel', 'draw them wider, or remove them', where)
     return m
@@ -207,7 +227,9 @@ def _filled(polygons, h, w, where):
 def _coco_mask(seg, h, w, where):
     "What `segmentation` of an annotation means: polygons, counts, or packed counts"
     if not isinstance(seg,dict): return _filled(seg, h, w, where)
-    if list(seg.get('size',()))!=[h,w]: raise MaskFault('run-lengths have another size than their image in the file', 'export again', f'{where}: {seg.get("size")}, {h}×{w}')
+    if list(seg.get('size',()))!=[h,w]:
+        detail = f'{where}: {seg.get("size")}, {h}×{w}'
+        raise MaskFault('run-lengths have another size than their image in the file', 'export again', detail)
     coco = _needs('pycocotools.mask','masks')
     return coco.decode(coco.frPyObjects(seg,h,w) if isinstance(seg['counts'],list) else seg)
 
@@ -241,13 +263,15 @@ def _shape_mask(s, h, w, where):
     if kind!='mask': raise MaskFault('shapes are no areas', 'draw polygons, rectangles or masks', f'{where}: {kind}')
     m = np.zeros((h,w),np.uint8)
     a,(x,y) = np.asarray(Image.open(io.BytesIO(base64.b64decode(s['mask']))))>0,p[0].astype(int)
-    if x<0 or y<0 or y+a.shape[0]>h or x+a.shape[1]>w: raise MaskFault('shapes are partly outside their radiograph', 'were they drawn on another image?', where)
+    if x<0 or y<0 or y+a.shape[0]>h or x+a.shape[1]>w:
+        raise MaskFault('shapes are partly outside their radiograph', 'were they drawn on another image?', where)
     m[y:y+a.shape[0],x:x+a.shape[1]] = a
     return m
 
 def _from_labelme(j, keep, f):
     "What a labelme file says; one without a shape says that there is nothing"
-    if not (j['imageHeight'] and j['imageWidth']): raise MaskFault('labelme files are without the size of their picture', 'save them again', f.name)
+    if not (j['imageHeight'] and j['imageWidth']):
+        raise MaskFault('labelme files are without the size of their picture', 'save them again', f.name)
     h,w = int(j['imageHeight']),int(j['imageWidth'])
     meant = [s for s in j['shapes'] if _low(s.get('label')) in keep]
     drawn = lambda: np.maximum.reduce([np.zeros((h,w),np.uint8),*(_shape_mask(s,h,w,f.name) for s in meant)])
@@ -263,22 +287,29 @@ def _from_json(f, keep):
     raise MaskFault('JSON files are neither COCO nor labelme', 'export one of the two (the VGG annotator writes COCO, too)', f.name)
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00021
-_FINDINGS = set("atelectasis cardiomegaly effusion infiltration mass nodule pneumonia consolidation edema oedema emphysema fibrosis pleural_thickening hernia no_finding "
-    "lung_opacity lung_lesion pleural_effusion pleural_other fracture support_devices enlarged_cardiomediastinum".split())     # of ChestX-ray14 and CheXpert
-_LABELS = {**dict.fromkeys(('positive','pos','ptx'),True), **dict.fromkeys(('negative','neg','normal','healthy'),False)}     # beside yes and no
+# of ChestX-ray14 and CheXpert
+_FINDINGS = set("atelectasis cardiomegaly effusion infiltration mass nodule pneumonia consolidation edema oedema emphysema fibrosis "
+    "pleural_thickening hernia no_finding lung_opacity lung_lesion pleural_effusion pleural_other fracture support_devices "
+    "enlarged_cardiomediastinum".split())
+# beside yes and no
+_LABELS = {**dict.fromkeys(('positive','pos','ptx'),True), **dict.fromkeys(('negative','neg','normal','healthy'),False)}
 _CALLED = dict(image='imageid image image_id imageid_ file filename file_name path dicom scan radiograph id name'.split(),
     mask='encodedpixels mask mask_path maskpath mask_file segmentation seg rle annotation outline'.split(),
-    label='label labels has_ptx pneumothorax target class finding findings positive diagnosis'.split(), patient='patient_id patient patientid subject subject_id'.split())
+    label='label labels has_ptx pneumothorax target class finding findings positive diagnosis'.split(),
+    patient='patient_id patient patientid subject subject_id'.split())
 
 def _columns(t, columns, name):
     "Which column is which"
     if 'region_shape_attributes' in t: raise LabelError(f'{name}: a CSV of the VGG annotator, which is not read; export COCO from it')
-    if len(t.columns)==1 and (sep := next((w for c,w in ((';','semicolons'),('\t','tabs')) if c in t.columns[0]),None)): raise LabelError(f'{name}: its columns are separated by {sep}; save it with commas')
-    if odd := [f'{k}={v}' for k,v in columns.items() if v not in t]: raise LabelError(f'{name}: columns {few(t.columns,9)}; there is none for {few(odd)}')
+    sep = next((w for c,w in ((';','semicolons'),('\t','tabs')) if c in t.columns[0]), None) if len(t.columns)==1 else None
+    if sep: raise LabelError(f'{name}: its columns are separated by {sep}; save it with commas')
+    if odd := [f'{k}={v}' for k,v in columns.items() if v not in t]:
+        raise LabelError(f'{name}: columns {few(t.columns,9)}; there is none for {few(odd)}')
     lower = {c.lower():c for c in reversed(list(t)) if c not in columns.values()}
     out = {k:columns.get(k) or next((lower[n] for n in names if n in lower), None) for k,names in _CALLED.items()}
     for k in ('image',*(['mask'] if not out['label'] else [])):
-        if not out[k]: raise LabelError(f'{name}: columns {few(t.columns,9)}; say which one names the {"radiograph" if k=="image" else "file of the mask"} ({k}=NAME)')
+        what = 'radiograph' if k=='image' else 'file of the mask'
+        if not out[k]: raise LabelError(f'{name}: columns {few(t.columns,9)}; say which one names the {what} ({k}=NAME)')
     return out
 
 # %% ../nbs/03a_mask_files.ipynb #a3a00024
@@ -288,10 +319,15 @@ def _cell_mask(m, f, value):
     "A mask that a table names, or a run-length of it"
     try:
         if _is_rle(m): return rles_to_mask([m])
-    except LabelError as e: raise MaskFault('run-lengths are not of the 1024×1024 frame', 'are they of another size, or absolute? write them with `rle_encode`', str(e).partition(': ')[2] or str(e)) from None
+    except LabelError as e:
+        remedy,why = 'are they of another size, or absolute? write them with `rle_encode`',str(e).partition(': ')[2] or str(e)
+        raise MaskFault('run-lengths are not of the 1024×1024 frame', remedy, why) from None
     path = Path(f).parent/m.replace('\\','/')
-    if not path.is_file(): raise MaskFault('files of masks are not there', 'correct the column, whose paths begin at the folder of the table', m)
-    if _end(path) not in _PIXELS: raise MaskFault('files of masks are of a kind that a table cannot name', 'name PNG, TIFF, NPY or NIfTI; DICOM segmentations, COCO and labelme are given without a table', m)
+    if not path.is_file():
+        raise MaskFault('files of masks are not there', 'correct the column, whose paths begin at the folder of the table', m)
+    if _end(path) not in _PIXELS:
+        remedy = 'name PNG, TIFF, NPY or NIfTI; DICOM segmentations, COCO and labelme are given without a table'
+        raise MaskFault('files of masks are of a kind that a table cannot name', remedy, m)
     return mask_pixels(_PIXELS[_end(path)](path), value)
 
 def _from_table(f, columns, value):
@@ -305,7 +341,8 @@ def _from_table(f, columns, value):
         if _low(l) in _LABELS: return _LABELS[_low(l)]
         if _is_ours(l): return True
         said,parts = _says(l,yes_no),[re.sub(r'[\s-]+','_',_low(p)) for p in re.split('[|;,]',l) if p.strip()]
-        return said if said is not False or _low(l) in _NO or set(parts)<=_FINDINGS|{'no_pneumothorax'} else l     # a word that is not known is asked about
+        known = said is not False or _low(l) in _NO or set(parts)<=_FINDINGS|{'no_pneumothorax'}
+        return said if known else l     # a word that is not known is asked about
     def row(i, m, l, p):
         m = _known(m)
         return _Said(i, m and (lambda: _cell_mask(m,f,value)), Path(f).name, label=yes(l), patient=_known(p), framed=bool(m) and _is_rle(m))

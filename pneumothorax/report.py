@@ -29,7 +29,8 @@ def inked():
     "Settings of matplotlib in which text and frames have the colour that `svg` exchanges"
     import matplotlib
     keys = 'text.color','axes.edgecolor','axes.labelcolor','axes.titlecolor','xtick.color','ytick.color'
-    return matplotlib.rc_context({**dict.fromkeys(keys,_INK), 'svg.fonttype':'none', 'font.size':9, 'legend.framealpha':0, 'svg.hashsalt':'pneumothorax', 'figure.facecolor':'none', 'axes.facecolor':'none'})
+    look = {'svg.fonttype':'none', 'font.size':9, 'legend.framealpha':0, 'svg.hashsalt':'pneumothorax'}
+    return matplotlib.rc_context({**dict.fromkeys(keys,_INK), **look, 'figure.facecolor':'none', 'axes.facecolor':'none'})
 
 def svg(
     fig:object, # a matplotlib `Figure`
@@ -53,7 +54,9 @@ def table(
     "A table as a part of a page"
     html = t.to_html(index=False, border=0, na_rep='', float_format='{:.3f}'.format)
     html = html.replace('<th>','<th scope="col">')
-    return Markup(f'<div class="wide" tabindex="0" role="region" aria-label="{Markup.escape(caption) or "table"}">'+(html.replace('<thead>',f'<caption>{Markup.escape(caption)}</caption><thead>',1) if caption else html)+'</div>')
+    said = Markup.escape(caption)
+    if caption: html = html.replace('<thead>', f'<caption>{said}</caption><thead>', 1)
+    return Markup(f'<div class="wide" tabindex="0" role="region" aria-label="{said or "table"}">'+html+'</div>')
 
 # %% ../nbs/40b_report.ipynb #c40b000f
 def command_of(
@@ -78,29 +81,37 @@ def _made(c):
     if not c.runs: return dict(id='made', title='How it was made', text='The runs behind these predictions are not there.', parts=[])
     about,first = about_runs(c.runs),run_record(c.runs[0])
     folds = next((f for r in c.runs for f in [r.parent/'folds.csv'] if f.exists()), None)
-    n = f'{counted(len(c.runs),"trainings")}, together {about["minutes"]:.1f} minutes' if len(c.runs)>1 else f'One training of {about["minutes"]:.1f} minutes'
-    text = f'{n}; {counted(int(about["epochs"]),"epochs")}, {about["parameters"]/1e6:.2f} million parameters a network. Made {str(first.get("made",""))[:10]}.'
+    k,took = len(c.runs),f'{about["minutes"]:.1f} minutes'
+    text = f'{counted(k,"trainings")}, together {took}; ' if k>1 else f'One training of {took}; '
+    text += f'{counted(int(about["epochs"]),"epochs")}, {about["parameters"]/1e6:.2f} million parameters a network. '
+    text += f'Made {str(first.get("made",""))[:10]}.'
     if (first['data'].get('synthetic') or 0)>=1: text += ' It was trained on synthetic radiographs only.'
     p = read_record(c.folder/'predict.json')
     text += f' Its maps have {p.get("size")}² pixels; views: {few(p.get("views",["identity"]))}.'
-    recipe = pd.DataFrame([(k,_typed(v)) for k,v in about['recipe'].items() if k!='valid' and v not in (None,False,0,0.)], columns=['argument','value']).astype(str)
+    given = [(k,_typed(v)) for k,v in about['recipe'].items() if k!='valid' and v not in (None,False,0,0.)]
+    recipe = pd.DataFrame(given, columns=['argument','value']).astype(str)
     versions = pd.DataFrame([(k,v) for k,v in first.get('versions',{}).items() if v], columns=['package','version'])
-    return dict(id='made', title='How it was made', text=text, parts=[Markup('<pre><code>')+command_of(first['args'],folds)+Markup('</code></pre>')],
+    command = Markup('<pre><code>')+command_of(first['args'],folds)+Markup('</code></pre>')
+    return dict(id='made', title='How it was made', text=text, parts=[command],
         more=[table(recipe,'What the training was given'), table(versions,'What the result depends on')])
 
 def _data(c):
     "What it was judged on"
     t = c.table
-    who = f' of {counted(t.patient_id[~t.patient_id.str.startswith("?")].nunique(),"known patients")}' if c.labelled and (~t.patient_id.str.startswith('?')).any() else ''
-    text = f'{counted(len(t),"radiographs")}{who}'+(f', {int(t.has_ptx.sum())} with a pneumothorax ({t.has_ptx.mean():.0%}).' if c.labelled else '; no labels.')
+    known = t.patient_id[~t.patient_id.str.startswith('?')] if c.labelled else []
+    who = f' of {counted(known.nunique(),"known patients")}' if len(known) else ''
+    text = f'{counted(len(t),"radiographs")}{who}'
+    text += f', {int(t.has_ptx.sum())} with a pneumothorax ({t.has_ptx.mean():.0%}).' if c.labelled else '; no labels.'
     parts = []
     if c.labelled and 'fold' in t and t.fold.nunique()>1:
-        rows = [(k,len(g),int(g.has_ptx.sum()),g.patient_id.nunique(),f'{np.median(g.area[g.has_ptx]):,.0f}' if g.has_ptx.any() else '') for k,g in t.groupby('fold')]
+        typical = lambda g: f'{np.median(g.area[g.has_ptx]):,.0f}' if g.has_ptx.any() else ''
+        rows = [(k,len(g),int(g.has_ptx.sum()),g.patient_id.nunique(),typical(g)) for k,g in t.groupby('fold')]
         parts.append(table(pd.DataFrame(rows,columns=['fold','radiographs','positive','patients','median area, px']),'Folds'))
         several = t.groupby('patient_id').fold.nunique()>1
         text += f' {counted(int(several.sum()),"patients")} in more than one fold.' if several.any() else ' No patient is in two folds.'
     if len(c.made.failed): text += f' {counted(len(c.made.failed),"radiographs")} could not be read: {few(c.made.failed.ImageId)}.'
-    if 'synthetic' in t and t.synthetic.fillna(False).astype(bool).all(): text += ' All of them are synthetic: nothing here says anything about patients.'
+    if 'synthetic' in t and t.synthetic.fillna(False).astype(bool).all():
+        text += ' All of them are synthetic: nothing here says anything about patients.'
     return dict(id='data', title='Radiographs', text=text, parts=parts)
 
 # %% ../nbs/40b_report.ipynb #c40b0015
@@ -109,12 +120,13 @@ def curves_figure(
 )->object: # a matplotlib `Figure`
     "Losses and Dice on positives by epoch, a line for each run"
     from matplotlib.figure import Figure
+    shown = dict(train_loss='loss in training', valid_loss='loss on held-back images', dice_pos='Dice on positives')
     with inked():
         fig = Figure(figsize=(8.5,2.6), layout='constrained')
         axs = fig.subplots(1,3)
         for k,r in enumerate(runs):
             h = run_history(r)
-            for ax,col,title in zip(axs,('train_loss','valid_loss','dice_pos'),('loss in training','loss on held-back images','Dice on positives')):
+            for ax,(col,title) in zip(axs,shown.items()):
                 if col in h: ax.plot(h.epoch+1, h[col], '.-', lw=1.2, ms=4, color=f'C{k%10}', label=Path(r).name)
                 ax.set_title(title, fontsize=10)
                 ax.set_xlabel('epoch')
@@ -128,14 +140,19 @@ def curves_figure(
 def _curves(c):
     "How the trainings went"
     if not c.runs: return
-    return dict(id='curves', title='Training', text='', parts=[svg(curves_figure(c.runs),'Loss in training, loss on held-back images and Dice on positives by epoch, a line for each training')])
+    alt = 'Loss in training, loss on held-back images and Dice on positives by epoch, a line for each training'
+    return dict(id='curves', title='Training', text='', parts=[svg(curves_figure(c.runs),alt)])
 
 def _scores(c, t):
     "Scores with their intervals; `t` of `score_table`"
-    rows = [(k,group_text(v,3) if v is not None else 'no such radiograph','' if v is None else f'{v.n} ({v.n_groups})') for k,v in zip(t.score,t.interval)]
+    said = lambda v: ('no such radiograph','') if v is None else (group_text(v,3),f'{v.n} ({v.n_groups})')
+    rows = [(k,*said(v)) for k,v in zip(t.score,t.interval)]
     y,p = c.judged.has_ptx.to_numpy(bool),c.judged.pred_area.to_numpy()>0
-    cells = pd.DataFrame([('marked',int((y&p).sum()),int((~y&p).sum())),('not marked',int((y&~p).sum()),int((~y&~p).sum()))], columns=['','pneumothorax','healthy'])
-    return dict(id='scores', title='Scores', text=f'Decided by {rule_words(c)}. Intervals hold 95 %, by patient. Dice is the competition’s: 1 where truth and prediction are empty, 0 where one of them is.',
+    four = [(name,int((y&q).sum()),int((~y&q).sum())) for name,q in (('marked',p),('not marked',~p))]
+    cells = pd.DataFrame(four, columns=['','pneumothorax','healthy'])
+    text = (f'Decided by {rule_words(c)}. Intervals hold 95 %, by patient. '
+        'Dice is the competition’s: 1 where truth and prediction are empty, 0 where one of them is.')
+    return dict(id='scores', title='Scores', text=text,
         parts=[table(pd.DataFrame(rows,columns=['score','value','images (patients)'])), table(cells,'Radiographs')])
 
 def rule_words(
@@ -144,7 +161,8 @@ def rule_words(
     "A decision in words"
     a = c.made.about
     if callable(a): return 'a function'
-    return f'pieces from {a["min_area"]:,} px on at a probability of {a["thresh"]:g} or above' if set(a)=={'thresh','min_area'} else f'the triplet {Decision.of(a).triplet}'
+    if set(a)!={'thresh','min_area'}: return f'the triplet {Decision.of(a).triplet}'
+    return f'pieces from {a["min_area"]:,} px on at a probability of {a["thresh"]:g} or above'
 
 # %% ../nbs/40b_report.ipynb #c40b001b
 def _rules(c):
@@ -153,7 +171,8 @@ def _rules(c):
     if not c.labelled or not 0<t.has_ptx.sum()<len(t): return
     counts = count_pixels(c.made.maps[t.row.to_numpy()], t.rles.tolist(), [*TOPS,*BOTTOMS])
     best,scores = search(counts)
-    text = f'The best triplet of these radiographs is {best}, with a Dice of {scores.max():.3f}: it was chosen on them, so it flatters itself.'
+    text = f'The best triplet of these radiographs is {best}, with a Dice of {scores.max():.3f}: '
+    text += 'it was chosen on them, so it flatters itself.'
     if best.min_area==max(AREAS): text += ' It lies at the end of the areas that were tried: marking hardly anything is best here.'
     if 'fold' in t and t.fold.nunique()>1:
         with warnings.catch_warnings():
@@ -178,8 +197,10 @@ def probabilities_figure(
     with inked():
         fig = Figure(figsize=(8.5,2.9) if known else (5,2.9), layout='constrained')
         ax,*more = fig.subplots(1,1+known,squeeze=False)[0]
-        kinds = [('healthy',_BLUE,~t.has_ptx.astype(bool)),('pneumothorax','#d55e00',t.has_ptx.astype(bool))] if known else [('radiographs',_BLUE,t.max_prob>=0)]
-        ax.hist([t.max_prob[m] for *_,m in kinds], edges, stacked=True, color=[c for _,c,_ in kinds], label=[f'{n} ({int(m.sum())})' for n,_,m in kinds])
+        kinds = [('radiographs',_BLUE,t.max_prob>=0)]
+        if known: kinds = [('healthy',_BLUE,~t.has_ptx.astype(bool)),('pneumothorax','#d55e00',t.has_ptx.astype(bool))]
+        labels,colours = [f'{n} ({int(m.sum())})' for n,_,m in kinds],[c for _,c,_ in kinds]
+        ax.hist([t.max_prob[m] for *_,m in kinds], edges, stacked=True, color=colours, label=labels)
         ax.set(xlabel='highest probability of the map', ylabel='radiographs', xlim=(0,1))
         ax.legend(fontsize=9)
         ax.yaxis.get_major_locator().set_params(integer=True)
@@ -197,7 +218,8 @@ def probabilities_figure(
 def _images(c):
     "What is thought of each radiograph as a whole"
     words = 'How radiographs spread over the highest probability of their map'
-    return dict(id='images', title='Image by image', text='', parts=[svg(probabilities_figure(c.judged),words+(', positives and healthy ones; and how often a probability is right' if c.labelled else ''))])
+    if c.labelled: words += ', positives and healthy ones; and how often a probability is right'
+    return dict(id='images', title='Image by image', text='', parts=[svg(probabilities_figure(c.judged),words)])
 
 def _groups(c):
     "For whom it works"
@@ -205,12 +227,16 @@ def _groups(c):
     g = by_group(grouped(t))
     told = g.assign(group=[f'{q}: {n}'.removeprefix(': ') for q,n in zip(g.question,g.group)], **{k:g[k].map(group_text) for k in MEASURES})
     told = told.drop(columns='question').rename(columns=dict(n='radiographs',n_pos='positive',n_patients='patients')|MEASURES)
-    with inked(): parts = [svg(group_figure(g),'Positives marked and Dice on positives by size, side, view, sex and age')] if t.has_ptx.any() else []
-    return dict(id='groups', title='For whom', text='With 95 % intervals by patient; in the figure each group has its number of positives behind it, and an open circle means that there is no interval: too few, or all the same. Many groups are many looks: a difference here is a question, and more radiographs are the answer.',
-        parts=parts, more=[table(told)])
+    alt = 'Positives marked and Dice on positives by size, side, view, sex and age'
+    with inked(): parts = [svg(group_figure(g),alt)] if t.has_ptx.any() else []
+    text = ('With 95 % intervals by patient; in the figure each group has its number of positives behind it, '
+        'and an open circle means that there is no interval: too few, or all the same. '
+        'Many groups are many looks: a difference here is a question, and more radiographs are the answer.')
+    return dict(id='groups', title='For whom', text=text, parts=parts, more=[table(told)])
 
 # %% ../nbs/40b_report.ipynb #c40b0022
-CASES = dict(best='outlined best', worst='outlined worst', missed='missed', alarm='false alarm', edge='on the edge', largest='largest', smallest='smallest', empty='likeliest of the others')
+CASES = dict(best='outlined best', worst='outlined worst', missed='missed', alarm='false alarm', edge='on the edge',
+    largest='largest', smallest='smallest', empty='likeliest of the others')
 
 _EDGE = .2     # how far from where the decision turns a probability is on the edge
 
@@ -230,8 +256,9 @@ def pick_cases(
     if 'rles' in t:
         hit,true = t[marked&t.has_ptx].sort_values(['dice','ImageId']),t.has_ptx.astype(bool)
         best,worst = _halves(hit, n)
-        out = dict(best=best, worst=worst, missed=t[true&~marked].sort_values(['area','ImageId'],ascending=[False,True]).head(n),
-            alarm=t[~true&marked].sort_values(['pred_area','ImageId'],ascending=[False,True]).head(n), edge=edge, empty=likely(t[~true&~marked]))
+        large = lambda m,by: t[m].sort_values([by,'ImageId'],ascending=[False,True]).head(n)
+        missed,alarm = large(true&~marked,'area'),large(~true&marked,'pred_area')
+        out = dict(best=best, worst=worst, missed=missed, alarm=alarm, edge=edge, empty=likely(t[~true&~marked]))
     else:
         by = t[marked].sort_values(['pred_area','ImageId'])
         largest,smallest = _halves(by, n)
@@ -271,7 +298,9 @@ def _gallery(c, n):
     of = {i:[k for k,v in kinds.items() if i in v] for v in kinds.values() for i in v}
     true = lambda r: rles_to_mask(r.rles) if c.labelled and len(r.rles) else None
     pred = lambda i: m if (m := c.mask(i)).any() else None
-    def item(i, ks): return dict(id=i, kinds=ks, words=[CASES[k] for k in ks], lines=list(_lines(c,rows[i])), src=overlay(rows[i].path,true(rows[i]),pred(i)))
+    def item(i, ks):
+        src = overlay(rows[i].path, true(rows[i]), pred(i))
+        return dict(id=i, kinds=ks, words=[CASES[k] for k in ks], lines=list(_lines(c,rows[i])), src=src)
     items = [item(*o) for o in of.items()]
     return dict(id='cases', title='Cases', text='', parts=[], kinds={k:f'{CASES[k]} ({len(v)})' for k,v in kinds.items()}, items=items)
 
@@ -287,59 +316,89 @@ def _gate(c):
         show_importance(t, ax=fig.subplots())
         part = svg(fig, 'What shuffling each group of features costs a gate')
     auroc = score_table(c.judged.assign(max_prob=g.out_of_fold().reindex(c.judged.ImageId).to_numpy()))
-    return dict(id='gate', title='A gate', text=f'A classical model of whether there is a pneumothorax, fitted and judged out of fold: AUROC {group_text(auroc.interval[list(auroc.score).index("AUROC")],3)}.', parts=[part])
+    said = group_text(auroc.interval[list(auroc.score).index('AUROC')], 3)
+    text = f'A classical model of whether there is a pneumothorax, fitted and judged out of fold: AUROC {said}.'
+    return dict(id='gate', title='A gate', text=text, parts=[part])
 
 # %% ../nbs/40b_report.ipynb #c40b002a
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1b1b;--paper:#fff;--soft:#f1f3f5;--line:#c9ced3;--accent:#0067a5}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16191c;--soft:#22272b;--line:#454c53;--accent:#6cc0f5}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:66rem;padding:1rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
-h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;border-top:1px solid var(--line);padding-top:1rem}
+*{box-sizing:border-box}body{margin:0 auto;max-width:66rem;padding:1rem;
+font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0}
+h2{font-size:1.2rem;margin:2rem 0 .5rem;border-top:1px solid var(--line);padding-top:1rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem}a{color:var(--accent)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}.tiles div{background:var(--soft);border-radius:.4rem;padding:.6rem .8rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}
+.tiles div{background:var(--soft);border-radius:.4rem;padding:.6rem .8rem}
 .tiles b{display:block;font-size:1.5rem;line-height:1.2}.tiles small{display:block}
 figure{margin:1rem 0;overflow-x:auto}svg{width:100%;height:auto;color:var(--ink)}@media(max-width:40rem){figure svg{min-width:34rem}}
 .wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.9rem}caption{text-align:left;font-weight:600;padding:.2rem 0}
-th,td{padding:.25rem .45rem;border-bottom:1px solid var(--line);text-align:left!important;white-space:nowrap}thead th{white-space:normal;vertical-align:bottom}
+th,td{padding:.25rem .45rem;border-bottom:1px solid var(--line);text-align:left!important;white-space:nowrap}
+thead th{white-space:normal;vertical-align:bottom}
 pre{background:var(--soft);padding:.7rem;border-radius:.4rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
-.show button{font:inherit;font-size:.9rem;margin:.15rem;padding:.25rem .7rem;border:1px solid var(--line);border-radius:1rem;background:var(--paper);color:var(--ink);cursor:pointer}
+.show button{font:inherit;font-size:.9rem;margin:.15rem;padding:.25rem .7rem;
+border:1px solid var(--line);border-radius:1rem;background:var(--paper);color:var(--ink);cursor:pointer}
 .show button[aria-pressed=true]{background:var(--accent);color:var(--paper)}
-.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem;margin-top:.8rem}article{background:var(--soft);border-radius:.4rem;overflow:hidden;font-size:.85rem}
-article img{width:100%;height:auto;display:block;background:#000}article div{padding:.5rem .7rem;overflow-wrap:anywhere}article strong{display:block}
-i.k{display:inline-block;width:1.6rem;border-top:3px solid;margin:0 .3rem .2rem 0}.key{background:#333;color:#fff;border-radius:.3rem;padding:.2rem .6rem;display:inline-block;font-size:.85rem}
+.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem;margin-top:.8rem}
+article{background:var(--soft);border-radius:.4rem;overflow:hidden;font-size:.85rem}
+article img{width:100%;height:auto;display:block;background:#000}
+article div{padding:.5rem .7rem;overflow-wrap:anywhere}article strong{display:block}
+i.k{display:inline-block;width:1.6rem;border-top:3px solid;margin:0 .3rem .2rem 0}
+.key{background:#333;color:#fff;border-radius:.3rem;padding:.2rem .6rem;display:inline-block;font-size:.85rem}
 footer{margin-top:2rem;border-top:1px solid var(--line);font-size:.85rem}
 details table{font-size:.8rem}
-@media print{:root{color-scheme:light;--ink:#000;--paper:#fff;--soft:#f1f3f5;--line:#999;--accent:#0067a5}nav,.show{display:none}article{break-inside:avoid}article[hidden]{display:block!important}details::details-content{content-visibility:visible;block-size:auto}body{max-width:none}h2,caption,summary{break-after:avoid}figure,tr{break-inside:avoid}.wide,figure{overflow:visible}}
+@media print{:root{color-scheme:light;--ink:#000;--paper:#fff;--soft:#f1f3f5;--line:#999;--accent:#0067a5}
+nav,.show{display:none}article{break-inside:avoid}article[hidden]{display:block!important}
+details::details-content{content-visibility:visible;block-size:auto}body{max-width:none}
+h2,caption,summary{break-after:avoid}figure,tr{break-inside:avoid}.wide,figure{overflow:visible}}
 """
 _SCRIPT = """
 document.querySelectorAll('.show button').forEach(b=>b.addEventListener('click',()=>{
 document.querySelectorAll('.show button').forEach(o=>o.setAttribute('aria-pressed',o===b));
-document.querySelectorAll('.cases article').forEach(a=>{a.hidden=b.dataset.kind!=='all'&&!a.dataset.kinds.split(' ').includes(b.dataset.kind)})}));
+document.querySelectorAll('.cases article').forEach(a=>{
+a.hidden=b.dataset.kind!=='all'&&!a.dataset.kinds.split(' ').includes(b.dataset.kind)})}));
 addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(d=>{d.open=true}));
 """
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title><style>{{ style }}</style></head><body>
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title>
+<style>{{ style }}</style></head><body>
 <h1>{{ title }}</h1><p>{{ lead }}</p>
-<div class="tiles">{% for name,value,of in tiles %}<div><small>{{ name }}</small><b>{{ value }}</b><small>{{ of }}</small></div>{% endfor %}</div>
+<div class="tiles">
+{% for name,value,of in tiles %}<div><small>{{ name }}</small><b>{{ value }}</b><small>{{ of }}</small></div>{% endfor %}</div>
 <nav>{% for s in sections %}<a href="#{{ s.id }}">{{ s.title }}</a>{% endfor %}</nav>
-{% for s in sections %}<section id="{{ s.id }}"><h2>{{ s.title }}</h2>{% if s.text %}<p>{{ s.text }}</p>{% endif %}{% for p in s.parts %}{{ p }}{% endfor %}
-{% if s.more is defined %}<details><summary>{{ 'All numbers' if s.id=='groups' else 'In full' }}</summary>{% for p in s.more %}{{ p }}{% endfor %}</details>{% endif %}
-{% if s.items is defined and s.id=='cases' %}<p class="key"><i class="k" style="color:{{ colours.true }}"></i>true {% if not labelled %}(not known) {% endif %}<i class="k" style="color:{{ colours.predicted }}"></i>predicted</p>
-<div class="show"><button data-kind="all" aria-pressed="true">all ({{ s['items']|length }})</button>{% for k,name in s.kinds.items() %}<button data-kind="{{ k }}" aria-pressed="false">{{ name }}</button>{% endfor %}</div>
-<div class="cases">{% for i in s['items'] %}<article data-kinds="{{ i.kinds|join(' ') }}"><img src="{{ i.src }}" alt="Radiograph {{ i.id }} with outlines: {{ i.words|join(', ') }}"><div><strong>{{ i.words|join(', ') }}</strong>{{ i.id }}{% for l in i.lines %}<br>{{ l }}{% endfor %}</div></article>{% endfor %}</div>{% endif %}</section>{% endfor %}
+{% for s in sections %}<section id="{{ s.id }}"><h2>{{ s.title }}</h2>
+{% if s.text %}<p>{{ s.text }}</p>{% endif %}{% for p in s.parts %}{{ p }}{% endfor %}
+{% if s.more is defined %}
+<details><summary>{{ 'All numbers' if s.id=='groups' else 'In full' }}</summary>
+{% for p in s.more %}{{ p }}{% endfor %}</details>{% endif %}
+{% if s.items is defined and s.id=='cases' %}
+<p class="key"><i class="k" style="color:{{ colours.true }}"></i>true {% if not labelled %}(not known) {% endif %}<i class="k"
+style="color:{{ colours.predicted }}"></i>predicted</p>
+<div class="show"><button data-kind="all" aria-pressed="true">all ({{ s['items']|length }})</button>
+{% for k,name in s.kinds.items() %}<button data-kind="{{ k }}" aria-pressed="false">{{ name }}</button>{% endfor %}</div>
+<div class="cases">
+{% for i in s['items'] %}<article data-kinds="{{ i.kinds|join(' ') }}"><img src="{{ i.src }}"
+alt="Radiograph {{ i.id }} with outlines: {{ i.words|join(', ') }}">
+<div><strong>{{ i.words|join(', ') }}</strong>{{ i.id }}{% for l in i.lines %}<br>{{ l }}{% endfor %}</div></article>
+{% endfor %}</div>{% endif %}</section>{% endfor %}
 <footer><p>{{ foot }}</p></footer><script>{{ script }}</script></body></html>"""
 
 # %% ../nbs/40b_report.ipynb #c40b002c
 def _tiles(c, scores):
     "Numbers for the head of the page; `scores` of `score_table`, None without labels"
     t = c.judged
-    if not c.labelled: return [('radiographs',f'{len(t):,}',''),('outlined',f'{int((t.pred_area>0).sum()):,}',f'{(t.pred_area>0).mean():.0%}')]
+    some = t.pred_area>0
+    if not c.labelled: return [('radiographs',f'{len(t):,}',''),('outlined',f'{int(some.sum()):,}',f'{some.mean():.0%}')]
     ends = lambda v: group_text(v,2).partition(' ')[2].strip('()')
-    return [(k,'–' if v is None else f'{v.value:.2f}','no such radiograph' if v is None else ends(v)) for k,v in zip(scores.score,scores.interval)]
+    said = lambda v: ('–','no such radiograph') if v is None else (f'{v.value:.2f}',ends(v))
+    return [(k,*said(v)) for k,v in zip(scores.score,scores.interval)]
 
 def _same_runs(path, pred, c):
     "Runs of `path`; raises `PtxError` if others have predicted"
     runs = runs_in(path)
-    if c.runs and not {r.resolve() for r in c.runs} & {r.resolve() for r in runs}: raise PtxError(f'{pred}: predicted by {few(c.runs)}, not by {path}; give that run, or predictions of this one')
+    if c.runs and not {r.resolve() for r in c.runs} & {r.resolve() for r in runs}:
+        raise PtxError(f'{pred}: predicted by {few(c.runs)}, not by {path}; give that run, or predictions of this one')
     return runs
 
 def report(
@@ -363,7 +422,9 @@ def report(
     sections = [s for s in (*judge, _gate(c) if with_gate else None, _gallery(c,n), data, _curves(c), _made(c)) if s]
     name = Path(c.name).name
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
-    page = template.render(title=title or f'Pneumothorax: report of {name}', style=Markup(_STYLE), script=Markup(_SCRIPT), labelled=c.labelled,
-        lead=data['text'], tiles=_tiles(c,scores), sections=sections, colours=COLOURS, foot='Made by the library pneumothorax. For research; no medical device, and not for diagnosis.')
+    foot = 'Made by the library pneumothorax. For research; no medical device, and not for diagnosis.'
+    look = dict(style=Markup(_STYLE), script=Markup(_SCRIPT), colours=COLOURS, foot=foot)
+    page = template.render(title=title or f'Pneumothorax: report of {name}', labelled=c.labelled,
+        lead=data['text'], tiles=_tiles(c,scores), sections=sections, **look)
     with written(out) as part: part.write_text(page, encoding='utf-8')
     return Path(out)
