@@ -19,7 +19,9 @@ setup(
     packages=find_packages(include=['pneumothorax*']),
     python_requires=f">={cfg['min_python']}",
     install_requires=reqs('requirements'),
-    extras_require={k: reqs(f'{k}_requirements') for k in ('dev', 'codecs', 'weights', 'smp', 'tensorboard', 'distributed', 'masks', 'dicomseg', 'app', 'browser', 'docs')},
+    extras_require={k: reqs(f'{k}_requirements')
+                    for k in ('dev', 'codecs', 'weights', 'smp', 'tensorboard', 'distributed', 'masks', 'dicomseg', 'app',
+                              'browser', 'docs')},
     entry_points={'console_scripts': [l for l in cfg['console_scripts'].splitlines() if l.strip()],
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

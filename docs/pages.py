@@ -77,7 +77,8 @@ def fold(cell, source, names, kind):
     lines = source.count('\n')+1
     if kind == 'exported' and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree(source).body): kind = 'imports'
     if lines <= LONG[kind]: return
-    what = ', '.join([n for n in names if n[0] != '_'] or names) or {'picture': 'code of the picture', 'imports': 'imports'}.get(kind, 'code')
+    what = (', '.join([n for n in names if n[0] != '_'] or names)
+        or {'picture': 'code of the picture', 'imports': 'imports'}.get(kind, 'code'))
     cell.metadata.update(tags=['hide-input'], mystnb={f'code_prompt_{k}': f'{what} · {lines} lines' for k in ('show', 'hide')})
 
 def lesson(nb, links, head=''):
@@ -319,7 +320,8 @@ def write(out, root=ROOT):
     pages['index.ipynb'] = nbformat.writes(front)
     pages |= {f'api/{m}.md': api_page(m, s, links) for m, s in found.items()}
     pages |= {'api/index.md': api_index(found), 'commands.md': commands(links)}
-    pages['nbs/README.md'] = '---\norphan: true\n---\n' + (root/'nbs'/'README.md').read_text(encoding='utf-8')     # the front page points there
+    # the front page points there
+    pages['nbs/README.md'] = '---\norphan: true\n---\n' + (root/'nbs'/'README.md').read_text(encoding='utf-8')
     pages['changelog.md'] = linked((root/'CHANGELOG.md').read_text(encoding='utf-8'), links)
     for name, text in pages.items():
         (out/name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """The speed suite: `make bench`, or `python tests/bench.py [PART…] [--rounds 9] [--out FILE]`
 
-Runs the scripts below one after the other, each race as in `racing`, and writes tests/results/speed.csv: a line for each contestant with the median ratio of its time to
-that of what it is compared with, the 10th and 90th percentile of the rounds, and the milliseconds of this machine; speed.json says which machine, when, and of which
-commit. A script that fails is told, and its lines stay out with a line of its own that says so. Parts that are not run keep the lines of the last time."""
+Runs the scripts below one after the other, each race as in `racing`, and writes tests/results/speed.csv: a line for each contestant with
+the median ratio of its time to that of what it is compared with, the 10th and 90th percentile of the rounds, and the milliseconds of this
+machine; speed.json says which machine, when, and of which commit. A script that fails is told, and its lines stay out with a line of its
+own that says so. Parts that are not run keep the lines of the last time."""
 import argparse
 import json
 import os
@@ -33,9 +34,11 @@ COLUMNS = ['part', 'task', 'what', 'against', 'ms', 'ratio', 'lo', 'hi', 'rounds
 
 def machine():
     "What the times belong to"
-    cpu = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')), platform.processor())
+    cpu = next((line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')),
+        platform.processor())
     git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-    return {'date': time.strftime('%Y-%m-%d', time.gmtime()), 'commit': git, 'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.system(), 'python': platform.python_version(),
+    return {'date': time.strftime('%Y-%m-%d', time.gmtime()), 'commit': git, 'cpu': cpu, 'cores': os.cpu_count(),
+        'system': platform.system(), 'python': platform.python_version(),
         **{p: version(p) for p in ('torch', 'fastai', 'numpy', 'opencv-python-headless')}}
 
 def measured(part, rounds):
@@ -44,7 +47,8 @@ def measured(part, rounds):
         f = Path(d)/'lines'
         f.touch()
         t = time.perf_counter()
-        p = subprocess.run([sys.executable, '-W', 'ignore', HERE/SUITE[part][0], *SUITE[part][1:]], env={**os.environ, 'PTX_BENCH': str(f), 'PTX_ROUNDS': str(rounds)}, check=False)
+        p = subprocess.run([sys.executable, '-W', 'ignore', HERE/SUITE[part][0], *SUITE[part][1:]],
+            env={**os.environ, 'PTX_BENCH': str(f), 'PTX_ROUNDS': str(rounds)}, check=False)
         rows = [{'part': part, **json.loads(line)} for line in f.read_text(encoding='utf-8').splitlines()]
     print(f'{part}: {time.perf_counter()-t:.0f} s, {len(rows)} lines', flush=True)
     return rows+[{'part': part, 'task': f'FAILED with exit status {p.returncode}', 'what': SUITE[part][0]}]*(p.returncode != 0)

@@ -1,6 +1,7 @@
 """Processor time of `import pneumothorax.all` relative to `import fastai.vision.all`: `python tests/bench_import.py [ROUNDS]`
 
-Each import in a new process, the two in turns; the median of the ratios with the smallest and largest. Time of the processor, which other programs hardly change."""
+Each import in a new process, the two in turns; the median of the ratios with the smallest and largest. Time of the processor, which other
+programs hardly change."""
 import statistics
 import subprocess
 import sys

@@ -1,8 +1,9 @@
 """Run-lengths, scoring, augmentation and views against the named alternatives: `python tests/bench_masks.py [runs score augment views]`
 
-Raced as in `racing`, on real outlines where there are some (`$PTX_SHARED/siim-labels`), else on discs. The competition's `mask_functions.py` is re-told in `theirs`;
-pycocotools is what COCO uses, in C. A score of a submission is raced with the obvious way, masks drawn and compared; augmentation with kornia's of the same strength;
-a prediction of several views with as many passes of the network alone, which is its bound."""
+Raced as in `racing`, on real outlines where there are some (`$PTX_SHARED/siim-labels`), else on discs. The competition's
+`mask_functions.py` is re-told in `theirs`; pycocotools is what COCO uses, in C. A score of a submission is raced with the obvious way,
+masks drawn and compared; augmentation with kornia's of the same strength; a prediction of several views with as many passes of the network
+alone, which is its bound."""
 import sys
 import tempfile
 import warnings
@@ -31,7 +32,8 @@ def real_runs(n=200):
         rles = t[next(c for c in t if 'ixels' in c)].str.strip()
         return rles[rles != '-1'].head(n).tolist()
     rng = np.random.default_rng(0)
-    return [rle_encode(cv2.circle(np.zeros((1024, 1024), np.uint8), rng.integers(200, 800, 2).tolist(), int(rng.integers(20, 150)), 1, -1)) for _ in range(n)]
+    return [rle_encode(cv2.circle(np.zeros((1024, 1024), np.uint8), rng.integers(200, 800, 2).tolist(), int(rng.integers(20, 150)), 1, -1))
+        for _ in range(n)]
 
 def theirs(rle, width=1024, height=1024):
     "The competition's decoder, as its participants used it"
@@ -60,9 +62,11 @@ def runs():
     assert all((theirs(r).astype(bool) == m).all() for r, m in zip(rles, masks)) and encoded(masks[0]) == rle_encode(masks[0])
     packed = {id(m): coco.encode(np.asfortranarray(m)) for m in masks}
     by_rle = {r: packed[id(m)] for r, m in zip(rles, masks)}
-    race('a run-length to a mask of 1024²', 'rle_decode', {'rle_decode': rle_decode, "the competition's": theirs, 'pycocotools': lambda r: coco.decode(by_rle[r]),
+    race('a run-length to a mask of 1024²', 'rle_decode',
+        {'rle_decode': rle_decode, "the competition's": theirs, 'pycocotools': lambda r: coco.decode(by_rle[r]),
         'an empty mask (bound)': lambda r: np.full((1024, 1024), 0, np.uint8)}, rles)
-    race('a mask of 1024² to a run-length', 'rle_encode', {'rle_encode': rle_encode, 'pycocotools': lambda m: coco.encode(np.asfortranarray(m))}, masks)
+    race('a mask of 1024² to a run-length', 'rle_encode',
+        {'rle_encode': rle_encode, 'pycocotools': lambda m: coco.encode(np.asfortranarray(m))}, masks)
     race('the same, one mask', 'rle_encode', {'rle_encode': rle_encode, "the competition's": encoded}, masks[:1], rounds=5)
 
 def drawn(sub, labels):
@@ -79,9 +83,11 @@ def score():
     rles, rng = real_runs(60), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as d:
         ids, files = [f'1.2.{i}' for i in range(300)], [Path(d)/f for f in ('sub.csv', 'labels.csv')]
-        for f in files: pd.DataFrame({'ImageId': ids, 'EncodedPixels': [*rng.permutation(rles), *['-1']*(300-len(rles))]}).to_csv(f, index=False)
+        for f in files:
+            pd.DataFrame({'ImageId': ids, 'EncodedPixels': [*rng.permutation(rles), *['-1']*(300-len(rles))]}).to_csv(f, index=False)
         assert abs(score_submission(*files)['dice']-drawn(*files)) < 1e-9
-        race('scoring 300 images', 'score_submission', {'score_submission': lambda _: score_submission(*files), 'masks drawn and compared': lambda _: drawn(*files)}, [0], rounds=5)
+        race('scoring 300 images', 'score_submission',
+            {'score_submission': lambda _: score_submission(*files), 'masks drawn and compared': lambda _: drawn(*files)}, [0], rounds=5)
 
 def augment():
     "A batch of eight with masks"
@@ -89,9 +95,11 @@ def augment():
     from fastai.vision.all import Pipeline
     g = torch.Generator().manual_seed(0)
     x, y = torch.rand(8, 1, 256, 256, generator=g), (torch.rand(8, 256, 256, generator=g) < .05).to(torch.uint8)
-    ours, theirs = Pipeline(xray_tfms(), split_idx=0), K.AugmentationSequential(K.RandomHorizontalFlip(p=.5), K.RandomAffine(10, scale=(1/1.15, 1.15), p=.75),
-        K.RandomBrightness((.8, 1.2), p=.75), K.RandomContrast((.8, 1.2), p=.75), data_keys=['input', 'mask'])
-    race('augmentation of 8 radiographs of 256 px with their masks', 'xray_tfms', {'xray_tfms': lambda _: ours((TensorXray(x), TensorXrayMask(y))), 'kornia': lambda _: theirs(x, y[:, None].float())}, [0])
+    ours, theirs = Pipeline(xray_tfms(), split_idx=0), K.AugmentationSequential(K.RandomHorizontalFlip(p=.5),
+        K.RandomAffine(10, scale=(1/1.15, 1.15), p=.75), K.RandomBrightness((.8, 1.2), p=.75), K.RandomContrast((.8, 1.2), p=.75),
+        data_keys=['input', 'mask'])
+    race('augmentation of 8 radiographs of 256 px with their masks', 'xray_tfms',
+        {'xray_tfms': lambda _: ours((TensorXray(x), TensorXrayMask(y))), 'kornia': lambda _: theirs(x, y[:, None].float())}, [0])
 
 def predict_views():
     "A batch of four by one, two and more views"
@@ -99,7 +107,8 @@ def predict_views():
     x = torch.rand(4, 1, 256, 256)
     passes = lambda x, _=None: net(x.contiguous(memory_format=torch.channels_last)).sigmoid()
     with torch.inference_mode():
-        race('a prediction of 4 radiographs of 256 px with its mirror image', 'two passes of the network (bound)', {'two passes of the network (bound)': lambda _: (passes(x), passes(x)),
+        race('a prediction of 4 radiographs of 256 px with its mirror image', 'two passes of the network (bound)',
+            {'two passes of the network (bound)': lambda _: (passes(x), passes(x)),
             'tta_probs, hflip': lambda _: tta_probs(passes, x, views('hflip'))}, [0], rounds=15)
 
 PARTS = {'runs': runs, 'score': score, 'augment': augment, 'views': predict_views}

@@ -1,9 +1,11 @@
-"""`HyperUnet` against the decoders it is compared with, around the same encoder: `python tests/bench_models.py [--sections train inference memory growth]`
+"""`HyperUnet` against the decoders it is compared with, around the same encoder:
+`python tests/bench_models.py [--sections train inference memory growth]`
 
 What is timed in pairs is raced as in `racing`: the two take turns in an order drawn anew each round, and the median of the rounds'
-ratios is printed with their 10th and 90th percentile. Ratios are those of a contestant's time (or memory) to `hyperunet`'s: `fastai_unet` is
-meant to take at least 3 times as long and at least twice the memory, smp's `unet` at least 1/1.3 = 0.77, and the encoder alone, below which no
-decoder can come, about 1/1.6 = 0.62. All in channels_last, which is the faster format here for most; the rivals in the ordinary one too."""
+ratios is printed with their 10th and 90th percentile. Ratios are those of a contestant's time (or memory) to `hyperunet`'s: `fastai_unet`
+is meant to take at least 3 times as long and at least twice the memory, smp's `unet` at least 1/1.3 = 0.77, and the encoder alone, below
+which no decoder can come, about 1/1.6 = 0.62. All in channels_last, which is the faster format here for most; the rivals in the ordinary
+one too."""
 import argparse
 import json
 import re
@@ -84,9 +86,9 @@ def inference(a):
 def status(key): return int(re.search(rf'^{key}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)[1])/1024
 
 def step_memory(what, encoder, size):
-    """MB that three training steps add at their peak to what the process had before, in a process of its own: activations, gradients, RAdam's
-    moments, and what the allocator and the convolutions take beside them. A small network has its step before, so that the libraries' own
-    memory is not counted"""
+    """MB that three training steps add at their peak to what the process had before, in a process of its own: activations, gradients,
+    RAdam's moments, and what the allocator and the convolutions take beside them. A small network has its step before, so that the
+    libraries' own memory is not counted"""
     (net, layout), small = (network(what, encoder), torch.nn.Conv2d(1, 8, 3).to(memory_format=torch.channels_last))
     b, step, first = batch(encoder, size, layout), step_of(net), step_of(small)
     first((b[0][..., :32, :32], torch.zeros(len(b[0]), 8, 30, 30)))
@@ -104,10 +106,12 @@ def memory(a):
             peaks = {what: [] for what in CONTESTANTS}
             for _ in range(min(a.rounds, 5)):
                 for what in CONTESTANTS:
-                    p = subprocess.run([sys.executable, __file__, '--threads', str(a.threads), '--one', what, e, str(s)], capture_output=True, text=True, check=True)
+                    p = subprocess.run([sys.executable, __file__, '--threads', str(a.threads), '--one', what, e, str(s)],
+                        capture_output=True, text=True, check=True)
                     peaks[what].append(json.loads(p.stdout.splitlines()[-1]))
             for what in CONTESTANTS: line(what, *([p['peak'] for p in peaks[w]] for w in (what, 'hyperunet')))
-            print(f'{"of it gradients and moments (MB)":34}', ', '.join(f'{what} {p[0]["state"]:.0f}' for what, p in peaks.items()), flush=True)
+            print(f'{"of it gradients and moments (MB)":34}', ', '.join(f'{what} {p[0]["state"]:.0f}' for what, p in peaks.items()),
+                flush=True)
 
 def growth(a):
     "How the time of one image grows with its size, hyperunet"
@@ -131,7 +135,7 @@ SECTIONS = {'train': train, 'inference': inference, 'memory': memory, 'growth': 
 
 def arguments():
     "The command line"
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.partition('\n\n')[0])
     p.add_argument('--sections', nargs='+', choices=SECTIONS, default=list(SECTIONS))
     p.add_argument('--encoders', nargs='+', default=list(BATCH))
     p.add_argument('--sizes', nargs='+', type=int, default=[256, 512])

@@ -1,8 +1,9 @@
 """Memory and time of `predict_maps`: `python tests/bench_predict.py [--images 100 3000] [--size 128] [--rounds 5]`
 
-Each prediction runs in a process of its own with two reading processes; shared pages are counted once (PSS), and the file of the maps, which the system may write
-back and drop at any time, is left out. The radiographs are links to a few phantoms. The time is that of `predict_maps` relative to fastai's `Learner.get_preds`
-over the same files with the same network, which keeps all maps as floats in memory and writes nothing; both take turns, the median of the rounds is printed with the smallest and largest."""
+Each prediction runs in a process of its own with two reading processes; shared pages are counted once (PSS), and the file of the maps,
+which the system may write back and drop at any time, is left out. The radiographs are links to a few phantoms. The time is that of
+`predict_maps` relative to fastai's `Learner.get_preds` over the same files with the same network, which keeps all maps as floats in memory
+and writes nothing; both take turns, the median of the rounds is printed with the smallest and largest."""
 import argparse
 import multiprocessing
 import os
@@ -69,10 +70,12 @@ def main(a):
         files = sorted(data.rglob('*.dcm'))
         for n in a.images:
             images = links(d, files, n)
-            print(f'{n:6,} images: at most {peak(d/"run", images, d/"pred")/1e6:,.0f} MB, maps of {n*a.size**2/1e6:.0f} MB on the disk', flush=True)
+            print(f'{n:6,} images: at most {peak(d/"run", images, d/"pred")/1e6:,.0f} MB, maps of {n*a.size**2/1e6:.0f} MB on the disk',
+                flush=True)
         images = links(d, files, a.timed)
 
-        dl, ratios = learn.dls.test_dl(pd.DataFrame({'path': sorted(map(str, images.iterdir())), 'rles': [[]]*a.timed}), bs=8, num_workers=2), []
+        dl, ratios = learn.dls.test_dl(pd.DataFrame({'path': sorted(map(str, images.iterdir())), 'rles': [[]]*a.timed}),
+            bs=8, num_workers=2), []
         for _ in range(a.rounds):
             t = time.perf_counter()
             with learn.no_bar(), learn.no_logging(): learn.get_preds(dl=dl)
@@ -80,7 +83,8 @@ def main(a):
             predict_maps(d/'run', images, d/'pred', workers=2, progress=False, fresh=True)
             ratios.append((time.perf_counter()-t)/theirs)
         keep(f'prediction of {a.timed} radiographs of {a.size} px, two reading processes', 'predict_maps', "fastai's get_preds", ratios)
-        print(f'time of predict_maps relative to get_preds, {a.timed} images: {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
+        print(f'time of predict_maps relative to get_preds, {a.timed} images: '
+            f'{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,4 +1,5 @@
-"""Reading, caching and equalising radiographs against the named alternatives: `python tests/bench_radiographs.py [read cache clahe prepare scale]`
+"""Reading, caching and equalising radiographs against the named alternatives:
+`python tests/bench_radiographs.py [read cache clahe prepare scale]`
 
 Raced as in `racing`. Needs the real radiographs (`$PTX_SHARED`)."""
 import io
@@ -117,7 +118,9 @@ def prepare_against_decoder(n=1200, rounds=5):
                     job()
                     times[k].append((time.perf_counter()-t0)/n*1e3)
     print(f'\n{n:,} radiographs, two processes\n{"":34} {"ms":>8}   ratio to libjpeg-turbo (OpenCV), frames only')
-    for k, t in times.items(): line(k, t, times['libjpeg-turbo (OpenCV), frames only'], *('radiographs on two processes', 'libjpeg-turbo (OpenCV), frames only')*(k != 'libjpeg-turbo (OpenCV), frames only'))
+    for k, t in times.items():
+        line(k, t, times['libjpeg-turbo (OpenCV), frames only'],
+            *('radiographs on two processes', 'libjpeg-turbo (OpenCV), frames only')*(k != 'libjpeg-turbo (OpenCV), frames only'))
 
 def memory(pid):
     """MB of memory of its own that a process and its children have now, and the same where pages that they share since the fork count
@@ -132,13 +135,15 @@ def memory(pid):
 
 def scale(counts=(100, 1_000, 10_000), size=256):
     "Time and memory of the command at three sizes"
-    print(f'\nptx_prepare at {size} px\n{"images":>8} {"s":>8} {"ms an image":>12} {"s, nothing to do":>17} {"MB, all processes":>18} {"shared pages for each":>22}')
+    print(f'\nptx_prepare at {size} px\n{"images":>8} {"s":>8} {"ms an image":>12} {"s, nothing to do":>17} '
+        f'{"MB, all processes":>18} {"shared pages for each":>22}')
     for n in counts:
         with TemporaryDirectory() as d:
             data, took, mb = copies(Path(d)/'data', n), [], np.zeros(2)
             for _ in range(2):
                 t0 = time.perf_counter()
-                p = subprocess.Popen([Path(sys.executable).parent/'ptx_prepare', data, Path(d)/'c', '--size', str(size)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                p = subprocess.Popen([Path(sys.executable).parent/'ptx_prepare', data, Path(d)/'c', '--size', str(size)],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 while p.poll() is None:
                     mb = np.maximum(mb, memory(p.pid))
                     time.sleep(.05)

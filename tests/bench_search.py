@@ -1,8 +1,10 @@
 """`search` against the loop over triplets and images: `python tests/bench_search.py [--images 1000 10000] [--size 128] [--rounds 5]`
-With `--oof FOLDER`, of a cross-validation: how much the best triplet varies on resampled patients, and what it and the pieces score by folds.
+With `--oof FOLDER`, of a cross-validation: how much the best triplet varies on resampled patients, and what it and the pieces score by
+folds.
 
-The loop thresholds each map (already in floats) twice for each triplet and computes Dice, and does it well; for all triplets and images it would take hours, so it
-runs on a few of both, drawn anew each round, and its time is scaled up linearly. Both give the same scores for what the loop has tried; the largest difference is printed."""
+The loop thresholds each map (already in floats) twice for each triplet and computes Dice, and does it well; for all triplets and images it
+would take hours, so it runs on a few of both, drawn anew each round, and its time is scaled up linearly. Both give the same scores for what
+the loop has tried; the largest difference is printed."""
 import argparse
 import threading
 import time
@@ -77,7 +79,8 @@ def main(a):
             f'at most {peak.most/1e6:.0f} MB beside {maps.nbytes/1e6:.0f} MB of maps; largest difference of a score {far:.1e}')
 
 def resampled(c, who, n, seed=0):
-    "The best triplet, chosen on resampled patients: how far they scatter in steps of the grid, how many they are, and what they lose on the patients left out"
+    """The best triplet, chosen on resampled patients: how far they scatter in steps of the grid, how many they are, and what they lose on
+    the patients left out"""
     rng, rows = np.random.default_rng(seed), []
     codes, names = pd.factorize(who)
     for r in range(n):
@@ -88,7 +91,8 @@ def resampled(c, who, n, seed=0):
         t = search(again)[0]
         rows.append((str(t), *(g.index(v) for g, v in zip((SURE, LIMITS, EDGES), t)), most-dice_of(out, t).mean()))
     t = pd.DataFrame(rows, columns=['triplet', 'top', 'area', 'bottom', 'lost'])
-    return pd.concat([t[['top', 'area', 'bottom']].std().round(2), pd.Series({'different': t.triplet.nunique(), 'commonest': t.triplet.mode()[0], 'lost': round(t.lost.mean(), 4)})])
+    return pd.concat([t[['top', 'area', 'bottom']].std().round(2),
+        pd.Series({'different': t.triplet.nunique(), 'commonest': t.triplet.mode()[0], 'lost': round(t.lost.mean(), 4)})])
 
 def on_real(a):
     "Out-of-fold maps of a cross-validation"
@@ -97,10 +101,13 @@ def on_real(a):
     maps, rles = [maps[r] for r in t.row], t.rle.tolist()
     start = time.perf_counter()
     c = count_pixels(maps, rles, [*SURE, *EDGES])
-    print(f'{len(c)} images of {t.patient_id.nunique()} patients, {t.has_ptx.sum()} positive; counted at 1024² in {(time.perf_counter()-start)/len(c)*1e3:.0f} ms each')
-    print(f'{a.resamples} resamples of patients; standard deviations in steps of the grid\n{resampled(c, t.patient_id, a.resamples).to_string()}')
+    print(f'{len(c)} images of {t.patient_id.nunique()} patients, {t.has_ptx.sum()} positive; '
+        f'counted at 1024² in {(time.perf_counter()-start)/len(c)*1e3:.0f} ms each')
+    print(f'{a.resamples} resamples of patients; standard deviations in steps of the grid\n'
+        f'{resampled(c, t.patient_id, a.resamples).to_string()}')
     r = nested_search(c, t.fold, t.patient_id)
-    print(f"by folds {r['score']}; without {r['optimistic']}; optimism {r['optimism']:.4f}; triplets {', '.join(r['chosen'].triplet)}; all {r['triplet']}")
+    print(f"by folds {r['score']}; without {r['optimistic']}; optimism {r['optimism']:.4f}; "
+        f"triplets {', '.join(r['chosen'].triplet)}; all {r['triplet']}")
     more = nested_pieces(maps, rles, r, t.fold, t.patient_id)
     print(f"pieces by folds {more['score']}, gain {more['gain']}; {Decision.spec(more['decision'])}")
 

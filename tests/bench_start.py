@@ -1,7 +1,7 @@
 """How long until a command has done something small? `python tests/bench_start.py [ROUNDS]`
 
-Each command at its smallest task (a dozen phantoms of 64 px, a run of one epoch), as a process of its own, in turns with `import torch` alone; seconds, and the
-median ratio to that import with the smallest and largest. ptx_predict and ptx_show predict one radiograph."""
+Each command at its smallest task (a dozen phantoms of 64 px, a run of one epoch), as a process of its own, in turns with `import torch`
+alone; seconds, and the median ratio to that import with the smallest and largest. ptx_predict and ptx_show predict one radiograph."""
 import os
 import statistics
 import subprocess
@@ -23,10 +23,12 @@ def seconds(*args):
 
 def prepared(d):
     "A sample, a run, predictions and a submission"
-    subprocess.run([BIN/'ptx_sample', d/'sample', '--n', '12', '--size', '64', '--positive', '.5'], env=ENV, capture_output=True, check=True)
+    subprocess.run([BIN/'ptx_sample', d/'sample', '--n', '12', '--size', '64', '--positive', '.5'], env=ENV,
+        capture_output=True, check=True)
     tiny = ['--size', '64', '--epochs', '1', '--bs', '4', '--encoder', 'mobilenetv3_small_050', '--weights', 'none', '--workers', '0']
     subprocess.run([BIN/'ptx_train', d/'sample', '--out', d/'run', *tiny], env=ENV, capture_output=True, check=True)
-    subprocess.run([BIN/'ptx_predict', d/'run', d/'sample'/'dicom-images-test', '--out', d/'pred', '--workers', '0'], env=ENV, capture_output=True, check=True)
+    subprocess.run([BIN/'ptx_predict', d/'run', d/'sample'/'dicom-images-test', '--out', d/'pred', '--workers', '0'], env=ENV,
+        capture_output=True, check=True)
     subprocess.run([BIN/'ptx_submit', d/'pred', '--out', d/'s.csv', '--blank'], env=ENV, capture_output=True, check=True)
     return next((d/'sample'/'dicom-images-test').rglob('*.dcm'))
 
@@ -37,10 +39,13 @@ if __name__ == '__main__':
         one = prepared(d)
         answers = d/'sample'/'answers'/'test-rle.csv'
         tasks = {'import fastai.vision.all': lambda k: (sys.executable, '-c', 'import fastai.vision.all'),
-            'ptx_score': lambda k: (BIN/'ptx_score', d/'s.csv', answers), 'ptx_merge': lambda k: (BIN/'ptx_merge', d/'s.csv', d/'s.csv', '--out', d/f'm{k}.csv'),
-            'ptx_submit': lambda k: (BIN/'ptx_submit', d/'pred', '--out', d/f's{k}.csv', '--blank'), 'ptx_folds': lambda k: (BIN/'ptx_folds', d/'sample', '--n', 2, '--out', d/f'f{k}.csv'),
+            'ptx_score': lambda k: (BIN/'ptx_score', d/'s.csv', answers),
+            'ptx_merge': lambda k: (BIN/'ptx_merge', d/'s.csv', d/'s.csv', '--out', d/f'm{k}.csv'),
+            'ptx_submit': lambda k: (BIN/'ptx_submit', d/'pred', '--out', d/f's{k}.csv', '--blank'),
+            'ptx_folds': lambda k: (BIN/'ptx_folds', d/'sample', '--n', 2, '--out', d/f'f{k}.csv'),
             'ptx_export': lambda k: (BIN/'ptx_export', d/'pred', '--out', d/f'e{k}'),
-            'ptx_show': lambda k: (BIN/'ptx_show', d/'run', one, '--out', d/'shown'), 'ptx_predict': lambda k: (BIN/'ptx_predict', d/'run', one, '--out', d/f'p{k}', '--workers', 0)}
+            'ptx_show': lambda k: (BIN/'ptx_show', d/'run', one, '--out', d/'shown'),
+            'ptx_predict': lambda k: (BIN/'ptx_predict', d/'run', one, '--out', d/f'p{k}', '--workers', 0)}
         taken, torch = {k: [] for k in tasks}, []
         for r in range(rounds):
             torch.append(seconds(sys.executable, '-c', 'import torch'))

@@ -1,17 +1,20 @@
-"""What callbacks and optimisers add to training: `python tests/bench_training.py [--sections parts callbacks optimizers epochs] [--only GradientNoise …]`
+"""What callbacks and optimisers add to training:
+`python tests/bench_training.py [--sections parts callbacks optimizers epochs] [--only GradientNoise …]`
 
-A real setting: `hyperunet` around tf_efficientnet_lite0 with random weights, images of 256 px, on the CPU. Learners with a callback and without
-take turns in an order drawn anew each round, as in `racing`, and the median of the rounds' ratios is printed with their 10th and 90th
-percentile. A round is `--steps` batches, each of them a whole step of fastai's loop: forward, loss, backward, optimiser, all events of a batch.
-Batches are ready, nothing is read. Which callbacks there are stands in `CALLBACKS`: a name, and a function of the batch size that makes them. The aim
-is 1.03 at most.
+A real setting: `hyperunet` around tf_efficientnet_lite0 with random weights, images of 256 px, on the CPU. Learners with a callback and
+without take turns in an order drawn anew each round, as in `racing`, and the median of the rounds' ratios is printed with their 10th and
+90th percentile. A round is `--steps` batches, each of them a whole step of fastai's loop: forward, loss, backward, optimiser, all events of
+a batch. Batches are ready, nothing is read. Which callbacks there are stands in `CALLBACKS`: a name, and a function of the batch size that
+makes them. The aim is 1.03 at most.
 
-What acts once per epoch (averages, files, pictures) is not seen in steps. The section `epochs` trains with the recipe `everything` on the real radiographs,
-and times what each callback does in all its events, as a share of the rest of the epoch: the median over the epochs that follow the first, with the smallest
-and the largest. These events do not grow with the data, apart from those of each step and from the pass for batch norm.
+What acts once per epoch (averages, files, pictures) is not seen in steps. The section `epochs` trains with the recipe `everything` on the
+real radiographs, and times what each callback does in all its events, as a share of the rest of the epoch: the median over the epochs that
+follow the first, with the smallest and the largest. These events do not grow with the data, apart from those of each step and from the pass
+for batch norm.
 
-The section `parts` says how the seconds of the processor in a step of the default recipe divide into reading a batch from a cache, augmentation, loss (with its gradient), the
-network (forward and backward) and the optimiser, on the real radiographs; and how long the network of smp's `Unet` around the same encoder takes, in the same rounds."""
+The section `parts` says how the seconds of the processor in a step of the default recipe divide into reading a batch from a cache,
+augmentation, loss (with its gradient), the network (forward and backward) and the optimiser, on the real radiographs; and how long the
+network of smp's `Unet` around the same encoder takes, in the same rounds."""
 import argparse
 import warnings
 from collections import Counter
@@ -54,7 +57,8 @@ CALLBACKS = {
 def batch(bs, size):
     "Random images and masks"
     g = torch.Generator().manual_seed(0)
-    return torch.randn(bs, 1, size, size, generator=g).to(memory_format=torch.channels_last), (torch.rand(bs, size, size, generator=g) < .01).to(torch.uint8)
+    return (torch.randn(bs, 1, size, size, generator=g).to(memory_format=torch.channels_last),
+        (torch.rand(bs, size, size, generator=g) < .01).to(torch.uint8))
 
 def step_of(cbs, a, opt='radam', loss='bce+dice'):
     "A function of a batch: one step of a learner that is in the middle of an epoch"
@@ -77,7 +81,8 @@ def callbacks(a):
 
 def optimizers(a):
     "Each optimiser against RAdam"
-    race(f'a step with another optimiser: {a.encoder}, {a.bs} images of {a.size} px', 'radam', {k: step_of([], a, k) for k in OPTIMIZERS}, [batch(a.bs, a.size)]*a.steps, rounds=a.rounds)
+    race(f'a step with another optimiser: {a.encoder}, {a.bs} images of {a.size} px', 'radam', {k: step_of([], a, k) for k in OPTIMIZERS},
+        [batch(a.bs, a.size)]*a.steps, rounds=a.rounds)
 
 def epochs(a):
     "What each callback does in an epoch, as a share of what the others and the steps take"
@@ -97,10 +102,13 @@ def epochs(a):
             self.start = now
     laps = Laps()
     made = recipe_callbacks
-    with TemporaryDirectory() as d, patch.object(Callback, '__call__', timed), patch('pneumothorax.train.recipe_callbacks', lambda *args: [*made(*args), laps]):
+    with (TemporaryDirectory() as d, patch.object(Callback, '__call__', timed),
+            patch('pneumothorax.train.recipe_callbacks', lambda *args: [*made(*args), laps])):
         cache = prepare(SHARED/'siim-small', Path(d)/'cache', a.size, progress=False)
-        train(cache, Path(d)/'run', 'everything', weights='none', workers=0, progress=False, size=a.size, epochs=a.rounds//2, bs=a.bs, encoder=a.encoder, accumulate=2*a.bs, lr=1e-5, swa=.5)
-    print(f'\nshare of an epoch of 92 images, {a.encoder}, {a.bs} images of {a.size} px a batch; the rest of an epoch takes {np.median([t-sum(c.values()) for t, c in laps.rows[1:]]):.0f} s')
+        train(cache, Path(d)/'run', 'everything', weights='none', workers=0, progress=False, size=a.size, epochs=a.rounds//2, bs=a.bs,
+            encoder=a.encoder, accumulate=2*a.bs, lr=1e-5, swa=.5)
+    print(f'\nshare of an epoch of 92 images, {a.encoder}, {a.bs} images of {a.size} px a batch; '
+        f'the rest of an epoch takes {np.median([t-sum(c.values()) for t, c in laps.rows[1:]]):.0f} s')
     for name in sorted({n for _, c in laps.rows for n in c}-{'Laps'}):
         shares = [c[name]/(t-c[name]) for t, c in laps.rows[1:]]
         print(f'{name:24} {100*np.median(shares):6.2f} %  ({100*min(shares):.2f} to {100*max(shares):.2f})')
@@ -138,7 +146,8 @@ def parts(a):
         net, other = (xray_model(k, a.encoder).to(memory_format=torch.channels_last).train() for k in ('hyperunet', 'unet'))
         opt, loss = xray_optimizer()(list(net.parameters()), lr=1e-5), xray_loss()
         rounds = [step_parts(dls, net, other, opt, loss, a.bs) for _ in range(a.rounds+2)][2:]
-    print(f'\na step of {a.encoder}, {a.bs} real radiographs of {a.size} px: {np.median([sum(p.values()) for p, _ in rounds]):.2f} s of the processor')
+    print(f'\na step of {a.encoder}, {a.bs} real radiographs of {a.size} px: '
+        f'{np.median([sum(p.values()) for p, _ in rounds]):.2f} s of the processor')
     say = lambda v: f'{np.median(v):6.3f}  ({np.quantile(v, .1):.3f} to {np.quantile(v, .9):.3f})'
     shares = {k: [p[k]/sum(p.values()) for p, _ in rounds] for k in rounds[0][0]}
     for k, v in shares.items():
@@ -152,7 +161,7 @@ SECTIONS = {'parts': parts, 'callbacks': callbacks, 'optimizers': optimizers, 'e
 
 def arguments():
     "The command line"
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.partition('\n\n')[0])
     p.add_argument('--sections', nargs='+', choices=SECTIONS, default=list(SECTIONS))
     p.add_argument('--only', nargs='+', choices=CALLBACKS, help='these callbacks; all if left out')
     p.add_argument('--encoder', default='tf_efficientnet_lite0')

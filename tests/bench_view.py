@@ -1,8 +1,9 @@
 """What a move costs in the reading room, and what two hundred radiographs leave behind: `python tests/bench_view.py RUN FILE [UPLOADS]`
 
-One visitor without a browser: the median time to decide anew after a slider has moved, with its smallest and largest, beside the time to read the radiograph (a bare
-`outline` of the same run in the same process is the alternative); then UPLOADS times the same file under other names, with the memory of the process before and after.
-With Chromium and playwright the same move in a browser: from the key that moves the slider to the words on the page that follow from it."""
+One visitor without a browser: the median time to decide anew after a slider has moved, with its smallest and largest, beside the time to
+read the radiograph (a bare `outline` of the same run in the same process is the alternative); then UPLOADS times the same file under other
+names, with the memory of the process before and after. With Chromium and playwright the same move in a browser: from the key that moves the
+slider to the words on the page that follow from it."""
 import gc
 import os
 import shutil
@@ -39,7 +40,8 @@ def in_a_browser(run, f, n=50):
     "Seconds from key to words, n times"
     from playwright.sync_api import sync_playwright
     with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
-    server = subprocess.Popen([Path(sys.executable).parent/'ptx_view', run, '--port', str(port), '--triplet', '.06,0,.03', '--no_browser'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([Path(sys.executable).parent/'ptx_view', run, '--port', str(port), '--triplet', '.06,0,.03', '--no_browser'],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with sync_playwright() as p:
             page = p.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox']).new_page()
@@ -62,7 +64,8 @@ def in_a_browser(run, f, n=50):
             return taken(move, n)
     finally: server.terminate()
 
-def said(what, v, unit='ms', scale=1000): print(f'{what}: {statistics.median(v)*scale:.0f} {unit} ({min(v)*scale:.0f} to {max(v)*scale:.0f}, n={len(v)})')
+def said(what, v, unit='ms', scale=1000):
+    print(f'{what}: {statistics.median(v)*scale:.0f} {unit} ({min(v)*scale:.0f} to {max(v)*scale:.0f}, n={len(v)})')
 
 if __name__ == '__main__':
     warnings.simplefilter('ignore')

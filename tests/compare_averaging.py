@@ -1,14 +1,16 @@
 """Do means of weights shrink the spread between seeds? `python tests/compare_averaging.py OUT [--seeds 5] [--folds 2] [--epochs 12]`
 
-One training per seed and fold (by patient) of the 114 radiographs in `$PTX_SHARED/siim-small` gives five networks: the plain weights of the last epoch, SWA,
-EMA, the mean of the `--best` epochs with the highest Dice, and the mean of the `--last` epochs. The three means of whole epochs have their batch norm measured
-on the training images. Each predicts the fold, which training has not seen.
+One training per seed and fold (by patient) of the 114 radiographs in `$PTX_SHARED/siim-small` gives five networks: the plain weights of the
+last epoch, SWA, EMA, the mean of the `--best` epochs with the highest Dice, and the mean of the `--last` epochs. The three means of whole
+epochs have their batch norm measured on the training images. Each predicts the fold, which training has not seen.
 
-The best epochs are not chosen on that fold, which would be optimistic: about 15 % of the training images are held back for it, by patient. So all five
-networks are trained on that much less, and their difference to each other is what counts. The images held back depend on the fold and not on the seed.
+The best epochs are not chosen on that fold, which would be optimistic: about 15 % of the training images are held back for it, by patient.
+So all five networks are trained on that much less, and their difference to each other is what counts. The images held back depend on the
+fold and not on the seed.
 
-A run leaves a table in OUT and is not repeated, so an interrupted comparison goes on where it stopped; `--report` only prints what is there. Intervals
-of means resample patients; those of the ratios of standard deviations resample seeds and patients both, and with few seeds they are wide."""
+A run leaves a table in OUT and is not repeated, so an interrupted comparison goes on where it stopped; `--report` only prints what is
+there. Intervals of means resample patients; those of the ratios of standard deviations resample seeds and patients both, and with few seeds
+they are wide."""
 import itertools
 import sys
 import tempfile
@@ -35,11 +37,13 @@ KINDS = 'plain', 'swa', 'ema', 'best', 'last'
 def table_of(out, seed, fold): return out/f'averaging.seed{seed}.fold{fold}.csv'
 
 class KeepEpochs(Callback):
-    "Keeps the plain weights of each epoch, and their Dice on the images held back; leaves out the validation of the averages, which nobody reads"
+    """Keeps the plain weights of each epoch, and their Dice on the images held back; leaves out the validation of the averages, which
+    nobody reads"""
     order = 69
     def __init__(self, run, a): self.folder, self.args, self.rows = run, a, []
     def after_train(self):
-        save_file({k: v.contiguous() for k, v in self.learn.model.state_dict().items()}, self.folder/'epochs'/f'epoch-{self.learn.epoch:03d}.safetensors')
+        save_file({k: v.contiguous() for k, v in self.learn.model.state_dict().items()},
+            self.folder/'epochs'/f'epoch-{self.learn.epoch:03d}.safetensors')
         t = scored(self.learn.dls.valid.items, predicted(self.learn), self.args)
         self.rows.append({'epoch': self.learn.epoch, 'dice': t.dice.mean()})
         pd.DataFrame(self.rows).to_csv(self.folder/'history.csv', index=False)
@@ -85,7 +89,8 @@ def one(out, cache, ids, seed, fold, a):
         (folder/'epochs').mkdir()
         learn.fit_one_cycle(a.epochs, a.lr, cbs=[swa, ema, KeepEpochs(folder, a)])
         secs, how = time.perf_counter()-t0, XrayInput.of(dls.xray)
-        tables = [scored(test.table, unseen(m, how, test, a), a).assign(kind=kind, epochs=' '.join(map(str, epochs)), secs=round(secs, 1)) for kind, m, epochs in networks(learn, swa, ema, folder, a)]
+        tables = [scored(test.table, unseen(m, how, test, a), a).assign(kind=kind, epochs=' '.join(map(str, epochs)), secs=round(secs, 1))
+            for kind, m, epochs in networks(learn, swa, ema, folder, a)]
     f = table_of(out, seed, fold)
     write(pd.concat(tables), f)
     return f'{f.stem}: Dice on positives '+', '.join(f'{t.kind.iloc[0]} {t.dice[t.has_ptx].mean():.3f}' for t in tables)+f', {secs:.0f} s'
@@ -98,11 +103,13 @@ def pooled(a):
     tables = {}
     for k in KINDS:
         each = [r[r.kind == k].set_index('ImageId').sort_index() for r in runs]
-        tables[k] = each[0][['patient_id', 'has_ptx']].join([t[['dice', 'prob']].set_axis([f'dice{s}', f'prob{s}'], axis=1) for s, t in zip(seeds, each)])
+        tables[k] = each[0][['patient_id', 'has_ptx']].join(
+            [t[['dice', 'prob']].set_axis([f'dice{s}', f'prob{s}'], axis=1) for s, t in zip(seeds, each)])
     return tables, seeds
 
 def sd_ratio(d, ref, who, n=2000, seed=0):
-    "Standard deviation between seeds of the mean over images, as a ratio to the reference's, and 95 % from resampled seeds and patients; NaN where there is none"
+    """Standard deviation between seeds of the mean over images, as a ratio to the reference's, and 95 % from resampled seeds and patients;
+    NaN where there is none"""
     codes, m = pd.factorize(who)[0], d.shape[1]
     group = lambda v: np.stack([np.bincount(codes, c) for c in v.T], 1)
     sums, count, rng, out = np.stack([group(d), group(ref)]), np.bincount(codes), np.random.default_rng(seed), []
@@ -123,9 +130,12 @@ def report(a):
     tables, seeds = pooled(a)
     base = tables['plain']
     pos, who = base.has_ptx.to_numpy(bool), base.patient_id.to_numpy()
-    print(f'{len(base)} images, {pos.sum()} positive, {base.patient_id.nunique()} patients; {a.folds} folds, seeds {" ".join(map(str, seeds))}, {a.epochs} epochs at {a.size} px; {100*a.held:.0f} % of each training part held back to choose epochs')
+    print(f'{len(base)} images, {pos.sum()} positive, {base.patient_id.nunique()} patients; {a.folds} folds, '
+        f'seeds {" ".join(map(str, seeds))}, {a.epochs} epochs at {a.size} px; '
+        f'{100*a.held:.0f} % of each training part held back to choose epochs')
     for what, rows in (('Dice on positives', pos), ('competition Dice', pos | True)):
-        print(f'\n{what}: mean over seeds [95 % by patient] (range of seeds); minus plain; standard deviation between seeds, and its ratio to plain [95 % by seed and patient]')
+        print(f'\n{what}: mean over seeds [95 % by patient] (range of seeds); minus plain; '
+            'standard deviation between seeds, and its ratio to plain [95 % by seed and patient]')
         for k, t in tables.items():
             d, ref = columns(t, 'dice')[rows], columns(base, 'dice')[rows]
             line = f'{k:6} {said(bootstrap_ci(d.mean(1), who[rows]), d.mean(0))}  '
@@ -134,7 +144,8 @@ def report(a):
             else:
                 diff, (r, lo, hi) = paired_bootstrap(d.mean(1), ref.mean(1), who[rows]), sd_ratio(d, ref, who[rows])
                 print(f'{line}{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}  {sd}  ratio {r:.2f} {ends(lo, hi, ".2f")}')
-    print('\nprobability that an image has a pneumothorax: standard deviation between seeds, mean over images [95 % by patient], and its ratio to plain')
+    print('\nprobability that an image has a pneumothorax: standard deviation between seeds, '
+        'mean over images [95 % by patient], and its ratio to plain')
     for k, t in tables.items():
         p, q = columns(t, 'prob'), columns(base, 'prob')
         i = bootstrap_ci(p.std(1, ddof=1), who)
@@ -144,7 +155,8 @@ def report(a):
 if __name__ == '__main__':
     p = parser(__doc__, seeds=5, epochs=12)
     p.add_argument('--start', type=float, default=.75, help='share of training after which SWA begins')
-    p.add_argument('--swa_lr', type=float, default=0., help='constant learning rate from then on; 0: that of the schedule. It changes the plain weights too')
+    p.add_argument('--swa_lr', type=float, default=0.,
+        help='constant learning rate from then on; 0: that of the schedule. It changes the plain weights too')
     p.add_argument('--decay', type=float, default=.999, help='of EMA')
     p.add_argument('--best', type=int, default=3, help='epochs with the highest Dice on the images held back')
     p.add_argument('--last', type=int, default=6, help='epochs at the end')

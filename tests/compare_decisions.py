@@ -1,9 +1,10 @@
 """What each step from map to mask is worth on the real radiographs: `python tests/compare_decisions.py OUT [--seeds 1] [--jobs 2]`
 
-The 114 radiographs of `$PTX_SHARED/siim-small` in four folds by patient; a network for each pair of folds, trained on these two (recipe `stable`) and predicting the
-other two. Each fold is the test set once. Of the three others each is predicted by the network of the remaining two, which has seen neither it nor the test set:
-on these out-of-fold maps the rule is searched and the gate is fitted, and the same networks predict the test set, each alone or all three together.
-So nothing is ever tuned on what it is scored on. What stands in OUT is not made again; `--report` only prints."""
+The 114 radiographs of `$PTX_SHARED/siim-small` in four folds by patient; a network for each pair of folds, trained on these two (recipe
+`stable`) and predicting the other two. Each fold is the test set once. Of the three others each is predicted by the network of the
+remaining two, which has seen neither it nor the test set: on these out-of-fold maps the rule is searched and the gate is fitted, and the
+same networks predict the test set, each alone or all three together. So nothing is ever tuned on what it is scored on. What stands in OUT
+is not made again; `--report` only prints."""
 import itertools
 import multiprocessing
 import warnings
@@ -34,7 +35,9 @@ def fit(cache, ids, pair, seed, a):
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
     run = a.out/f'run-{pair[0]}{pair[1]}-{seed}'
-    if not (run/'run.json').exists(): train(cache, run, 'stable', valid=ids, seed=seed, weights=a.weights, workers=0, progress=False, size=a.size, epochs=a.epochs, encoder=a.encoder, loss=a.loss, opt=a.opt)
+    if not (run/'run.json').exists():
+        train(cache, run, 'stable', valid=ids, seed=seed, weights=a.weights, workers=0, progress=False, size=a.size, epochs=a.epochs,
+            encoder=a.encoder, loss=a.loss, opt=a.opt)
     return f'{run.name} trained'
 
 def train_all(a, df, cache):
@@ -48,7 +51,8 @@ def predict_all(a, df):
     out = {}
     for (i, j), seed, tta in itertools.product(PAIRS, range(a.seeds), ('none', a.tta)):
         unseen, f = df[~df.fold.isin((i, j))], a.out/f'maps-{i}{j}-{seed}-{tta}'
-        if not (f/'predict.json').exists(): predict_maps(a.out/f'run-{i}{j}-{seed}', unseen.path.tolist(), f, tta=tta, dtype='uint16', workers=0, progress=False)
+        if not (f/'predict.json').exists():
+            predict_maps(a.out/f'run-{i}{j}-{seed}', unseen.path.tolist(), f, tta=tta, dtype='uint16', workers=0, progress=False)
         index, maps, _ = open_maps(f)
         at = pd.Series(np.arange(len(df)), df.ImageId)[index.ImageId]
         out[(i, j), seed, tta] = np.zeros((len(df), *maps.shape[1:]), np.uint16)
@@ -68,7 +72,8 @@ def judged(maps, df, cache, rules, gate):
     "Dice and image-level probability of each image, by step"
     table, top = df[['ImageId', 'path']].assign(row=range(len(df))), from_bytes(maps.max((1, 2)))
     p = np.asarray(gate.predict(features((table, maps), 'map,image,meta', cache, progress=False)))
-    dice = {k: dice_if_kept((table, maps), df.rles.tolist(), lambda m, d=d: decide(m, d)).dice.to_numpy() for k, d in {'plain threshold': PLAIN, **rules}.items()}
+    dice = {k: dice_if_kept((table, maps), df.rles.tolist(), lambda m, d=d: decide(m, d)).dice.to_numpy()
+        for k, d in {'plain threshold': PLAIN, **rules}.items()}
     dice['gate'] = np.where(p >= gate.threshold, dice['pieces'], (~df.has_ptx).astype(float))
     return {k: (v, p if k == 'gate' else top) for k, v in dice.items()}
 
@@ -80,12 +85,14 @@ def scored(a, df, cache):
         others = [k for k in FOLDS if k != test]
         new, rest = (df.fold == test).to_numpy(), (df.fold != test).to_numpy()
         for tta in ('none', a.tta):
-            oof = sum(maps[tuple(k for k in others if k != v), seed, tta]*(df.fold == v).to_numpy()[:, None, None].astype(np.uint16) for v in others)
+            oof = sum(maps[tuple(k for k in others if k != v), seed, tta]*(df.fold == v).to_numpy()[:, None, None].astype(np.uint16)
+                for v in others)
             rules, gate = tuned(oof[rest], df[rest].reset_index(drop=True), cache)
             nets = [maps[pair, seed, tta][new] for pair in itertools.combinations(others, 2)]
             mine = df[new].reset_index(drop=True)
             alone = [judged(m, mine, cache, rules, gate) for m in nets]
-            names = {'plain threshold': 'plain threshold', 'triplet': 'triplet', 'pieces': 'pieces', 'gate': 'gate'} if tta == 'none' else {'gate': 'views'}
+            names = ({'plain threshold': 'plain threshold', 'triplet': 'triplet', 'pieces': 'pieces', 'gate': 'gate'}
+                if tta == 'none' else {'gate': 'views'})
             for k, step in names.items(): sums[step][:, new] += np.mean([r[k] for r in alone], 0)/a.seeds
         together = np.mean(nets, 0).round().astype(np.uint16)
         sums['three networks'][:, new] += np.array(judged(together, mine, cache, rules, gate)['gate'])/a.seeds
@@ -100,7 +107,8 @@ def report(a, df, cache):
     for step, (dice, p) in scored(a, df, cache).items():
         c, pos, auc = bootstrap_ci(dice, who), bootstrap_ci(dice[y], who[y]), bootstrap_stat(auroc, [p, y], who)
         change = '' if before is None else f'{(d := paired_bootstrap(dice, before, who)).value:+.3f} {ends(d.lo, d.hi, "+.3f")}'
-        print(f'| {step} | {c.value:.3f} {ends(c.lo, c.hi)} | {change} | {pos.value:.3f} {ends(pos.lo, pos.hi)} | {auc.value:.3f} {ends(auc.lo, auc.hi)} |', flush=True)
+        print(f'| {step} | {c.value:.3f} {ends(c.lo, c.hi)} | {change} | {pos.value:.3f} {ends(pos.lo, pos.hi)} | '
+            f'{auc.value:.3f} {ends(auc.lo, auc.hi)} |', flush=True)
         before = dice
 
 if __name__ == '__main__':

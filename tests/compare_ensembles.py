@@ -1,11 +1,13 @@
-"""Which rule suits the mean of several networks? `python tests/compare_ensembles.py OUT --train [--repeats 2] [--jobs 2]`, then without `--train`
+"""Which rule suits the mean of several networks? `python tests/compare_ensembles.py OUT --train [--repeats 2] [--jobs 2]`, then without
+`--train`
 
-The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more`, in three outer folds by patient; each outer fold is the test set once. On the images of the other
-two a cross-validation of four folds is trained (recipe `stable` with AdamW, as the README trains it), as many times as `--repeats` says. Its networks predict the
-images that each has not seen: those of its inner fold, on which a rule is searched, and the test set, on which it is scored: on the mean of the networks, by votes
-of the masks of each, on the mean with the quantiles of single networks, and with more repeats as a rule of means of as many networks, applied to such means. `--halves 60` compares the best triplet
-with the middle of all that are as good. What stands in OUT is not made again; outer folds whose networks are not all there are left out, which is said.
-tests/results/ensembles.csv has the Dice of each image for two repeats of the first outer fold and one of the others."""
+The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more`, in three outer folds by patient; each outer fold is the test set once. On
+the images of the other two a cross-validation of four folds is trained (recipe `stable` with AdamW, as the README trains it), as many times
+as `--repeats` says. Its networks predict the images that each has not seen: those of its inner fold, on which a rule is searched, and the
+test set, on which it is scored: on the mean of the networks, by votes of the masks of each, on the mean with the quantiles of single
+networks, and with more repeats as a rule of means of as many networks, applied to such means. `--halves 60` compares the best triplet with
+the middle of all that are as good. What stands in OUT is not made again; outer folds whose networks are not all there are left out, which
+is said. tests/results/ensembles.csv has the Dice of each image for two repeats of the first outer fold and one of the others."""
 import multiprocessing
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -89,7 +91,8 @@ def fold_masks(test, rule, repeated):
         out[name] = [(np.sum(ms, 0) >= least).astype(np.uint8) for ms in zip(*single)]
     if repeated:
         means, every = repeated[1].mean(0)/255, repeated[1].reshape(-1, *repeated[1].shape[2:])
-        out[f'rule of means of {len(repeated[1])}, half of the votes of {k} such means'] = [vote([decide(m[i].astype(np.float32), repeated[0]) for m in means]) for i in range(len(mean))]
+        out[f'rule of means of {len(repeated[1])}, half of the votes of {k} such means'] = [
+            vote([decide(m[i].astype(np.float32), repeated[0]) for m in means]) for i in range(len(mean))]
         out[f'half of the votes of {len(every)}'] = [vote([decide(m[i], rule) for m in every]) for i in range(len(mean))]
         out[f'rule on the mean of {len(every)}'] = [decide(p, rule) for p in mean_of(every)]
     for name, t in PLAIN.items():
@@ -99,7 +102,8 @@ def fold_masks(test, rule, repeated):
     return out | {f'network {i+1} alone': m for i, m in enumerate(single)}
 
 def repeated_rule(a, df, outer):
-    "A rule of means over the repeats, and maps of the test images, repeats×K×n×h×w: means over the first axis are of as many networks; None with one repeat"
+    """A rule of means over the repeats, and maps of the test images, repeats×K×n×h×w: means over the first axis are of as many networks;
+    None with one repeat"""
     parts = [maps_of(a, df, outer, r) for r in range(a.repeats)]
     if a.repeats < 2 or any(p is None for p in parts): return None
     rest, new = (df.outer != outer).to_numpy(), (df.outer == outer).to_numpy()
@@ -143,7 +147,8 @@ def report(t):
     names = [c[5:] for c in t if c.startswith('dice ') and ' alone' not in c]
     alone = [c for c in t if c.startswith('dice ') and ' alone' in c]
     print(f'\n{len(t)} images of {t.patient.nunique()} patients, {t.positive.sum()} positive; 95 % intervals by patient')
-    print('| how | images | Dice | less the rule on the mean | on positives | less the rule on the mean | called positive |\n|---|---|---|---|---|---|---|')
+    print('| how | images | Dice | less the rule on the mean | on positives | less the rule on the mean | called positive |\n'
+        '|---|---|---|---|---|---|---|')
     for name in [*names, 'a single network']:
         cols = alone if name == 'a single network' else [f'dice {name}']
         o = t[t[cols].notna().all(axis=1)]     # a method of several repeats is known where these were made
@@ -185,7 +190,8 @@ def halves(a, df):
     t = pd.DataFrame(rows, columns=['fold', 'peak', 'plateau'])
     d = (t.plateau-t.peak).to_numpy()
     print(f'\n{len(t)} random halves: peak {t.peak.mean():.4f}, plateau {t.plateau.mean():.4f}, difference {d.mean():+.4f}, '
-        f'95 % of the halves {np.quantile(d, .025):+.4f} to {np.quantile(d, .975):+.4f}, plateau better in {(d > 0).mean():.0%}, worse in {(d < 0).mean():.0%}')
+        f'95 % of the halves {np.quantile(d, .025):+.4f} to {np.quantile(d, .975):+.4f}, '
+        f'plateau better in {(d > 0).mean():.0%}, worse in {(d < 0).mean():.0%}')
 
 if __name__ == '__main__':
     p = parser(__doc__, epochs=25)

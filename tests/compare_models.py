@@ -1,9 +1,10 @@
 """Models against each other on the real radiographs: `python tests/compare_models.py OUT [--models …] [--seeds 3] [--folds 2] [--epochs 8]`
 
-Each model is trained with each seed on each fold (by patient) of the 114 radiographs in `$PTX_SHARED/siim-small`, from the same ImageNet weights,
-for the same number of epochs, with the same data, loss and schedule, and predicts the images that it has not seen. A run leaves a table in OUT and is not
-repeated, so an interrupted comparison goes on where it stopped; `--report` only prints what is there. Intervals resample patients; the spread
-between seeds stands beside them, since on so few images chance in training is as large as most differences."""
+Each model is trained with each seed on each fold (by patient) of the 114 radiographs in `$PTX_SHARED/siim-small`, from the same ImageNet
+weights, for the same number of epochs, with the same data, loss and schedule, and predicts the images that it has not seen. A run leaves a
+table in OUT and is not repeated, so an interrupted comparison goes on where it stopped; `--report` only prints what is there. Intervals
+resample patients; the spread between seeds stands beside them, since on so few images chance in training is as large as most
+differences."""
 import itertools
 import sys
 import time
@@ -59,7 +60,8 @@ def report(a):
     if missing := set(a.models)-set(tables): print(f'left out, since runs are missing: {", ".join(sorted(missing))}')
     ref, base = next(iter(tables.items()))
     pos = base.has_ptx.to_numpy(bool)
-    print(f'{len(base)} images, {pos.sum()} positive, {base.patient_id.nunique()} patients; {a.folds} folds, {a.seeds} seeds, {a.epochs} epochs at {a.size} px; mean over seeds [95 % by patient] (range of seeds)')
+    print(f'{len(base)} images, {pos.sum()} positive, {base.patient_id.nunique()} patients; '
+        f'{a.folds} folds, {a.seeds} seeds, {a.epochs} epochs at {a.size} px; mean over seeds [95 % by patient] (range of seeds)')
     who = base.patient_id.to_numpy()
     for what, rows in (('Dice on positives', pos), ('competition Dice', pos | True)):
         print(f'\n{what}\n{"":32} {"":30} minus {ref}')

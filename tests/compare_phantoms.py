@@ -1,10 +1,12 @@
 """How far are the phantoms from real radiographs? `python tests/compare_phantoms.py OUT [--n 172] [--size 512] [--name after] [--report]`
 
-The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` against as many phantoms of the same views' mixture, as many of them positive. Both go the same way: to
-`--size` by area, to eight bits, through JPEG of one quality, and without a rim of 6 %, lest shutters, bit depth or compression tell them apart. Measured are
-the mean percentiles of grey, the radially averaged power spectrum (difference of its logarithm by band, in cycles per picture width; the spread of the real ones beside it),
-how well a classifier tells real from phantom (AUROC of five folds by patient, interval by patient) from four kinds of features, and the Fréchet distance of two
-of them, beside that of one half of the real patients from the other. Another version's phantoms: `PYTHONPATH=other/checkout … --name before`; tables of all names in OUT are printed."""
+The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` against as many phantoms of the same views' mixture, as many of them
+positive. Both go the same way: to `--size` by area, to eight bits, through JPEG of one quality, and without a rim of 6 %, lest shutters,
+bit depth or compression tell them apart. Measured are the mean percentiles of grey, the radially averaged power spectrum (difference of its
+logarithm by band, in cycles per picture width; the spread of the real ones beside it), how well a classifier tells real from phantom (AUROC
+of five folds by patient, interval by patient) from four kinds of features, and the Fréchet distance of two of them, beside that of one half
+of the real patients from the other. Another version's phantoms: `PYTHONPATH=other/checkout … --name before`; tables of all names in OUT are
+printed."""
 import argparse
 import io
 import json
@@ -102,13 +104,16 @@ def measure(a):
     made, others = of_phantoms(a, positive)
     y, who = np.r_[np.zeros(a.n, int), np.ones(a.n, int)], np.array(people+others)
     half = np.isin(people, list(dict.fromkeys(people))[::2])
-    out = {'n': a.n, 'size': a.size, 'patients': len(set(people)), 'made_for': len(set(others)), 'positive': float(positive), 'auroc': {}, 'frechet': {}}
+    out = {'n': a.n, 'size': a.size, 'patients': len(set(people)), 'made_for': len(set(others)), 'positive': float(positive),
+        'auroc': {}, 'frechet': {}}
     for k in real:
         s = told_apart(np.r_[real[k], made[k]], y, who)
         c = bootstrap_stat(auroc, [s, y], who)
         out['auroc'][k] = [c.value, c.lo, c.hi]
         if k in ('texture', 'encoder'): out['frechet'][k] = [frechet(real[k], made[k]), frechet(real[k][half], real[k][~half])]
-    for k in ('grey', 'spectrum'): out[k] = {'real': real[k].mean(0).tolist(), 'spread': real[k].std(0).tolist(), 'phantom': made[k].mean(0).tolist(), 'spread_phantom': made[k].std(0).tolist()}
+    for k in ('grey', 'spectrum'):
+        out[k] = {'real': real[k].mean(0).tolist(), 'spread': real[k].std(0).tolist(), 'phantom': made[k].mean(0).tolist(),
+            'spread_phantom': made[k].std(0).tolist()}
     return out
 
 def report(tables):
@@ -126,10 +131,12 @@ def report(tables):
     for k in any_['frechet']: row(k, *(f'{t["frechet"][k][0]:.1f}' for t in tables.values()), f'{any_["frechet"][k][1]:.1f}')
     head('cycles per width: log10 power, minus real', *names, 'spread of real')
     for i, (lo, hi) in enumerate(pairwise(BANDS)):
-        row(f'{lo} to {hi}', *(f'{t["spectrum"]["phantom"][i]-t["spectrum"]["real"][i]:+.2f}' for t in tables.values()), f'{any_["spectrum"]["spread"][i]:.2f}')
+        row(f'{lo} to {hi}', *(f'{t["spectrum"]["phantom"][i]-t["spectrum"]["real"][i]:+.2f}' for t in tables.values()),
+            f'{any_["spectrum"]["spread"][i]:.2f}')
     head('percentile of grey (0 to 255)', 'real', *names, 'spread of real')
     for i, q in enumerate(GREY):
-        row(q, f'{255*any_["grey"]["real"][i]:.0f}', *(f'{255*t["grey"]["phantom"][i]:.0f}' for t in tables.values()), f'{255*any_["grey"]["spread"][i]:.0f}')
+        row(q, f'{255*any_["grey"]["real"][i]:.0f}', *(f'{255*t["grey"]["phantom"][i]:.0f}' for t in tables.values()),
+            f'{255*any_["grey"]["spread"][i]:.0f}')
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,8 +1,10 @@
-"""Does it help to know where pneumothoraces are? `python tests/compare_priors.py OUT [--variant base]`, after `tests/compare_training.py OUT --only base`
+"""Does it help to know where pneumothoraces are? `python tests/compare_priors.py OUT [--variant base]`, after
+`tests/compare_training.py OUT --only base`
 
-The share of the competition's masks that cover a place (`position_prior` of all positives of `$PTX_SHARED/siim-labels` but the 172 radiographs at hand, both sides alike)
-as an offset of the logits, with growing weight: the maps are those of `compare_training.py`, each by the network that has not seen the image, the rule of a fold is
-searched on the others. Differences to the maps as they are, with 95 % intervals by patient."""
+The share of the competition's masks that cover a place (`position_prior` of all positives of `$PTX_SHARED/siim-labels` but the 172
+radiographs at hand, both sides alike) as an offset of the logits, with growing weight: the maps are those of `compare_training.py`, each by
+the network that has not seen the image, the rule of a fold is searched on the others. Differences to the maps as they are, with 95 %
+intervals by patient."""
 import argparse
 from pathlib import Path
 
@@ -42,7 +44,8 @@ if __name__ == '__main__':
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     m = (maps_of(a, df, a.variant, a.seed).astype(np.float32)/255).clip(1e-3, 1-1e-3)
     z, places, y, who, first = np.log(m/(1-m)), logits_of_places(df, m.shape[-1]), df.has_ptx.to_numpy(bool), df.patient_id.to_numpy(), None
-    print(f'{a.variant}, seed {a.seed}\n| weight | Dice | difference | outlines | difference | AUROC of a fold |\n|---|---|---|---|---|---|')
+    print(f'{a.variant}, seed {a.seed}\n'
+        '| weight | Dice | difference | outlines | difference | AUROC of a fold |\n|---|---|---|---|---|---|')
     for w in WEIGHTS:
         dice, outline, au = scored(df, 1/(1+np.exp(-z-w*places)))
         first = first or (dice, outline)

@@ -1,10 +1,12 @@
-"""Which rule, when few labels are there to choose it by? `python tests/compare_rules.py OUT [--draws 12]`, on the maps that `compare_ensembles.py OUT --train` made
+"""Which rule, when few labels are there to choose it by? `python tests/compare_rules.py OUT [--draws 12]`, on the maps that
+`compare_ensembles.py OUT --train` made
 
-In each outer fold a rule is chosen on out-of-fold maps of 8, 15 or 25 positives and of negatives in proportion, drawn so often, or on all (about 39); it is scored on the
-images of the third that no network has seen, in the mean of its four networks, each alone. `search` takes the highest of 4,332 triplets. The others: triplets that were
-chosen on nothing; the highest of a smoothed surface; the highest less a price of the distance from the middle of what leading solutions took, which fades as positives
-come in; the median of what resampled images choose; the top threshold alone; and no triplet at all, but for each image the mask with the highest expected Dice, where
-probabilities of images come from a logistic regression on the areas over five thresholds. Intervals by patient, paired with `search`.
+In each outer fold a rule is chosen on out-of-fold maps of 8, 15 or 25 positives and of negatives in proportion, drawn so often, or on all
+(about 39); it is scored on the images of the third that no network has seen, in the mean of its four networks, each alone. `search` takes
+the highest of 4,332 triplets. The others: triplets that were chosen on nothing; the highest of a smoothed surface; the highest less a price
+of the distance from the middle of what leading solutions took, which fades as positives come in; the median of what resampled images
+choose; the top threshold alone; and no triplet at all, but for each image the mask with the highest expected Dice, where probabilities of
+images come from a logistic regression on the areas over five thresholds. Intervals by patient, paired with `search`.
 tests/results/rules.csv has the mean Dice of each image by rule and size."""
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from pneumothorax.bootstrap import paired_bootstrap
 from pneumothorax.decide import AREAS, BOTTOMS, TOPS, Triplet, _triplet, count_pixels, dice_of, search, surface
 
 SIZES = 8, 15, 25, None
-FIXED = {f'{t.top:g},{t.min_area:g},{t.bottom:g}': t for t in (Triplet(.5, 2000, .3), Triplet(.7, 600, .3), Triplet(.75, 2000, .3), Triplet(.9, 1500, .3))}
+FIXED = {f'{t.top:g},{t.min_area:g},{t.bottom:g}': t
+    for t in (Triplet(.5, 2000, .3), Triplet(.7, 600, .3), Triplet(.75, 2000, .3), Triplet(.9, 1500, .3))}
 T, A, B = (np.array(g, float) for g in (TOPS, AREAS, BOTTOMS))
-AWAY = ((T[:, None, None]-.6)/.2)**2+(np.log((A[None, :, None]+300)/1800)/np.log(2.5))**2+((B[None, None]-.3)/.15)**2   # of a triplet from 0.6,1500,0.3
+# of a triplet from 0.6,1500,0.3
+AWAY = ((T[:, None, None]-.6)/.2)**2+(np.log((A[None, :, None]+300)/1800)/np.log(2.5))**2+((B[None, None]-.3)/.15)**2
 
 def highest(scores): return _triplet(scores, TOPS, AREAS, BOTTOMS)
 
@@ -82,9 +86,11 @@ def per_image(a, df):
             for r in range(a.draws if m else 1):
                 rng = np.random.default_rng([outer, m or 0, r])
                 at = drawn(positive, m, rng)
-                for name, t in triplets(c[at], positive[at], rng).items(): dice.setdefault(name, []).append(np.mean([dice_of(x, t) for x in tests], 0))
+                for name, t in triplets(c[at], positive[at], rng).items():
+                    dice.setdefault(name, []).append(np.mean([dice_of(x, t) for x in tests], 0))
                 dice.setdefault('expected Dice', []).append(expected_dice(c[at], positive[at], tests))
-            rows.append(pd.DataFrame({'ImageId': mine.ImageId, 'patient': mine.patient_id, 'fold': outer, 'positive': mine.has_ptx.astype(int), 'positives': m or int(positive.sum()), 'all': m is None,
+            rows.append(pd.DataFrame({'ImageId': mine.ImageId, 'patient': mine.patient_id, 'fold': outer,
+                'positive': mine.has_ptx.astype(int), 'positives': m or int(positive.sum()), 'all': m is None,
                 **{k: np.round(np.mean(v, 0), 4) for k, v in dice.items()}}))
     t = pd.concat(rows)
     t['patient'] = pd.factorize(t.patient)[0]
@@ -95,7 +101,8 @@ def report(t):
     names = t.columns[6:]
     for (alls, m), o in t.groupby(['all', t.positives.where(~t['all'], 0)]):
         y, who = o.positive.to_numpy() > 0, o.patient.to_numpy()
-        print(f'\nchosen on {"all, about "+format(o.positives.mean(), ".0f") if alls else m} positives; {len(o)} images of {o.patient.nunique()} patients, {y.sum()} positive; 95 % by patient')
+        print(f'\nchosen on {"all, about "+format(o.positives.mean(), ".0f") if alls else m} positives; '
+            f'{len(o)} images of {o.patient.nunique()} patients, {y.sum()} positive; 95 % by patient')
         print('| rule | Dice | less search | on positives | less search | healthy left empty |\n|---|---|---|---|---|---|')
         for k in names:
             cells = [k]

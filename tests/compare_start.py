@@ -1,8 +1,9 @@
 """Does a network get off the ground? `python tests/compare_start.py OUT [--seeds 2] [--jobs 2]`, then the same with `--report`
 
-A small encoder with random weights learns phantoms of 128 px: with hypercolumns and without, with 8 images a step and with 2, by two losses, and with
-two kinds of initial weights of the last layer. What counts is how well it ranks the pixels of phantoms that it has not seen: average precision over all their pixels, which
-is the share of positive pixels (about 0.01) for a network that learnt nothing. What stands in OUT is not made again; tests/results/start.csv has a row per training."""
+A small encoder with random weights learns phantoms of 128 px: with hypercolumns and without, with 8 images a step and with 2, by two
+losses, and with two kinds of initial weights of the last layer. What counts is how well it ranks the pixels of phantoms that it has not
+seen: average precision over all their pixels, which is the share of positive pixels (about 0.01) for a network that learnt nothing. What
+stands in OUT is not made again; tests/results/start.csv has a row per training."""
 import itertools
 import multiprocessing
 import time
@@ -30,12 +31,15 @@ def one(a, model, bs, loss, head, seed):
     from pneumothorax.train import train
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
-    hyperunet._score, f, t0 = lambda nf, prior, small: PLAIN(nf, prior, HEADS[head]), a.out/f'{name_of(model, bs, loss, head, seed)}.csv', time.perf_counter()
-    learn = train(a.out/'cache', f.with_suffix(''), loss=loss, model=model, encoder=a.encoder, weights='none', bs=bs, epochs=a.epochs, seed=seed, valid=.25, workers=0, progress=False, fresh=True)
+    hyperunet._score, f, t0 = (lambda nf, prior, small: PLAIN(nf, prior, HEADS[head]),
+        a.out/f'{name_of(model, bs, loss, head, seed)}.csv', time.perf_counter())
+    learn = train(a.out/'cache', f.with_suffix(''), loss=loss, model=model, encoder=a.encoder, weights='none', bs=bs, epochs=a.epochs,
+        seed=seed, valid=.25, workers=0, progress=False, fresh=True)
     learn.model.eval()
     with torch.inference_mode(): p, y = (torch.cat(o).numpy().ravel() for o in zip(*[(learn.model(x), y) for x, y in learn.dls.valid]))
     hyperunet._score = PLAIN
-    row = {'model': model, 'bs': bs, 'loss': loss, 'head': head, 'seed': seed, 'ap': round(average_precision(p, y), 4), 'share': round(float((y > 0).mean()), 4), 'secs': round(time.perf_counter()-t0)}
+    row = {'model': model, 'bs': bs, 'loss': loss, 'head': head, 'seed': seed, 'ap': round(average_precision(p, y), 4),
+        'share': round(float((y > 0).mean()), 4), 'secs': round(time.perf_counter()-t0)}
     write(pd.DataFrame([row]), f)
     return f'{f.stem}: {row["ap"]:.3f}'
 

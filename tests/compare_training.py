@@ -1,13 +1,17 @@
-"""What makes a better network of few labels? `python tests/compare_training.py OUT [--only loss… --seeds 1] [--jobs 2]`, then the same with `--report`
+"""What makes a better network of few labels? `python tests/compare_training.py OUT [--only loss… --seeds 1] [--jobs 2]`, then the same with
+`--report`
 
-The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), in three folds by patient. Each variant of `VARIANTS` is the base recipe with one thing
-changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored by the triplet that was chosen on the maps of the
-other two folds, of the same variant and seed, so no test image had a say; beside it stands the same by a triplet that was chosen on nothing (0.5,2000,0.3), the
-AUROC of images, the share of the 598 weak negatives of `$PTX_SHARED/unlabelled` that the rule marks (each third by the network of one fold), and what differs from the base in
-pairs, with 95 % intervals by patient. What stands in OUT is not made again, unless it was made with other settings or by another version, which is told; a variant that
-fails is told with its error, in the report as well, and the others go on; variants whose runs are not all there are told. What tests/results/training.csv knows from
-another machine is taken from there (without minutes and false alarms), if its settings in training.json are those of today. Differences are taken in seeds that both have. `outlines` is Dice on positives where each of them is marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to
-somebody who knows that there is a pneumothorax. tests/results/training.csv has a row per image, variant and seed."""
+The 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` (59 positive), in three folds by patient. Each variant of `VARIANTS` is the
+base recipe with one thing changed; it is trained on two folds and predicts the third, with as many seeds as `--seeds` says. A map is scored
+by the triplet that was chosen on the maps of the other two folds, of the same variant and seed, so no test image had a say; beside it
+stands the same by a triplet that was chosen on nothing (0.5,2000,0.3), the AUROC of images, the share of the 598 weak negatives of
+`$PTX_SHARED/unlabelled` that the rule marks (each third by the network of one fold), and what differs from the base in pairs, with 95 %
+intervals by patient. What stands in OUT is not made again, unless it was made with other settings or by another version, which is told; a
+variant that fails is told with its error, in the report as well, and the others go on; variants whose runs are not all there are told. What
+tests/results/training.csv knows from another machine is taken from there (without minutes and false alarms), if its settings in
+training.json are those of today. Differences are taken in seeds that both have. `outlines` is Dice on positives where each of them is
+marked, by the one threshold that suits the positives of the other folds best: what the maps are worth to somebody who knows that there is a
+pneumothorax. tests/results/training.csv has a row per image, variant and seed."""
 import json
 import multiprocessing
 import re
@@ -35,7 +39,8 @@ from pneumothorax.folds import make_folds
 from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.records import open_maps
 
-FOLDS, FIXED, OWN, RESULTS = range(3), Triplet(.5, 2000, .3), ('masks', 'healthy', 'teacher', 'rival'), Path(__file__).parent/'results'/'training.csv'
+FOLDS, FIXED, OWN, RESULTS = (range(3), Triplet(.5, 2000, .3), ('masks', 'healthy', 'teacher', 'rival'),
+    Path(__file__).parent/'results'/'training.csv')
 OTHER = 'bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice'
 VARIANTS = {
     'base': {},
@@ -54,7 +59,8 @@ VARIANTS = {
     'ema 0.99': {'ema': .99},
     'swa 0.6': {'swa': .6},
     'share 0.6': {'sampling': 'share:0.6', 'epochs': 44},     # as many steps: an epoch has fewer images
-    '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},     # share of positives and number of steps are those of the labelled ones
+    # share of positives and number of steps are those of the labelled ones
+    '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},
     'image branch': {'model': 'hyperunet:aux=True'},
     'unlabelled': {'teacher': 'base'},
     **{f'masks {n}': {'masks': n} for n in (20, 40, 80)},
@@ -73,7 +79,8 @@ def settings(a, variant):
     recipe = asdict(make_recipe('default', **{'loss': a.loss, 'opt': a.opt, 'epochs': a.epochs, 'size': a.size, **v}))
     del recipe['source']
     more = {k: x for k, x in VARIANTS[variant].items() if k in OWN}
-    return json.loads(json.dumps({'version': __version__, 'weights': a.weights, 'tta': a.tta, **({'encoder': ENCODER, 'epochs': a.epochs, 'size': a.size} if 'rival' in more else recipe), **more}))
+    return json.loads(json.dumps({'version': __version__, 'weights': a.weights, 'tta': a.tta,
+        **({'encoder': ENCODER, 'epochs': a.epochs, 'size': a.size} if 'rival' in more else recipe), **more}))
 
 def changed(then, now): return ', '.join(f'{k}={then.get(k)!r} (now {now.get(k)!r})' for k in {**then, **now} if then.get(k) != now.get(k))
 
@@ -103,15 +110,19 @@ def fit(a, df, variant, seed, fold):
     from pneumothorax.train import train
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
-    out, kw = a.out/name_of(variant, seed, fold), {'recipe': 'default', 'loss': a.loss, 'opt': a.opt, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]}
+    out, kw = (a.out/name_of(variant, seed, fold),
+        {'recipe': 'default', 'loss': a.loss, 'opt': a.opt, 'epochs': a.epochs, 'size': a.size, **VARIANTS[variant]})
     unseen, cache, t0 = df[df.fold == fold], a.out/f'cache-{np.max(kw["size"])}', time.perf_counter()
     if 'masks' in kw or 'healthy' in kw:
         n, more, seen, cache = kw.pop('masks', None), kw.pop('healthy', 0), df[df.fold != fold], a.out/f'{out.name}.cache'
         mine = pd.concat([some_of(seen, n, seed) if n else seen, weak_rows(df, fold).head(more)])
         if n: kw['epochs'] = round(a.epochs*len(seen)/n)     # as many steps as with all
         prepare(pd.concat([mine, unseen]), cache, a.size, progress=False)
-    if 'teacher' in kw: kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]), teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
-    if 'rival' in kw: trained = rival(kw['rival'], xray_dls(cache, a.size, 8, unseen.ImageId.tolist(), workers=0), seed, a.epochs, ENCODER, a.weights)
+    if 'teacher' in kw:
+        kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]),
+            teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
+    if 'rival' in kw:
+        trained = rival(kw['rival'], xray_dls(cache, a.size, 8, unseen.ImageId.tolist(), workers=0), seed, a.epochs, ENCODER, a.weights)
     elif not (out/'run.json').exists():
         train(cache, out, kw.pop('recipe'), valid=unseen.ImageId.tolist(), seed=seed, weights=a.weights, workers=0, progress=False, **kw)
     out.mkdir(exist_ok=True)
@@ -136,7 +147,8 @@ def weak_rows(df, fold):
     "Rows of weak negatives as healthy radiographs to train on, without the third that is predicted by the network of this fold"
     files = [f for k in FOLDS if k != fold for f in healthy(df)[k::len(FOLDS)]]
     patients = pd.read_csv(SHARED/'unlabelled'/'metadata.csv', dtype=str).set_index('ImageId').patient_id
-    return pd.DataFrame({'ImageId': [f.stem for f in files], 'path': files, 'rles': [[] for _ in files], 'has_ptx': False, 'area': 0, 'patient_id': [patients[f.stem] for f in files]}).sample(frac=1, random_state=fold)
+    return pd.DataFrame({'ImageId': [f.stem for f in files], 'path': files, 'rles': [[] for _ in files], 'has_ptx': False, 'area': 0,
+        'patient_id': [patients[f.stem] for f in files]}).sample(frac=1, random_state=fold)
 
 def pool(folder, but):
     "A folder of links to the unlabelled radiographs but some"
@@ -147,7 +159,8 @@ def pool(folder, but):
             if f.name not in names: (folder/f.name).symlink_to(f)
     return folder
 
-def done(a, variant, seed, fold): return all((a.out/f'{name_of(variant, seed, fold)}.{k}'/'predict.json').exists() for k in ('healthy', 'maps'))
+def done(a, variant, seed, fold):
+    return all((a.out/f'{name_of(variant, seed, fold)}.{k}'/'predict.json').exists() for k in ('healthy', 'maps'))
 
 def made(a, variant, seed):
     "Are all runs there, with the settings of today?"
@@ -171,7 +184,8 @@ def empty_counts(maps):
     return count_pixels(m[index.row.to_numpy()], [[]]*len(index), TOPS)
 
 def by_other_folds(df, counts):
-    "Rule of each fold, searched on the others; Dice of each image by it; and by the one threshold that suits the positives of the others best"
+    """Rule of each fold, searched on the others; Dice of each image by it; and by the one threshold that suits the positives of the others
+    best"""
     fold, y, dice, outline = df.fold.to_numpy(), df.has_ptx.to_numpy(bool), np.zeros(len(df)), np.zeros(len(df))
     rules, cuts = [search(counts[fold != f])[0] for f in FOLDS], np.stack([dice_of(counts, Triplet(b, 0, b)) for b in BOTTOMS], 1)
     for f, r in zip(FOLDS, rules):
@@ -180,13 +194,14 @@ def by_other_folds(df, counts):
     return rules, dice, outline
 
 def scored(a, df, variant, seed):
-    "False alarms (0 or 1) on the weak negatives; and a row per image: Dice by a rule of the other folds, Dice by the fixed one, probability"
+    """False alarms (0 or 1) on the weak negatives; and a row per image: Dice by a rule of the other folds, Dice by the fixed one,
+    probability"""
     m = maps_of(a, df, variant, seed)
     c = count_pixels(m, df.rles.tolist(), TOPS)
     rules, dice, outline = by_other_folds(df, c)
     alarms = np.concatenate([1-dice_of(empty_counts(a.out/f'{name_of(variant, seed, f)}.healthy'), r) for f, r in zip(FOLDS, rules)])
-    return alarms, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4), fixed=dice_of(c, FIXED).round(4),
-        outline=outline.round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
+    return alarms, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4),
+        fixed=dice_of(c, FIXED).round(4), outline=outline.round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
 
 def known(a, df):
     "What was made elsewhere with the settings of today: variant and seed → no false alarms, and a row per image"
@@ -194,7 +209,8 @@ def known(a, df):
     other = {v: changed(notes.get(v, {}), settings(a, v)) if v in VARIANTS else 'settings that are gone' for v in t.variant.unique()}
     for v, o in other.items():
         if o: print(f'{v}: what {RESULTS.name} has is not used, it was made with {o}')
-    return {(v, s): (None, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].merge(g, on='ImageId', validate='one_to_one')) for (v, s), g in t.groupby(['variant', 'seed']) if not other[v]}
+    return {(v, s): (None, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].merge(g, on='ImageId', validate='one_to_one'))
+        for (v, s), g in t.groupby(['variant', 'seed']) if not other[v]}
 
 def failures(a, variant): return sorted(a.out.glob(f'{name_of(variant, 0, 0)[:-len("0.fold0")]}*.failed.txt'))
 
@@ -224,7 +240,9 @@ def report(a, df):
     y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
     tables, alarms = found(a, df)
     print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
-    print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | Dice by 0.5,2000,0.3 | on positives | AUROC | marked of the weak negatives | minutes |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|')
+    print('| variant | seeds | Dice | less the base | on positives | less the base | outlines | less the base | '
+        'Dice by 0.5,2000,0.3 | on positives | AUROC | marked of the weak negatives | minutes |\n'
+        '|---|---|---|---|---|---|---|---|---|---|---|---|---|')
     for v, ts in tables.items():
         parts = [compared(ts, tables['base'], *k, who) for k in (('dice', y | True), ('dice', y), ('outline', y))]
         fixed = [[t.fixed[rows].mean() for t in ts.values()] for rows in (y | True, y)]
@@ -245,14 +263,16 @@ if __name__ == '__main__':
     p.add_argument('--first', type=int, default=0, help='seed to begin with, where another machine has made the ones before')
     p.add_argument('--only', nargs='+', default=[''], help='variants, or how their names begin, in this order')
     a = p.parse_args()
-    if bad := [k for k in a.only if not any(v.startswith(k) for v in VARIANTS)]: sys.exit(f'no variant begins with {", ".join(bad)}; there are {", ".join(VARIANTS)}')
+    if bad := [k for k in a.only if not any(v.startswith(k) for v in VARIANTS)]:
+        sys.exit(f'no variant begins with {", ".join(bad)}; there are {", ".join(VARIANTS)}')
     same_recipe(a, ('epochs', 'size', 'weights', 'tta', 'loss', 'opt'))
     df = all_images()
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
     if a.report: report(a, df)
     else:
         todo = [(v, s, f) for s in range(a.first, a.seeds) for v in chosen(a) for f in FOLDS]
-        for size in {int(np.max(VARIANTS[v].get('size', a.size))) for v, *_ in todo}: prepare(df, a.out/f'cache-{size}', size, progress=False)
+        for size in {int(np.max(VARIANTS[v].get('size', a.size))) for v, *_ in todo}:
+            prepare(df, a.out/f'cache-{size}', size, progress=False)
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context('spawn')) as pool:
             for t in todo: settled(a, *t)
             left = [t for t in todo if not done(a, *t)]

@@ -1,4 +1,5 @@
-"""What comparisons on the real radiographs have in common: their arguments, one recipe per folder, runs that are not repeated, tables written at once
+"""What comparisons on the real radiographs have in common: their arguments, one recipe per folder, runs that are not repeated, tables
+written at once
 
 A run is named by a few words (a model, a seed, a fold), leaves one table in the folder of the comparison, and is made by a function
 `one(out, cache, ids, *words, args)` that takes the ImageIds of its fold and returns a line to print."""
@@ -24,7 +25,8 @@ from pneumothorax.siim import siim_train
 
 ENCODER = 'tf_efficientnet_lite0'
 RECIPE = 'folds', 'epochs', 'size', 'bs', 'lr', 'thresh', 'min_area', 'loss', 'opt', 'weights'
-DEFAULTS = {'seeds': 3, 'folds': 2, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800, 'loss': LOSS, 'opt': 'adamw', 'weights': 'lite0'}
+DEFAULTS = {'seeds': 3, 'folds': 2, 'epochs': 8, 'size': 256, 'bs': 4, 'jobs': 2, 'threads': 1, 'lr': 2e-3, 'thresh': .5, 'min_area': 800,
+    'loss': LOSS, 'opt': 'adamw', 'weights': 'lite0'}
 
 def parser(doc, **defaults):
     "Arguments of a comparison: OUT, `DEFAULTS` and what differs from them, and --report"
@@ -40,7 +42,8 @@ def same_recipe(a, keys=RECIPE):
     f, ours = a.out/'recipe.json', {k: getattr(a, k) for k in keys}
     if not f.exists(): f.write_text(json.dumps(ours)+'\n')
     theirs = json.loads(f.read_text())
-    if other := {k: theirs.get(k, 'what was the default') for k in keys if theirs.get(k) != ours[k]}: sys.exit(f'{a.out} holds runs made with {other}; give these arguments, or another folder')
+    if other := {k: theirs.get(k, 'what was the default') for k in keys if theirs.get(k) != ours[k]}:
+        sys.exit(f'{a.out} holds runs made with {other}; give these arguments, or another folder')
 
 def write(t, f):
     "A table that is there as a whole or not at all"

@@ -14,10 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if 'PTX_INSTALLED' in os.environ:     # not the checkout but what is installed is to be tested; Python 3.10 knows no PYTHONSAFEPATH
     sys.path[:] = [p for p in sys.path if Path(p or '.').resolve() != ROOT]
     import pneumothorax
-    if Path(pneumothorax.__file__).resolve().parent == ROOT/'pneumothorax': raise pytest.UsageError(f'{pneumothorax.__file__}: the checkout, where the installed package was to be tested')
+    if Path(pneumothorax.__file__).resolve().parent == ROOT/'pneumothorax':
+        raise pytest.UsageError(f'{pneumothorax.__file__}: the checkout, where the installed package was to be tested')
 SHARED = Path(os.environ.get('PTX_SHARED', ROOT.parent/'shared')).resolve()
 
-LONGEST = 'test_notebooks', 'test_train', 'test_kaggle'     # files that take minutes begin first, so that no process waits for another in the end
+# files that take minutes begin first, so that no process waits for another in the end
+LONGEST = 'test_notebooks', 'test_train', 'test_kaggle'
 
 def pytest_collection_modifyitems(items): items.sort(key=lambda i: i.path.stem not in LONGEST)
 

@@ -1,6 +1,8 @@
-"""Virtual environments like Kaggle's image and like a new machine, in seconds and without copies of torch: packages are links to those of this environment.
+"""Virtual environments like Kaggle's image and like a new machine, in seconds and without copies of torch: packages are links to those of
+this environment.
 
-`python tests/environments.py newest DIR` makes the newest fastai, fastcore and nbdev over this environment, with our wheel; what they need is fetched from the registry."""
+`python tests/environments.py newest DIR` makes the newest fastai, fastcore and nbdev over this environment, with our wheel; what they need
+is fetched from the registry."""
 import argparse
 import hashlib
 import os
@@ -57,10 +59,12 @@ def linked(env, names=KAGGLE, but=()):
 
 def pip(env, *args):
     "pip of this environment at work on another one"
-    subprocess.run([sys.executable, '-m', 'pip', '--python', Path(env)/'bin'/'python', '--disable-pip-version-check', *map(str, args)], check=True)
+    subprocess.run([sys.executable, '-m', 'pip', '--python', Path(env)/'bin'/'python',
+        '--disable-pip-version-check', *map(str, args)], check=True)
 
 def over(env, *packages):
-    "An environment that finds the packages of this one behind its own, which are installed into it; its interpreter. One that is there already is taken as it is"
+    """An environment that finds the packages of this one behind its own, which are installed into it; its interpreter. One that is there
+    already is taken as it is"""
     env = Path(env).resolve()
     ready = env/f'.ready-{hashlib.sha256(repr((sys.version, sys.prefix, packages)).encode()).hexdigest()[:16]}'
     if ready.exists(): return env/'bin'/'python'
@@ -82,20 +86,24 @@ exit $code'''
 
 def namespaces():
     "May a process have a network and mounts of its own here? Set PTX_NO_NAMESPACES to see what is left without"
-    return 'PTX_NO_NAMESPACES' not in os.environ and shutil.which('unshare') is not None and subprocess.run(['unshare', '-rmn', 'bash', '-c', ALONE, '_', 'true'], check=False, capture_output=True,
-        env={'PATH': os.defpath, 'READONLY': str(Path(__file__).parent)}).returncode == 0
+    return ('PTX_NO_NAMESPACES' not in os.environ and shutil.which('unshare') is not None
+        and subprocess.run(['unshare', '-rmn', 'bash', '-c', ALONE, '_', 'true'], check=False, capture_output=True,
+            env={'PATH': os.defpath, 'READONLY': str(Path(__file__).parent)}).returncode == 0)
 
 def alone(cmd, cwd, env, readonly=(), small=None):
     """A process without network, with some folders read-only; where namespaces are not permitted, behind the guard and by permissions.
     `small` is the size of the disk $PTX_WORKING, and where to copy what is on it in the end"""
     env = {'PATH': os.defpath, 'LANG': 'C.UTF-8', 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1', **env}
-    if namespaces(): cmd, env = ['unshare', '-rmn', 'bash', '-c', ALONE, '_', *cmd], {**env, 'READONLY': ':'.join(map(str, readonly)), **dict(zip(('SMALL', 'KEPT'), small or ()))}
+    if namespaces():
+        cmd, env = (['unshare', '-rmn', 'bash', '-c', ALONE, '_', *cmd],
+            {**env, 'READONLY': ':'.join(map(str, readonly)), **dict(zip(('SMALL', 'KEPT'), small or ()))})
     else:
         for d in readonly: subprocess.run(['chmod', '-R', 'a-w', d], check=True)
-    return subprocess.Popen([*map(str, cmd)], cwd=cwd, env={k: str(v) for k, v in env.items()}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen([*map(str, cmd)], cwd=cwd, env={k: str(v) for k, v in env.items()}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.partition('\n\n')[0])
     p.add_argument('kind', choices=['newest'])
     p.add_argument('env', type=Path)
     p.add_argument('--upgrade', action='store_true', help='today\'s releases, not those of constraints-newest.txt')
@@ -104,4 +112,5 @@ if __name__ == '__main__':
     python = over(a.env, *[r.partition('==')[0] if a.upgrade else r for r in NEWEST])
     from pneumothorax.bundle import pack_wheel
     pip(a.env, 'install', '-q', '--no-deps', '--force-reinstall', pack_wheel('pneumothorax', a.env/'wheel'))
-    subprocess.run([python, '-c', 'from importlib.metadata import version; print(*(f"{p} {version(p)}" for p in ("pneumothorax","fastai","fastcore","nbdev","execnb")), sep=", ")'], check=True, cwd='/')
+    subprocess.run([python, '-c', ('from importlib.metadata import version; print(*(f"{p} {version(p)}" for p in '
+        '("pneumothorax","fastai","fastcore","nbdev","execnb")), sep=", ")')], check=True, cwd='/')

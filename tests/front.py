@@ -1,6 +1,7 @@
 """The picture of the front page, images/front.jpg: `python tests/front.py RUN [SEED]`, RUN of `make demo` (out/demo/run)
 
-A phantom of 512 px that no training has seen, the probability of each pixel by the run (mean of two views), and what the plain rule outlines beside the truth."""
+A phantom of 512 px that no training has seen, the probability of each pixel by the run (mean of two views), and what the plain rule
+outlines beside the truth."""
 import sys
 import tempfile
 from pathlib import Path
@@ -41,8 +42,11 @@ if __name__ == '__main__':
         (_, p, mask), = made
         p, mask = from_bytes(np.array(p)), np.array(mask)
     fig, axs = plt.subplots(1, 3, figsize=(13, 4.6), layout='constrained')
-    for ax, title in zip(axs, ('a radiograph that it has not seen (synthetic)', 'what the network believes', f'what it outlines, and the truth: Dice {kaggle_dice(mask, true):.2f}')): panel(ax, x, title)
-    heat = axs[1].imshow(np.ma.masked_less(p, .1), cmap='inferno', vmin=.1, vmax=1, alpha=.7, extent=(-.5, 511.5, 511.5, -.5), interpolation='bilinear')
+    for ax, title in zip(axs, ('a radiograph that it has not seen (synthetic)', 'what the network believes',
+            f'what it outlines, and the truth: Dice {kaggle_dice(mask, true):.2f}')):
+        panel(ax, x, title)
+    heat = axs[1].imshow(np.ma.masked_less(p, .1), cmap='inferno', vmin=.1, vmax=1, alpha=.7, extent=(-.5, 511.5, 511.5, -.5),
+        interpolation='bilinear')
     fig.colorbar(heat, ax=axs[1], fraction=.045, pad=.01).ax.tick_params(labelsize=11)
     line(axs[2], true, 'true', 3)
     line(axs[2], mask, 'predicted', 1.5)

@@ -1,7 +1,8 @@
 """Trainings that are killed at awkward moments and started again: `python tests/killed.py DATA OUT`; started by test_train.py
 
-Each training runs in a fork that kills itself with SIGKILL at a chosen call of a chosen function, as often as the moment is met, until a fork reaches the end. The weights
-of every run are compared with those of a training that nobody disturbed; what differs is printed as JSON."""
+Each training runs in a fork that kills itself with SIGKILL at a chosen call of a chosen function, as often as the moment is met, until a
+fork reaches the end. The weights of every run are compared with those of a training that nobody disturbed; what differs is printed as
+JSON."""
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ import torch
 
 import pneumothorax.train as t
 
-EVERYTHING = {'size': [32, 64], 'epochs': [2, 2], 'bs': 2, 'lr': [2e-3, 1e-3], 'encoder': 'mobilenetv3_small_050', 'accumulate': 6, 'bn_momentum': True, 'clip': 1., 'noise': 3e-10,
-    'sampling': 'sliding:0.8,0.4', 'smooth': .02, 'swa': .5, 'ema': .9, 'keep': 2, 'opt': 'ranger', 'freeze': [1, 0], 'encoder_lr': .1}
+EVERYTHING = {'size': [32, 64], 'epochs': [2, 2], 'bs': 2, 'lr': [2e-3, 1e-3], 'encoder': 'mobilenetv3_small_050', 'accumulate': 6,
+    'bn_momentum': True, 'clip': 1., 'noise': 3e-10, 'sampling': 'sliding:0.8,0.4', 'smooth': .02, 'swa': .5, 'ema': .9, 'keep': 2,
+    'opt': 'ranger', 'freeze': [1, 0], 'encoder_lr': .1}
 
 # function, and at which of its calls the process dies (counted anew in every fork)
 MOMENTS = {
@@ -68,4 +70,5 @@ if __name__ == '__main__':
         run = out/k.replace(' ', '-').replace(',', '')
         kills = trained(data, run, m, every='step by step' in k)
         result[k] = {'kills': kills, 'differ': differ(out/'whole', run)}
-    print(json.dumps({'result': result, 'files': sorted(f.name for f in (out/'whole').iterdir()), 'secs': round(time.perf_counter()-t0, 1)}))
+    print(json.dumps({'result': result, 'files': sorted(f.name for f in (out/'whole').iterdir()),
+        'secs': round(time.perf_counter()-t0, 1)}))

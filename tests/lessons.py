@@ -1,7 +1,8 @@
 """Do the notebooks read as lessons? `python tests/lessons.py [COMMIT]`
 
-A line per notebook, as it is stored or was at a commit: words of prose, figures that a reader sees and their widths in pixels, after how many visible cells the first
-result (figure or table) comes, the longest line of code, and whether the end says what to remember and what to try. `test_style` holds the notebooks to it."""
+A line per notebook, as it is stored or was at a commit: words of prose, figures that a reader sees and their widths in pixels, after how
+many visible cells the first result (figure or table) comes, the longest line of code, and whether the end says what to remember and what to
+try. `test_style` holds the notebooks to it."""
 import base64
 import io
 import json
@@ -53,7 +54,8 @@ def lesson(cells):
     last = seen[-1].source
     ends = all(w in last for w in ('## What to remember', '## Try it')) and last.count('<details>') >= 2
     columns = max((len(line) for c in cells if c.cell_type == 'code' for line in c.source.splitlines()), default=0)
-    return Lesson(sum(len(c.source.split()) for c in cells if c.cell_type == 'markdown'), [w for c in seen for w in widths(c)], first, columns, ends)
+    return Lesson(sum(len(c.source.split()) for c in cells if c.cell_type == 'markdown'),
+        [w for c in seen for w in widths(c)], first, columns, ends)
 
 def notebooks(commit=None):
     "Name and cells of each notebook, as they are or were"
@@ -69,7 +71,10 @@ def joined(d):
 if __name__ == '__main__':
     found = [(name, lesson(cells)) for name, cells in notebooks(*sys.argv[1:2])]
     print('| notebook | words | figures | widths | first result after | longest line | ends |\n|---|---|---|---|---|---|---|')
-    for name, r in found: print(f'| {name} | {r.words:,} | {len(r.widths)} | {", ".join(map(str, r.widths))} | {r.first or "none"} | {r.columns} | {"yes" if r.ends else "no"} |')
+    for name, r in found:
+        print(f'| {name} | {r.words:,} | {len(r.widths)} | {", ".join(map(str, r.widths))} | '
+            f'{r.first or "none"} | {r.columns} | {"yes" if r.ends else "no"} |')
     ws = sorted(w for _, r in found for w in r.widths)
-    print(f'\n{len(found)} notebooks, {len(ws)} figures, median width {ws[len(ws)//2]}, {sum(w >= WIDE for w in ws)} of at least {WIDE} pixels; '
-          f'{sum(0 < r.first <= SOON for _, r in found)} begin with a result, {sum(r.ends for _, r in found)} end with what to remember')
+    print(f'\n{len(found)} notebooks, {len(ws)} figures, median width {ws[len(ws)//2]}, '
+        f'{sum(w >= WIDE for w in ws)} of at least {WIDE} pixels; '
+        f'{sum(0 < r.first <= SOON for _, r in found)} begin with a result, {sum(r.ends for _, r in found)} end with what to remember')

@@ -1,7 +1,8 @@
-"""What others train, in loops of their own: PyTorch's around smp's `Unet`, plain or by the first place's loss and sampling; fastai's `Learner` around its `DynamicUnet`
+"""What others train, in loops of their own: PyTorch's around smp's `Unet`, plain or by the first place's loss and sampling; fastai's
+`Learner` around its `DynamicUnet`
 
-All get the same images, the same ImageNet weights, a mirror for half of the images, and as many epochs as ours. Of our code they have the reading of the files and the
-names of the networks, nothing else; the rate is 1e-3."""
+All get the same images, the same ImageNet weights, a mirror for half of the images, and as many epochs as ours. Of our code they have the
+reading of the files and the names of the networks, nothing else; the rate is 1e-3."""
 import torch
 import torch.nn.functional as F
 from fastai.vision.all import Adam, CrossEntropyLossFlat, DataLoaders, Learner
@@ -41,7 +42,8 @@ def smp_unet(net, dls, epochs, bs=8, lr=1e-3):
         torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs*len(dl)))
 
 def first_place(net, dls, epochs, bs=8, lr=1e-3):
-    "The same with the loss and the sampling of the first place (Anuar, 2019): cross-entropy, Dice and focal loss as 3:1:4, a share of positives that slides from 0.8 to 0.4"
+    """The same with the loss and the sampling of the first place (Anuar, 2019): cross-entropy, Dice and focal loss as 3:1:4, a share of
+    positives that slides from 0.8 to 0.4"""
     import segmentation_models_pytorch as smp
     dice, focal, data = smp.losses.DiceLoss('binary'), smp.losses.FocalLoss('binary'), TensorDataset(*arrays(dls))
     ill, n = data.tensors[1].flatten(1).any(1), len(data)//bs*bs
@@ -51,7 +53,8 @@ def first_place(net, dls, epochs, bs=8, lr=1e-3):
             share = .8-.4*e/max(1, epochs-1)
             weights = torch.where(ill, share/ill.sum(), (1-share)/(~ill).sum())
             yield from (mirrored(*b) for b in DataLoader(data, bs, sampler=WeightedRandomSampler(weights, n)))
-    loop(net, batches(), lambda z, y: 3*F.binary_cross_entropy_with_logits(z, y)+dice(z, y)+4*focal(z, y), opt, torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs*(n//bs)))
+    loop(net, batches(), lambda z, y: 3*F.binary_cross_entropy_with_logits(z, y)+dice(z, y)+4*focal(z, y), opt,
+        torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs*(n//bs)))
 
 class Two(torch.nn.Module):
     "Logits of two classes, as fastai wants them, out of a network with one"
@@ -72,7 +75,8 @@ def fastai_unet(net, dls, epochs, bs=8, lr=1e-3):
     learn = Learner(DataLoaders(dl, dl), Two(net), loss_func=CrossEntropyLossFlat(axis=1), opt_func=Adam)
     with learn.no_bar(), learn.no_logging(), learn.no_mbar(): learn.fit_one_cycle(epochs, lr)
 
-RIVALS = {'smp Unet': ('unet', smp_unet), 'smp Unet, first place': ('unet', first_place), 'fastai DynamicUnet': ('fastai_unet', fastai_unet)}
+RIVALS = {'smp Unet': ('unet', smp_unet), 'smp Unet, first place': ('unet', first_place),
+    'fastai DynamicUnet': ('fastai_unet', fastai_unet)}
 
 def rival(name, dls, seed, epochs, encoder, weights):
     "A learner with the trained network, for `predict_maps`"

@@ -40,7 +40,8 @@ def learner(data, workers=0):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), BatchNormAct2d(8), nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Upsample(scale_factor=2), nn.Conv2d(8, 1, 3, 1, 1))
-    return Learner(dls, net, loss_func=xray_loss(), opt_func=RAdam, lr=.01, metrics=[c() for c in METRICS], splitter=lambda n: [list(n[0].parameters()), list(n[1:].parameters())])
+    return Learner(dls, net, loss_func=xray_loss(), opt_func=RAdam, lr=.01, metrics=[c() for c in METRICS],
+        splitter=lambda n: [list(n[0].parameters()), list(n[1:].parameters())])
 
 def curve(data, out, workers=0, sync_bn=True, cbs=()):
     "Train in two stages, the first with a frozen layer; what can be compared"
@@ -95,15 +96,16 @@ def fit_shared(learn):
 
 def everything(data, weights, out):
     "All of it, in one process or in each of several"
-    return {'plain': curve(data, out/'plain.safetensors'), 'sliding': curve(data, None, 2, cbs=[SlidingSampleRate(.8, .5)]), 'apart': curve(data, None, sync_bn=False),
-        'measured': measure(data, weights) if weights else None}
+    return {'plain': curve(data, out/'plain.safetensors'), 'sliding': curve(data, None, 2, cbs=[SlidingSampleRate(.8, .5)]),
+        'apart': curve(data, None, sync_bn=False), 'measured': measure(data, weights) if weights else None}
 
 if __name__ == '__main__':
     data, out = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
     n = join_processes()
     rank = torch.distributed.get_rank()
-    result = {'n': n, 'rank': rank, 'main': is_main(), **everything(data, out/'alone.safetensors', out), 'together': together(), 'broken': broken(data)}
+    result = {'n': n, 'rank': rank, 'main': is_main(), **everything(data, out/'alone.safetensors', out),
+        'together': together(), 'broken': broken(data)}
     (out/f'{rank}.json').write_text(json.dumps(result), encoding='utf-8')
     learn = learner(data, workers=2)
     with processes(learn): learn.fit(50, cbs=Fails(1))     # in one of the two only

@@ -52,11 +52,13 @@ def test_findings_that_are_no_table(tmp_path, phantoms):
     (tmp_path/'f.csv').write_text('name,finding\na,Pneumothorax\n')
     with pytest.raises(LabelError, match='columns name, finding'): audit_labels(y, findings=tmp_path/'f.csv')
     with pytest.raises(LabelError, match='none.csv: no such file'): audit_labels(y, findings=tmp_path/'none.csv')
-    with pytest.warns(PtxNotice, match='not in the table of findings'): audit_labels(y, findings=pd.DataFrame({'ImageId': ['x'], 'finding': ['Pneumothorax']}))
+    with pytest.warns(PtxNotice, match='not in the table of findings'):
+        audit_labels(y, findings=pd.DataFrame({'ImageId': ['x'], 'finding': ['Pneumothorax']}))
 
 def audited(findings, column=None):
     "The findings about images a, with a mask, and b and c without; and the notices"
-    y = pd.DataFrame({'ImageId': ['a', 'b', 'c'], 'rles': [['1000 50000'], [], []], 'n_masks': [1, 0, 0], 'area': [50000, 0, 0], 'has_ptx': [True, False, False]})
+    y = pd.DataFrame({'ImageId': ['a', 'b', 'c'], 'rles': [['1000 50000'], [], []], 'n_masks': [1, 0, 0], 'area': [50000, 0, 0],
+        'has_ptx': [True, False, False]})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         t = audit_labels(y, findings=pd.DataFrame({'ImageId': ['a ', ' b', 'c'], **findings}), column=column)
@@ -74,7 +76,8 @@ def test_whole_labels_are_compared(cells, want):
 
 def test_sentences_and_blanks_are_not_compared():
     found, said = audited({'report': ['Pneumothorax excluded', 'No evidence of pneumothorax', 'Pneumothorax']})
-    assert found == {'c': WITHOUT} and '2 findings are neither labels nor yes or no, not compared (column report)' in said and 'b (No evidence' in said
+    assert (found == {'c': WITHOUT} and '2 findings are neither labels nor yes or no, not compared (column report)' in said
+        and 'b (No evidence' in said)
     found, said = audited({'report': [None, ' ', 'Pneumothorax']})
     assert found == {'c': WITHOUT} and '2 findings are blank, not compared' in said
     for cells in (['no sign of pneumothorax.']*3, ['Lungs are clear. Heart is normal.']*3, [None]*3):
@@ -101,7 +104,8 @@ def test_broken_radiographs_are_noticed(tmp_path, phantoms):
     with pytest.warns(PtxNotice, match='cannot be read'): t = audit_labels(y, images)
     assert not len(t) and audit_figure(t, y, images) is None
     t = pd.DataFrame({'ImageId': y.ImageId[:1], 'what': 'tiny mask', 'value': 5., 'detail': '5 px'})
-    assert 'export the radiograph again' in ' '.join(audit_figure(t, y, images).axes[0].get_title().split())   # the end of the reason stands in place of the picture
+    # the end of the reason stands in place of the picture
+    assert 'export the radiograph again' in ' '.join(audit_figure(t, y, images).axes[0].get_title().split())
 
 def test_the_command(tmp_path, phantoms):
     y = read_labels(phantoms/'train-rle.csv')
@@ -117,7 +121,8 @@ def test_the_command(tmp_path, phantoms):
 def test_the_command_names_a_column_and_leaves_nothing_half_done(tmp_path, phantoms):
     y = read_labels(phantoms/'train-rle.csv')
     pd.DataFrame({'ImageId': y.ImageId, 'told': 1-y.has_ptx}).to_csv(tmp_path/'f.csv', index=False)
-    for args, why in ((['--n', 0], '--n 0'), (['--n', -1], '--n -1'), (['--findings', tmp_path/'f.csv'], '--column'), (['--column', 'told'], '--findings')):
+    for args, why in ((['--n', 0], '--n 0'), (['--n', -1], '--n -1'), (['--findings', tmp_path/'f.csv'], '--column'),
+            (['--column', 'told'], '--findings')):
         p = ptx('ptx_audit', phantoms, '--out', tmp_path/'audit', *args)
         assert p.returncode == 1 and 'Traceback' not in p.stderr and why in p.stderr and not (tmp_path/'audit').exists()
     p = ok('ptx_audit', phantoms, '--out', tmp_path/'audit', '--findings', tmp_path/'f.csv', '--column', 'told')

@@ -51,7 +51,8 @@ def same(a, b): return all(torch.equal(v, b[k]) for k, v in a.items())
 def process(rank, folder):
     "One of two: its half of the images, measured with the other's; then a fit under DistributedDataParallel"
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2,
+        timeout=timedelta(seconds=60))
     m, x = net(), pictures()
     n = refresh_bn(m, [x[i:i+4] for i in range(0, 24, 4)][rank::2])
     uneven = net()
@@ -65,7 +66,8 @@ def process(rank, folder):
     wrapped = learn.model
     fit(learn, 4)
     assert learn.model is wrapped
-    torch.save({'n': n, 'bn': weights(m), 'uneven': weights(uneven), 'swa': weights(swa.model), 'ema': weights(ema.model), 'keys': list(plain.state_dict())}, f'{folder}/{rank}.pt')
+    torch.save({'n': n, 'bn': weights(m), 'uneven': weights(uneven), 'swa': weights(swa.model), 'ema': weights(ema.model),
+        'keys': list(plain.state_dict())}, f'{folder}/{rank}.pt')
     torch.distributed.destroy_process_group()
 
 def test_two_processes_measure_what_one_does(tmp_path):
@@ -202,7 +204,8 @@ def test_models_can_be_averaged(name):
     x = torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     dls = DataLoaders(*[DataLoader([(a, (a > 0).float()) for a in x], bs=4)]*2)
     swa, ema = SWA(0), EMA()
-    learn = Learner(dls, m, loss_func=lambda p, y: nn.functional.binary_cross_entropy_with_logits(p[0] if isinstance(p, tuple) else p, y), opt_func=SGD, cbs=[swa, ema])
+    learn = Learner(dls, m, loss_func=lambda p, y: nn.functional.binary_cross_entropy_with_logits(p[0] if isinstance(p, tuple) else p, y),
+        opt_func=SGD, cbs=[swa, ema])
     with warnings.catch_warnings():
         warnings.simplefilter('error')   # fastai warns of names that hide a learner's or a network's
         fit(learn, 2, 1e-3)
@@ -225,7 +228,8 @@ def test_frozen_layers_and_frozen_batch_norm():
     before, swa = weights(m), SWA(0)
     fit(learner([swa, Freeze()], m), 2)
     after = swa.model.state_dict()
-    assert all(torch.equal(after[k], v) for k, v in before.items() if not k.startswith('3.')) and not torch.equal(after['3.weight'], before['3.weight'])
+    assert (all(torch.equal(after[k], v) for k, v in before.items() if not k.startswith('3.'))
+        and not torch.equal(after['3.weight'], before['3.weight']))
 
 def test_a_compiled_module_is_opened():
     class Wrapped(nn.Module):
@@ -267,7 +271,8 @@ def test_ema_goes_on_when_its_state_comes_after_training_began():
 
 # --- the plan of a training
 
-@pytest.mark.parametrize('start, plan, n', [(.75, (0, 12), 0), (.75, (6, 12), 1), (.75, (8, 12), 3), (.29, (28, 100), 3), (9, (8, 12), 3), (.5, (0, 4), 2), (0, (0, 4), 4), (.99, (0, 4), 1)])
+@pytest.mark.parametrize('start, plan, n', [(.75, (0, 12), 0), (.75, (6, 12), 1), (.75, (8, 12), 3), (.29, (28, 100), 3), (9, (8, 12), 3),
+    (.5, (0, 4), 2), (0, (0, 4), 4), (.99, (0, 4), 1)])
 def test_start(start, plan, n):
     swa = SWA(start)
     learn = learner([swa])
@@ -278,7 +283,8 @@ def test_start(start, plan, n):
 def test_one_epoch_is_enough():
     swa = SWA()
     learn = fit(learner([swa]), 1)
-    assert swa.n_averaged == 1 and same({k: v for k, v in weights(swa.model).items() if 'running' not in k and 'num' not in k}, weights(learn.model))
+    assert (swa.n_averaged == 1
+        and same({k: v for k, v in weights(swa.model).items() if 'running' not in k and 'num' not in k}, weights(learn.model)))
 
 def test_stopped_early_is_said():
     class Stop(Callback):

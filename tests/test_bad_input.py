@@ -44,7 +44,8 @@ def fails(*args, why):
     errors = [line for line in p.stderr.splitlines() if line.startswith('error: ')]
     assert p.returncode == 1 and len(errors) == 1 and 'Traceback' not in p.stderr, p.stderr
     for w in why: assert w in errors[0], errors[0]
-    for k in inspect.signature(getattr(cli, args[0])).parameters: assert not re.search(rf'(?<![\w:,.(]){k}=', errors[0]), f'Python in the message of a command: {errors[0]}'
+    for k in inspect.signature(getattr(cli, args[0])).parameters:
+        assert not re.search(rf'(?<![\w:,.(]){k}=', errors[0]), f'Python in the message of a command: {errors[0]}'
 
 # --- files
 
@@ -134,7 +135,8 @@ def test_training_goes_on_without_broken_files(phantoms, tmp_path):
 
 # --- run-lengths
 
-RLES = {'1 2 3': 'odd count', '1048570 10': 'of a frame of', '5 -3': 'negative', '-5 3': 'negative', '1 x': 'not a whole number', '1.5 2': 'not a whole number', 'nothing': 'not a whole number'}
+RLES = {'1 2 3': 'odd count', '1048570 10': 'of a frame of', '5 -3': 'negative', '-5 3': 'negative', '1 x': 'not a whole number',
+    '1.5 2': 'not a whole number', 'nothing': 'not a whole number'}
 
 @pytest.mark.parametrize('rle', RLES)
 def test_a_wrong_run_length_says_why(rle):
@@ -150,9 +152,11 @@ def test_a_wrong_run_length_in_a_table_names_its_line(rle, tmp_path):
 
 # --- tables
 
-TABLES = {'': 'not a readable CSV', 'id,mask\na,1 2\n': 'columns id, mask', 'ImageId,EncodedPixels\na,-1\na,-1\n': 'line 3: a repeats',
-    'ImageId,EncodedPixels\na,1 2\na,1 2\n': 'line 3: a repeats', 'ImageId,EncodedPixels\na,-1\na,1 2\n': 'a is empty here', 'ImageId,EncodedPixels\n,1 2\n': 'line 2: no ImageId',
-    'ImageId,EncodedPixels\n': 'no rows below the header', 'ImageId;EncodedPixels\na;1 2\n': 'separated by semicolons; save it with commas', 'ImageId\tEncodedPixels\na\t1 2\n': 'separated by tabs'}
+TABLES = {'': 'not a readable CSV', 'id,mask\na,1 2\n': 'columns id, mask',
+    'ImageId,EncodedPixels\na,-1\na,-1\n': 'line 3: a repeats', 'ImageId,EncodedPixels\na,1 2\na,1 2\n': 'line 3: a repeats',
+    'ImageId,EncodedPixels\na,-1\na,1 2\n': 'a is empty here', 'ImageId,EncodedPixels\n,1 2\n': 'line 2: no ImageId',
+    'ImageId,EncodedPixels\n': 'no rows below the header', 'ImageId;EncodedPixels\na;1 2\n': 'separated by semicolons; save it with commas',
+    'ImageId\tEncodedPixels\na\t1 2\n': 'separated by tabs'}
 
 @pytest.mark.parametrize('text', TABLES, ids=TABLES.values())
 def test_a_wrong_table_says_why(text, tmp_path):
@@ -163,8 +167,10 @@ def test_a_wrong_table_says_why(text, tmp_path):
         assert 'bad.csv' in str(e.value)
 
 GOOD = 'ImageId,EncodedPixels\na,1 2\n'
-PACKED = {'bz2': (bz2.compress(GOOD.encode()), 'bzip2.*unpack'), 'xz': (lzma.compress(GOOD.encode()), 'xz.*unpack'), 'zip': (b'PK\3\4'+bytes(30), 'zip archive or an Excel workbook.*unpack it, or save the sheet'),
-    'utf16': (GOOD.encode('utf-16'), 'UTF-16.*CSV UTF-8'), 'utf16be': (b'\xfe\xff'+GOOD.encode('utf-16-be'), 'UTF-16.*CSV UTF-8'), 'latin1': (GOOD.replace('a', '\xe4').encode('latin-1'), 'neither UTF-8 nor gzip')}
+PACKED = {'bz2': (bz2.compress(GOOD.encode()), 'bzip2.*unpack'), 'xz': (lzma.compress(GOOD.encode()), 'xz.*unpack'),
+    'zip': (b'PK\3\4'+bytes(30), 'zip archive or an Excel workbook.*unpack it, or save the sheet'),
+    'utf16': (GOOD.encode('utf-16'), 'UTF-16.*CSV UTF-8'), 'utf16be': (b'\xfe\xff'+GOOD.encode('utf-16-be'), 'UTF-16.*CSV UTF-8'),
+    'latin1': (GOOD.replace('a', '\xe4').encode('latin-1'), 'neither UTF-8 nor gzip')}
 
 @pytest.mark.parametrize('kind', PACKED)
 def test_a_packed_table_says_what_to_do(kind, tmp_path):
@@ -238,16 +244,19 @@ print(mb()-before)"""
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
     assert 60 < float(p.stdout) < 800   # MB; the tables of all eight at once and what they are made of would be over 2,000
 
-PARAMETERS = {'clahe:grid=4.0': 'grid=4.0: give a whole number', 'clahe:grid=0': 'grid=0', 'clahe:clip=nan': 'clip=nan', 'clahe:clip=inf': 'clip=inf', 'clahe16:clip=-1': 'clip=-1',
-    'hist:levels=0': 'levels=0', 'hist:levels=-5': 'levels=-5', 'hist:levels=256.0': 'levels=256.0', 'quantize:bits=7.5': 'bits=7.5', 'quantize:bits=17': 'bits=17',
-    'stretch:lo=98,hi=2': 'give lo < hi', 'stretch:lo=nan': 'lo=nan', 'gamma:gamma=-1': 'gamma=-1', 'clahe:p=2': 'p=2', 'freq:breaks=3': 'breaks'}
+PARAMETERS = {'clahe:grid=4.0': 'grid=4.0: give a whole number', 'clahe:grid=0': 'grid=0', 'clahe:clip=nan': 'clip=nan',
+    'clahe:clip=inf': 'clip=inf', 'clahe16:clip=-1': 'clip=-1', 'hist:levels=0': 'levels=0', 'hist:levels=-5': 'levels=-5',
+    'hist:levels=256.0': 'levels=256.0', 'quantize:bits=7.5': 'bits=7.5', 'quantize:bits=17': 'bits=17',
+    'stretch:lo=98,hi=2': 'give lo < hi', 'stretch:lo=nan': 'lo=nan', 'gamma:gamma=-1': 'gamma=-1', 'clahe:p=2': 'p=2',
+    'freq:breaks=3': 'breaks'}
 
 @pytest.mark.parametrize('text', PARAMETERS)
 def test_parameters_of_an_equalisation(text):
     with pytest.raises(PtxError) as e: equalizer(text)
     assert PARAMETERS[text] in str(e.value)
 
-@pytest.mark.parametrize('spec', [{}, {'clip': 2}, {'name': 'CLAHE', 'clip': '3'}, {'name': 'CLAHE', 'grid': None}, {'name': 'Gamma', 'gamma': [2, 1]}, {'name': 'Quantize', 'bits': True}])
+@pytest.mark.parametrize('spec', [{}, {'clip': 2}, {'name': 'CLAHE', 'clip': '3'}, {'name': 'CLAHE', 'grid': None},
+    {'name': 'Gamma', 'gamma': [2, 1]}, {'name': 'Quantize', 'bits': True}])
 def test_a_record_of_an_equalisation_that_was_changed(spec):
     with pytest.raises(PtxError): equalizer(spec)
 
@@ -293,10 +302,12 @@ def test_radiographs_without_labels(phantoms, tmp_path):
 
 def test_an_unknown_encoder(phantoms, tmp_path):
     with pytest.raises(ModelError, match='did you mean .*resnet18'): HyperUnet('resnet-18')
-    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--encoder', 'resnet-18', '--size', 64, '--weights', 'none', '--workers', 0, why=['resnet-18', 'did you mean'])
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--encoder', 'resnet-18', '--size', 64, '--weights', 'none', '--workers', 0,
+        why=['resnet-18', 'did you mean'])
 
 def test_weights_that_are_not_there(phantoms, tmp_path):
-    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--weights', tmp_path/'w.pth', '--size', 64, '--workers', 0, why=['no such file', 'w.pth'])
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--weights', tmp_path/'w.pth', '--size', 64, '--workers', 0,
+        why=['no such file', 'w.pth'])
 
 class Stranger:
     "Runs code where it is unpickled"
@@ -313,17 +324,20 @@ def test_weights_with_code_and_of_another_encoder(phantoms, tiny_run, tmp_path):
     tiny[at], tiny[tiny.index('--encoder')+1] = tiny_run, 'resnet18'
     fails('ptx_train', phantoms, '--out', tmp_path/'run2', *tiny, why=['do not fit', '--encoder mobilenetv3_small_050'])
 
-NETWORKS = {'unet++': 'unetplusplus', 'hyperunet:attention=se': "choose one of None, 'scse', 'cbam'", 'hyperunet:colour=3': 'not an option', 'hyperunet:aux': 'key=value'}
+NETWORKS = {'unet++': 'unetplusplus', 'hyperunet:attention=se': "choose one of None, 'scse', 'cbam'", 'hyperunet:colour=3': 'not an option',
+    'hyperunet:aux': 'key=value'}
 
 @pytest.mark.parametrize('model', NETWORKS)
-def test_networks_that_cannot_be(phantoms, tmp_path, model): fails('ptx_train', phantoms, '--out', tmp_path/'run', '--model', model, *TINY, why=[NETWORKS[model]])
+def test_networks_that_cannot_be(phantoms, tmp_path, model):
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--model', model, *TINY, why=[NETWORKS[model]])
 
 def test_an_encoder_without_maps(phantoms, tmp_path):
     tiny = [*TINY]
     tiny[tiny.index('--encoder')+1] = 'vit_tiny_patch16_224'
     fails('ptx_train', phantoms, '--out', tmp_path/'run', *tiny, why=['vit_tiny_patch16_224', 'choose'])
 
-def test_an_unknown_loss(phantoms, tmp_path): fails('ptx_train', phantoms, '--out', tmp_path/'run', '--loss', 'dise', *TINY, why=['dise', 'dice'])
+def test_an_unknown_loss(phantoms, tmp_path):
+    fails('ptx_train', phantoms, '--out', tmp_path/'run', '--loss', 'dise', *TINY, why=['dise', 'dice'])
 
 def changed(run, out, edit):
     "A copy of a run with another record"

@@ -32,11 +32,14 @@ def data(tmp_path_factory):
     sample = make_phantoms(out/'sample', n=12, size=256, n_test=0, positive=.5, progress=False)
     rows = (sample/'train-rle.csv').read_text().splitlines()
     for k in range(5):
-        for f in sample.rglob('*.dcm'): (out/'data'/f'{k}').mkdir(parents=True, exist_ok=True), shutil.copy(f, out/'data'/f'{k}'/f'{k}-{f.name}')
+        for f in sample.rglob('*.dcm'):
+            (out/'data'/f'{k}').mkdir(parents=True, exist_ok=True), shutil.copy(f, out/'data'/f'{k}'/f'{k}-{f.name}')
     (out/'data'/'train-rle.csv').write_text('\n'.join([rows[0], *(f'{k}-{r}' for k in range(5) for r in rows[1:])])+'\n')
     return out/'data'
 
-def start(*args): return subprocess.Popen([Path(sys.executable).parent/'ptx_prepare', *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def start(*args):
+    return subprocess.Popen([Path(sys.executable).parent/'ptx_prepare', *map(str, args)], stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True)
 
 def done(out):
     try: return int((np.load(out/'rows.npy', mmap_mode='r')['stamp'] != 0).sum())
@@ -84,7 +87,8 @@ def test_broken_and_changed_files(data, tmp_path):
     shutil.copy(data/files[3].relative_to(copy), files[3])
     os.utime(files[4], ns=(5, 5))
     p = ok('ptx_prepare', copy, tmp_path/'c', '--size', 64)
-    assert '60 radiographs' in p.stdout and f'1 radiograph has changed since preparation, and is prepared again: {files[4].stem}' in p.stderr
+    assert ('60 radiographs' in p.stdout
+        and f'1 radiograph has changed since preparation, and is prepared again: {files[4].stem}' in p.stderr)
     rows = len(XrayCache(tmp_path/'c').rows)
     shutil.copy(files[0], copy/'0'/'new.dcm')
     with (copy/'train-rle.csv').open('a') as f: f.write('new,-1\n')
@@ -97,14 +101,16 @@ def test_some_rows_of_a_table(phantoms, tmp_path):
     assert sorted(c.table.ImageId) == sorted(df.ImageId[df.has_ptx])
     for r in c.table.itertuples(): np.testing.assert_array_equal(c.image(r.row), cache.from_grey16(prepare_row(r.path, [], 32)['image']))
 
-@pytest.mark.parametrize('args, why', [(['--size', 8], '--size 8'), (['--fit', 'crop'], '--fit crop'), (['--equalize', 'sharpen'], 'no such equalisation'), (['--equalize', 'clahe:clip'], 'key=number')])
+@pytest.mark.parametrize('args, why', [(['--size', 8], '--size 8'), (['--fit', 'crop'], '--fit crop'),
+    (['--equalize', 'sharpen'], 'no such equalisation'), (['--equalize', 'clahe:clip'], 'key=number')])
 def test_wrong_arguments(data, tmp_path, args, why):
     p = ptx('ptx_prepare', data, tmp_path/'c', *args)
     assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr and not (tmp_path/'c'/'rows.npy').exists()
 
 def test_a_padded_run_predicts_over_the_whole_radiograph(data, tmp_path):
     ok('ptx_prepare', data, tmp_path/'c', '--size', 64, '--fit', 'pad', '--equalize', 'stretch')
-    ok('ptx_train', tmp_path/'c', '--out', tmp_path/'run', '--bs', 8, '--epochs', 1, '--encoder', 'mobilenetv3_small_050', '--weights', 'none', '--workers', 0)
+    ok('ptx_train', tmp_path/'c', '--out', tmp_path/'run', '--bs', 8, '--epochs', 1, '--encoder', 'mobilenetv3_small_050',
+        '--weights', 'none', '--workers', 0)
     ok('ptx_predict', tmp_path/'run', data/'0', '--out', tmp_path/'pred', '--workers', 0)
     assert np.load(tmp_path/'pred'/'maps.npy').shape == (12, 64, 64)
 
@@ -114,7 +120,9 @@ def outcome(p):
     "Exit code and what a command said"
     return p.wait(), (p.stderr.read() if p.stderr else '')
 
-def both(data, out): return subprocess.Popen([Path(sys.executable).parent/'ptx_prepare', str(data), str(out), '--size', '64'], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def both(data, out):
+    return subprocess.Popen([Path(sys.executable).parent/'ptx_prepare', str(data), str(out), '--size', '64'], stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 def test_two_runs_at_once(data, tmp_path):
     ok('ptx_prepare', data, tmp_path/'whole', '--size', 64)
@@ -157,7 +165,8 @@ def alive(pid):
 def test_every_way_of_making_processes(phantoms, tmp_path, method):
     (tmp_path/'s.py').write_text(SCRIPT)
     (tmp_path/'pids').mkdir()
-    run = lambda seconds: subprocess.Popen([sys.executable, tmp_path/'s.py', phantoms, tmp_path/'c', tmp_path/'pids', str(seconds), method], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = lambda seconds: subprocess.Popen([sys.executable, tmp_path/'s.py', phantoms, tmp_path/'c', tmp_path/'pids', str(seconds), method],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     p = run(30)
     while len(pids := list((tmp_path/'pids').iterdir())) < 2 and p.poll() is None: time.sleep(.02)
     assert p.poll() is None, p.communicate()
@@ -309,9 +318,13 @@ def test_statistics_of_a_cache_and_of_a_folder_without_labels(sample, tmp_path):
 def test_other_settings_are_said_in_words(sample, tmp_path, capsys):
     "Which the cache has, and which are asked for: no dictionary of Python"
     again(sample, tmp_path/'c', before=equalizer('clahe:clip=3,grid=4'))
-    with pytest.raises(PtxError, match=re.escape('that is equalised by CLAHE(clip=3.0, grid=4), and what is asked for is not equalised; ask for the same')): again(sample, tmp_path/'c')
-    with pytest.raises(PtxError, match=r'equalised by CLAHE.*, and what is asked for is equalised by HistEqualize\('): again(sample, tmp_path/'c', before=equalizer('hist'))
-    with pytest.raises(PtxError, match='that is size 64, and what is asked for is size 32;'): prepare(sample, tmp_path/'c', 32, before=equalizer('clahe:clip=3,grid=4'), workers=0, progress=False)
+    with pytest.raises(PtxError,
+            match=re.escape('that is equalised by CLAHE(clip=3.0, grid=4), and what is asked for is not equalised; ask for the same')):
+        again(sample, tmp_path/'c')
+    with pytest.raises(PtxError, match=r'equalised by CLAHE.*, and what is asked for is equalised by HistEqualize\('):
+        again(sample, tmp_path/'c', before=equalizer('hist'))
+    with pytest.raises(PtxError, match='that is size 64, and what is asked for is size 32;'):
+        prepare(sample, tmp_path/'c', 32, before=equalizer('clahe:clip=3,grid=4'), workers=0, progress=False)
 
 def test_one_radiograph_is_counted_in_the_singular(sample, tmp_path):
     one = siim_train(sample).iloc[:1]

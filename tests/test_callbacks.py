@@ -34,8 +34,8 @@ def network(norm=False):
 
 def learner(cbs=(), bs=BS, data=None, model=None, spec='sgd:mom=0', lr=.1):
     "Two groups of parameters; the last batch is smaller"
-    return Learner(DataLoaders(*[DataLoader(data or pictures(), bs=bs, num_workers=0)]*2), model or network(), loss_func=nn.MSELoss(), opt_func=xray_optimizer(spec),
-        splitter=lambda m: [list(m[:2].parameters()), list(m[2:].parameters())], lr=lr, cbs=list(cbs))
+    return Learner(DataLoaders(*[DataLoader(data or pictures(), bs=bs, num_workers=0)]*2), model or network(), loss_func=nn.MSELoss(),
+        opt_func=xray_optimizer(spec), splitter=lambda m: [list(m[:2].parameters()), list(m[2:].parameters())], lr=lr, cbs=list(cbs))
 
 def fit(learn, n=1):
     with learn.no_bar(), learn.no_logging(): learn.fit(n)
@@ -97,12 +97,16 @@ def test_every_combination_takes_the_steps_that_a_loop_takes(acc, noise, clip, h
 @pytest.mark.parametrize('half', [None, torch.float16])
 @pytest.mark.parametrize('last', ['step', 'carry'])
 def test_all_state_through_a_file_between_two_epochs_ends_the_same(half, last, one_thread):
-    def cbs(): return [StopNaN(), Accumulate(12, last), GradientNoise(seed=1), GradientClip(.5), EarlyStop('valid_loss', 9), *([mixed_precision('cpu', half, init_scale=256.)] if half else [])]
+    def cbs():
+        return [StopNaN(), Accumulate(12, last), GradientNoise(seed=1), GradientClip(.5), EarlyStop('valid_loss', 9),
+            *([mixed_precision('cpu', half, init_scale=256.)] if half else [])]
     def states(learn): return {type(c).__name__: c.state_dict() for c in learn.cbs if hasattr(c, 'state_dict')}
     class Save(Callback):
         order = 100
         def after_epoch(self):
-            if self.learn.epoch == 0: self.saved = through_file({'model': self.learn.model.state_dict(), 'opt': self.learn.opt.state_dict(), 'cbs': states(self.learn)})
+            if self.learn.epoch == 0:
+                self.saved = through_file({'model': self.learn.model.state_dict(), 'opt': self.learn.opt.state_dict(),
+                    'cbs': states(self.learn)})
     class Load(Callback):
         order = 100
         def before_fit(self):
@@ -207,7 +211,8 @@ def work(rank, port_file, out):
     mine = [data[i] for i in range(N) if (i % 4 == 3) == bool(rank)][:15 if rank == 0 else 5]
     model = nn.parallel.DistributedDataParallel(network())
     def run(cbs, m):
-        learn = Learner(DataLoaders(*[DataLoader(mine, bs=3 if rank == 0 else 1, num_workers=0)]*2), m, loss_func=nn.MSELoss(), opt_func=xray_optimizer('sgd:mom=0'), lr=.1, cbs=cbs)
+        learn = Learner(DataLoaders(*[DataLoader(mine, bs=3 if rank == 0 else 1, num_workers=0)]*2), m, loss_func=nn.MSELoss(),
+            opt_func=xray_optimizer('sgd:mom=0'), lr=.1, cbs=cbs)
         return fit(learn)
     torch.save(run([Accumulate(8)], model), Path(out)/f'acc{rank}.pt')
     for by_rank in (False, True):

@@ -60,14 +60,17 @@ def test_an_installed_command():
     p = ptx('ptx_train')
     assert p.returncode == 2 and 'usage:' in p.stderr and 'Traceback' not in p.stderr
 
-WRONG = {('ptx_sample', 'x', '--size', 'large'): 'large is no whole number', ('ptx_score', 'a', 'b', '--jsn'): '--jsn: no such option, did you mean --json?',
-    ('ptx_train', 's', '--ecnoder', 'x'): 'did you mean --encoder', ('ptx_train', 's', '--near-duplicates'): '--near_duplicates: no such option;',
-    ('ptx_predict',): 'required: files', ('ptx_prepare', 'a', 'b', 'c'): 'c: more than is expected here', ('ptx_submit', 'p', '--thresh', 'half'): 'half is no number'}
+WRONG = {('ptx_sample', 'x', '--size', 'large'): 'large is no whole number',
+    ('ptx_score', 'a', 'b', '--jsn'): '--jsn: no such option, did you mean --json?',
+    ('ptx_train', 's', '--ecnoder', 'x'): 'did you mean --encoder',
+    ('ptx_train', 's', '--near-duplicates'): '--near_duplicates: no such option;', ('ptx_predict',): 'required: files',
+    ('ptx_prepare', 'a', 'b', 'c'): 'c: more than is expected here', ('ptx_submit', 'p', '--thresh', 'half'): 'half is no number'}
 
 @pytest.mark.parametrize('args', WRONG, ids=lambda a: ' '.join(a))
 def test_wrong_usage_is_explained(args, capsys):
     code, _, err = run(capsys, *args)
-    assert code == 2 and WRONG[args] in err and err.startswith('usage:') and err.endswith(f'{args[0]} --help explains\n') and len(err.splitlines()) == 2
+    assert (code == 2 and WRONG[args] in err and err.startswith('usage:') and err.endswith(f'{args[0]} --help explains\n')
+        and len(err.splitlines()) == 2)
 
 def test_options_may_stand_between_the_files(capsys, tmp_path):
     for f in ('a.csv', 'b.csv'): (tmp_path/f).write_text('ImageId,EncodedPixels\na,5 5\n')
@@ -93,12 +96,14 @@ def modules():
         if f.stem in ('__init__', '_modidx', 'all', 'cli'): continue
         tree = ast.parse(f.read_text(encoding='utf-8'))
         for n in ast.walk(tree):
-            if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Module)) and n.body and isinstance(n.body[0], ast.Expr): n.body[0].value = ast.Constant(0)
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Module)) and n.body and isinstance(n.body[0], ast.Expr):
+                n.body[0].value = ast.Constant(0)
         yield f.stem, tree
 
 def test_no_function_speaks_of_the_command_line():
     "A message names an argument as `name=value` and a function in backquotes; a command says both in its own words"
-    found = [f'{m}:{n}: {s[:80]}' for m, tree in modules() if m != 'report' for n, s in strings(tree) if re.search(     # a report says how to type its run again
+    # a report says how to type its run again
+    found = [f'{m}:{n}: {s[:80]}' for m, tree in modules() if m != 'report' for n, s in strings(tree) if re.search(
         r'(?<![\w-])(?<!gdcmconv )--[a-z]|\bptx_[a-z]+', s) and not s.startswith('# pneumothorax {version}')]
     assert not found, '\n'.join(found)
 
@@ -106,7 +111,8 @@ def messages():
     "What is raised or told: module, line, text"
     for m, tree in modules():
         for n in ast.walk(tree):
-            if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call) or isinstance(n, ast.Call) and getattr(n.func, 'id', '') in ('notice', 'PtxNotice'):
+            if (isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)
+                    or isinstance(n, ast.Call) and getattr(n.func, 'id', '') in ('notice', 'PtxNotice')):
                 for _, s in strings(n): yield m, n.lineno, s
 
 # arguments that only functions have, and parameters of specifications such as hyperunet:finest=2, which are typed alike in both
@@ -132,10 +138,12 @@ def test_both_say_it_in_their_own_words(phantoms, tiny_run, capsys):
 
 # --- before the work begins
 
-PATHS = {'ptx_prepare': ['{}', 'OUT'], 'ptx_train': ['{}', '--out', 'OUT'], 'ptx_folds': ['{}', '--out', 'OUT'], 'ptx_audit': ['{}', '--out', 'OUT'],
-    'ptx_predict': ['{}', '{}', '--out', 'OUT'], 'ptx_submit': ['{}', '--out', 'OUT'], 'ptx_merge': ['{}', '{}', '--out', 'OUT'], 'ptx_score': ['{}', '{}'],
-    'ptx_import': ['{}', '{}', '--out', 'OUT'], 'ptx_show': ['{}', '{}', '--out', 'OUT'], 'ptx_export': ['{}', '--out', 'OUT'], 'ptx_compare': ['{}', '{}', '--out', 'OUT'], 'ptx_report': ['{}', '--out', 'OUT'], 'ptx_view': ['{}'],
-    'ptx_bundle': ['{}', '--out', 'OUT'], 'ptx_sample': ['OUT'], 'ptx_demo': ['--out', 'OUT']}
+PATHS = {'ptx_prepare': ['{}', 'OUT'], 'ptx_train': ['{}', '--out', 'OUT'], 'ptx_folds': ['{}', '--out', 'OUT'],
+    'ptx_audit': ['{}', '--out', 'OUT'], 'ptx_predict': ['{}', '{}', '--out', 'OUT'], 'ptx_submit': ['{}', '--out', 'OUT'],
+    'ptx_merge': ['{}', '{}', '--out', 'OUT'], 'ptx_score': ['{}', '{}'], 'ptx_import': ['{}', '{}', '--out', 'OUT'],
+    'ptx_show': ['{}', '{}', '--out', 'OUT'], 'ptx_export': ['{}', '--out', 'OUT'], 'ptx_compare': ['{}', '{}', '--out', 'OUT'],
+    'ptx_report': ['{}', '--out', 'OUT'], 'ptx_view': ['{}'], 'ptx_bundle': ['{}', '--out', 'OUT'], 'ptx_sample': ['OUT'],
+    'ptx_demo': ['--out', 'OUT']}
 
 def test_every_command_is_in_the_table(): assert sorted(PATHS) == sorted(COMMANDS)
 
@@ -160,7 +168,8 @@ def test_an_output_that_cannot_be_written(command, phantoms, tmp_path, capsys, m
     def refuse(dir): raise PermissionError(errno.EACCES, 'Permission denied', str(dir))
     monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
     code, out, err = run(capsys, command, *(a.format(phantoms).replace('OUT', str(tmp_path/'x')) for a in PATHS[command]))
-    assert (code, out, err) == (1, '', f'error: {tmp_path}/x: cannot be written (Permission denied); make its folder writable, or give another\n')
+    assert (code, out, err) == (1, '',
+        f'error: {tmp_path}/x: cannot be written (Permission denied); make its folder writable, or give another\n')
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.skipif(not Path('/sys').is_dir() or os.access('/sys/x', os.F_OK), reason='no folder here that nobody may write to')
@@ -169,7 +178,8 @@ def test_a_folder_of_the_system(command, phantoms, capsys):
     code, _, err = run(capsys, command, *(a.format(phantoms).replace('OUT', '/sys/x') for a in PATHS[command]))
     assert code == 1 and err.startswith('error: /sys/x: cannot be written (') and err.count('\n') == 1
 
-@pytest.mark.parametrize(('no', 'why'), [(errno.ENOSPC, 'the disk is full; make room'), (errno.EROFS, 'cannot be read or written'), (errno.EIO, 'check the path and the disk')])
+@pytest.mark.parametrize(('no', 'why'), [(errno.ENOSPC, 'the disk is full; make room'), (errno.EROFS, 'cannot be read or written'),
+    (errno.EIO, 'check the path and the disk')])
 def test_what_the_system_refuses_in_the_middle(no, why, tmp_path, capsys, monkeypatch):
     from pneumothorax import phantom
     def refuse(*args, **kwargs): raise OSError(no, os.strerror(no), str(tmp_path/'s'/'a.dcm'))
@@ -189,7 +199,8 @@ def test_a_reader_that_has_gone(n, tmp_path):
     (tmp_path/'a.csv').write_text('ImageId,EncodedPixels\n'+''.join(f'{i},{i} 5\n' for i in range(n)))
     read, write = os.pipe()
     os.close(read)
-    p = subprocess.run([Path(sys.executable).parent/'ptx_score', 'a.csv', 'a.csv', '--worst', str(n)], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    p = subprocess.run([Path(sys.executable).parent/'ptx_score', 'a.csv', 'a.csv', '--worst', str(n)], cwd=tmp_path, stdout=write,
+        stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert 'Traceback' not in p.stderr and 'BrokenPipe' not in p.stderr and p.returncode == 141, p.stderr
 
@@ -228,11 +239,14 @@ def quiet(p, code=0):
     assert not re.search('[\r\x08\x1b\u2588-\u258f]', both), both
     assert 'error: ' not in re.sub('^error: ', '', both, flags=re.MULTILINE), both
 
-CHAIN = {'ptx_sample': ('s', '--n', 8, '--size', 64, '--positive', .5), 'ptx_prepare': ('s', 'c', '--size', 64), 'ptx_folds': ('s', '--out', 'f.csv', '--n', 2, '--near_duplicates'),
-    'ptx_audit': ('s', '--out', 'a.csv'), 'ptx_train': ('s', '--out', 'r', '--valid', .5, *TINY), 'ptx_predict': ('r', 's/dicom-images-test', '--out', 'p'),
-    'ptx_submit': ('p', '--out', 'x.csv', '--blank', '--sheet', 'x.png'), 'ptx_merge': ('x.csv', 'x.csv', '--out', 'm.csv'), 'ptx_score': ('x.csv', 's/answers/test-rle.csv'),
-    'ptx_show': ('r', 's/dicom-images-test', '--out', 'h'), 'ptx_export': ('p', '--as', 'coco', '--out', 'e', '--thresh', '.001'),
-    'ptx_compare': ('p', 'p2', '--labels', 's/answers/test-rle.csv', '--out', 'q.png'), 'ptx_report': ('r', '--out', 'r.html', '--n', 1), 'ptx_import': ('e', 's/dicom-images-test', '--empty', 'negative', '--out', 'i.csv'), 'ptx_bundle': ('r', '--out', 'b')}
+CHAIN = {'ptx_sample': ('s', '--n', 8, '--size', 64, '--positive', .5), 'ptx_prepare': ('s', 'c', '--size', 64),
+    'ptx_folds': ('s', '--out', 'f.csv', '--n', 2, '--near_duplicates'), 'ptx_audit': ('s', '--out', 'a.csv'),
+    'ptx_train': ('s', '--out', 'r', '--valid', .5, *TINY), 'ptx_predict': ('r', 's/dicom-images-test', '--out', 'p'),
+    'ptx_submit': ('p', '--out', 'x.csv', '--blank', '--sheet', 'x.png'), 'ptx_merge': ('x.csv', 'x.csv', '--out', 'm.csv'),
+    'ptx_score': ('x.csv', 's/answers/test-rle.csv'), 'ptx_show': ('r', 's/dicom-images-test', '--out', 'h'),
+    'ptx_export': ('p', '--as', 'coco', '--out', 'e', '--thresh', '.001'),
+    'ptx_compare': ('p', 'p2', '--labels', 's/answers/test-rle.csv', '--out', 'q.png'), 'ptx_report': ('r', '--out', 'r.html', '--n', 1),
+    'ptx_import': ('e', 's/dicom-images-test', '--empty', 'negative', '--out', 'i.csv'), 'ptx_bundle': ('r', '--out', 'b')}
 
 def test_bars_are_for_terminals(tmp_path, monkeypatch):
     "Each command after those whose files it takes, and once more where it ends in an error"
@@ -251,7 +265,8 @@ def tiny_pred(phantoms, tiny_run, tmp_path_factory):
     cli.ptx_predict.__wrapped__([tiny_run, phantoms/'dicom-images-test'], out=out, workers=0)
     return out
 
-@pytest.mark.parametrize(('sheet', 'why'), [('s.csv', 'a PNG is written'), ('s.jpg', 'a PNG is written'), ('folder.png', 'a folder'), ('out.png', 'the submission has this name'), ('file/s.png', 'cannot be written')])
+@pytest.mark.parametrize(('sheet', 'why'), [('s.csv', 'a PNG is written'), ('s.jpg', 'a PNG is written'), ('folder.png', 'a folder'),
+    ('out.png', 'the submission has this name'), ('file/s.png', 'cannot be written')])
 def test_a_sheet_that_cannot_be(tiny_pred, tmp_path, capsys, sheet, why):
     (tmp_path/'folder.png').mkdir()
     (tmp_path/'file').write_text('')
@@ -269,7 +284,8 @@ def test_options_are_not_abbreviated(capsys):
 def test_what_comes_next_fits_a_cross_validation_that_is_not_complete(phantoms, tmp_path, capsys):
     run(capsys, 'ptx_folds', phantoms, '--n', 2, '--out', tmp_path/'f.csv')
     code, out, err = run(capsys, 'ptx_train', phantoms, '--folds', tmp_path/'f.csv', '--fold', 0, '--out', tmp_path/'cv', *TINY)
-    assert code == 0 and out.splitlines()[-1] == 'next: the same command without --fold, which goes on with the folds that are missing', out+err
+    assert (code == 0
+        and out.splitlines()[-1] == 'next: the same command without --fold, which goes on with the folds that are missing'), out+err
 
 @pytest.mark.parametrize('value', ['abc', '64,x'])
 def test_numbers_are_asked_for_in_words(capsys, value):
@@ -282,7 +298,8 @@ def test_a_full_disk_leaves_nothing_in_the_way(phantoms, tiny_run, tmp_path, mon
     import pneumothorax.bundle
     import pneumothorax.folds
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for module, name, command in ((pneumothorax.folds, 'write_index', ('ptx_folds', phantoms, '--n', 2, '--out', tmp_path/'f.csv')), (pneumothorax.bundle, 'write_record', ('ptx_bundle', tiny_run, '--out', tmp_path/'b'))):
+    for module, name, command in ((pneumothorax.folds, 'write_index', ('ptx_folds', phantoms, '--n', 2, '--out', tmp_path/'f.csv')),
+            (pneumothorax.bundle, 'write_record', ('ptx_bundle', tiny_run, '--out', tmp_path/'b'))):
         with monkeypatch.context() as m:
             m.setattr(module, name, full)
             code, _, err = run(capsys, *command)

@@ -55,17 +55,20 @@ def test_the_command(runs, tmp_path):
     assert set(t.name) == {'a', 'cv'} and t.minus.dropna().unique().tolist() == ['a']
 
 def test_what_cannot_be_compared(runs, phantoms, tmp_path):
-    for args, why in (([runs/'a'], 'two runs or more'), ([runs/'a', str(runs/'a')+'/'], 'given twice'), ([runs/'a', phantoms], 'no run, no cross-validation and no predictions')):
+    for args, why in (([runs/'a'], 'two runs or more'), ([runs/'a', str(runs/'a')+'/'], 'given twice'),
+            ([runs/'a', phantoms], 'no run, no cross-validation and no predictions')):
         p = ptx('ptx_compare', *args, '--out', tmp_path/'q.png')
         assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr
     ok('ptx_predict', runs/'a', phantoms/'dicom-images-test', '--out', tmp_path/'p', '--workers', '0')
     with pytest.raises(PtxError, match='no labels of their own'): compare([runs/'a', tmp_path/'p'], device='cpu')
-    with pytest.raises(PtxError, match='no image in common'): compare([runs/'a', tmp_path/'p'], phantoms/'answers'/'test-rle.csv', device='cpu')
+    with pytest.raises(PtxError, match='no image in common'):
+        compare([runs/'a', tmp_path/'p'], phantoms/'answers'/'test-rle.csv', device='cpu')
     shutil.copytree(runs/'a', tmp_path/'moved')
     r = json.loads((tmp_path/'moved'/'run.json').read_text())
     r['args']['data'] = str(tmp_path/'gone')
     (tmp_path/'moved'/'run.json').write_text(json.dumps(r))
-    with pytest.raises(PtxError, match='is not there; start where it was trained, or predict its images where they are now'): compare([runs/'cv', tmp_path/'moved'], device='cpu')
+    with pytest.raises(PtxError, match='is not there; start where it was trained, or predict its images where they are now'):
+        compare([runs/'cv', tmp_path/'moved'], device='cpu')
     assert not (tmp_path/'q.png').exists()
 
 def test_positives_without_an_outline_are_not_judged(runs, phantoms, tmp_path):
@@ -77,5 +80,6 @@ def test_positives_without_an_outline_are_not_judged(runs, phantoms, tmp_path):
     pos = t[t.has_ptx].ImageId.tolist()
     rows = [f'{i},,{"yes" if y else "no"}' if i != pos[0] else f'{i},{r[0]},yes' for i, y, r in zip(t.ImageId, t.has_ptx, t.rles)]
     (tmp_path/'t.csv').write_text('\n'.join(['image,mask,label', *rows])+'\n')
-    with pytest.warns(UserWarning, match='have no outline, so they are not judged'): c = open_cases(tmp_path/'p', tmp_path/'t.csv:empty=skip', **RULE)
+    with pytest.warns(UserWarning, match='have no outline, so they are not judged'):
+        c = open_cases(tmp_path/'p', tmp_path/'t.csv:empty=skip', **RULE)
     assert set(c.table.ImageId) == set(t.ImageId)-set(pos[1:]) and c.table.has_ptx.sum() == 1

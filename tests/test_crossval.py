@@ -31,8 +31,10 @@ def trained(monkeypatch):
     def train(data, out, valid, seed, broken=(), made=0, **kwargs):
         calls.append(out.name)
         out.mkdir(parents=True)
-        how = {'size': 32, 'fit': 'stretch', 'stats': [0, 1], 'equalize': None, 'equalize_first': False, 'valid': [i for i in valid if i not in broken], 'broken': list(broken)}
-        (out/'run.json').write_text(json.dumps({'format': FORMAT, 'args': dict(seed=seed, valid=valid, **kwargs), 'data': how, 'made': made}))
+        how = {'size': 32, 'fit': 'stretch', 'stats': [0, 1], 'equalize': None, 'equalize_first': False,
+            'valid': [i for i in valid if i not in broken], 'broken': list(broken)}
+        (out/'run.json').write_text(json.dumps({'format': FORMAT, 'args': dict(seed=seed, valid=valid, **kwargs),
+            'data': how, 'made': made}))
         (out/'history.csv').write_text('epoch,dice\n0,.5\n1,.6\n')
     def load_run(run, device): return Says((int(run.name[-1])+1)/10), json.loads((run/'run.json').read_text())
     monkeypatch.setattr(cv, 'train', train)
@@ -51,7 +53,8 @@ def test_each_image_is_predicted_by_the_run_that_has_not_seen_it(trained, phanto
         assert i in json.loads((tmp_path/f'fold-{k}'/'run.json').read_text())['data']['valid']
     assert s.fold.tolist() == ['0', '1', '2', 'all'] and s.epochs.tolist() == [2, 2, 2, 6] and s.n.tolist() == [4, 4, 4, 12]
     o = pd.read_csv(tmp_path/'oof.csv')
-    assert o.columns[:6].tolist() == ['ImageId', 'fold', 'patient_id', 'has_ptx', 'dice', 'prob'] and o.dice.tolist() == (~o.has_ptx).astype(float).tolist()
+    assert (o.columns[:6].tolist() == ['ImageId', 'fold', 'patient_id', 'has_ptx', 'dice', 'prob']
+        and o.dice.tolist() == (~o.has_ptx).astype(float).tolist())
     r = json.loads((tmp_path/'summary.json').read_text())
     assert r['scores']['dice']['value'] == s.dice.iloc[-1] and r['patients_shared'] == 0 and r['n_patients'] == o.patient_id.nunique()
 
@@ -69,7 +72,8 @@ def test_a_cache_gives_rows_and_its_failures_are_listed(trained, phantoms, tmp_p
 def test_folds_that_do_not_match_are_listed(trained, phantoms, tmp_path):
     ids = sorted(siim_train(phantoms).ImageId)
     good = pd.DataFrame({'ImageId': ids, 'fold': np.arange(12)%2})
-    for folds, why in ((good[2:], '2 images have no fold'), (pd.concat([good, pd.DataFrame({'ImageId': ['stranger'], 'fold': [0]})]), 'stranger is not among'),
+    for folds, why in ((good[2:], '2 images have no fold'),
+            (pd.concat([good, pd.DataFrame({'ImageId': ['stranger'], 'fold': [0]})]), 'stranger is not among'),
             (good.assign(fold=0), 'fewer than two folds'), (good.assign(fold=-1), 'not a whole number')):
         folds.to_csv(tmp_path/'folds.csv', index=False)
         for given in (folds, tmp_path/'folds.csv'):
@@ -114,7 +118,8 @@ def test_another_configuration_is_refused(trained, phantoms, tmp_path):
     for other, why in (({'epochs': 3}, 'epochs=2 (now 3)'), ({'epochs': 2, 'lr': 1.}, 'lr=0.002 (now 1.0)'), ({}, 'epochs=2 (now 25)')):
         with pytest.raises(RunError, match=re.escape(why)): cross_validate(phantoms, tmp_path/'a', **other, **KW)
     (tmp_path/'a'/'crossval.json').unlink()     # the runs remember, too
-    with pytest.raises(RunError, match=r'fold-0: holds a run with epochs=2 \(now 3\)'): cross_validate(phantoms, tmp_path/'a', epochs=3, **KW)
+    with pytest.raises(RunError, match=r'fold-0: holds a run with epochs=2 \(now 3\)'):
+        cross_validate(phantoms, tmp_path/'a', epochs=3, **KW)
     (tmp_path/'a'/'crossval.json').unlink()
     f = tmp_path/'a'/'fold-1'/'run.json'
     r = json.loads(f.read_text())
@@ -129,8 +134,10 @@ def test_another_configuration_is_refused(trained, phantoms, tmp_path):
 
 def test_a_fold_under_way_elsewhere_is_left_alone(trained, phantoms, tmp_path):
     cross_validate(phantoms, tmp_path, fold=0, **KW)
-    with FileLock(tmp_path/'.fold-1.lock'), pytest.raises(RunError, match='another process trains it'): cross_validate(phantoms, tmp_path, fold=1, **KW)
-    with pytest.warns(match='folds are missing.*: 0|folds are missing.*: 1|fold is missing'): s = cross_validate(phantoms, tmp_path, fold='2', **KW)
+    with FileLock(tmp_path/'.fold-1.lock'), pytest.raises(RunError, match='another process trains it'):
+        cross_validate(phantoms, tmp_path, fold=1, **KW)
+    with pytest.warns(match='folds are missing.*: 0|folds are missing.*: 1|fold is missing'):
+        s = cross_validate(phantoms, tmp_path, fold='2', **KW)
     assert s.fold.tolist() == ['0', '2'] and not (tmp_path/'summary.csv').exists() and 'dice_lo' not in s
 
 def test_other_processes_train_along_and_write_nothing(trained, phantoms, tmp_path, monkeypatch):

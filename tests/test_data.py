@@ -48,7 +48,8 @@ def test_predict_takes_what_fastai_takes(quiet):
     small = (read_xray(f)*255).round().astype(np.uint8)
     assert torch.equal(quiet.predict(small)[2], quiet.predict(small.astype(np.float32)/np.float32(255))[2])
 
-@pytest.mark.parametrize('bad, why', [(lambda a: a*300, r'numbers in \[0,1\]'), (lambda a: a-.5, r'numbers in \[0,1\]'), (lambda a: a.astype(int), 'int64'), (lambda a: np.stack([a]*3, -1), 'H×W'), (lambda a: a*np.nan, 'NaN')])
+@pytest.mark.parametrize('bad, why', [(lambda a: a*300, r'numbers in \[0,1\]'), (lambda a: a-.5, r'numbers in \[0,1\]'),
+    (lambda a: a.astype(int), 'int64'), (lambda a: np.stack([a]*3, -1), 'H×W'), (lambda a: a*np.nan, 'NaN')])
 def test_pixels_that_cannot_be_a_radiograph(quiet, bad, why):
     with pytest.raises(XrayError, match=why): quiet.predict(bad(read_xray(quiet.dls.train.items.path.iloc[0])))
 
@@ -73,7 +74,8 @@ def test_mixup_mixes_losses(quiet):
             seen.append((self.learn.loss.item(), (a+lam*(b-a)).mean().item(), self.y.unique().tolist()))
     seen, before = [], quiet.loss_func
     quiet.fit(1, cbs=See())
-    assert seen and all(abs(a-b) < 1e-5 and set(y) <= {0, 1} for a, b, y in seen) and quiet.loss_func is before and before.reduction == 'mean'
+    assert (seen and all(abs(a-b) < 1e-5 and set(y) <= {0, 1} for a, b, y in seen) and quiet.loss_func is before
+        and before.reduction == 'mean')
     assert xray_loss('bce').y_int
 
 def test_cutmix_says_why_not(quiet):
@@ -104,16 +106,19 @@ def test_the_same_from_files(phantoms, tmp_path):
 
 def test_valid_0_trains_on_all(phantoms, tmp_path):
     with pytest.warns(PtxNotice, match='all images, nothing held back') as said: dls = xray_dls(phantoms, 64, 4, valid=0, workers=0)
-    assert len([w for w in said if w.category is PtxNotice]) == 1 and len(dls.train_ds) == 12 and dls.xray['valid'] == [] and 'nothing held back' in repr(dls)
+    assert (len([w for w in said if w.category is PtxNotice]) == 1 and len(dls.train_ds) == 12 and dls.xray['valid'] == []
+        and 'nothing held back' in repr(dls))
     p = ok('ptx_train', phantoms, '--out', tmp_path/'r', '--valid', 0, *TINY)
-    assert p.stderr.count('nothing held back') == 1 and '12 images trained on, 0 held back' in p.stdout and (tmp_path/'r'/'run.json').exists()
+    assert (p.stderr.count('nothing held back') == 1 and '12 images trained on, 0 held back' in p.stdout
+        and (tmp_path/'r'/'run.json').exists())
     ok('ptx_predict', tmp_path/'r', phantoms, '--out', tmp_path/'p', '--workers', 0)
 
 # --- pictures, and what is printed
 
 def test_loaders_say_what_they_are(phantoms):
     s = repr(xray_dls(phantoms, 64, 4, valid=.5, workers=0, equalize='clahe')).splitlines()
-    assert len(s) == 2 and s[0].startswith('training ') and ' patients, ' in s[0] and 'validation ' in s[0] and s[1].startswith('64 px (stretch), batches of 4, CLAHE after the resize, mean 0.')
+    assert (len(s) == 2 and s[0].startswith('training ') and ' patients, ' in s[0] and 'validation ' in s[0]
+        and s[1].startswith('64 px (stretch), batches of 4, CLAHE after the resize, mean 0.'))
     assert 'XrayDataLoaders' in repr(pickle.loads(pickle.dumps(xray_dls(phantoms, 64, 4, workers=0, stats=(.5, .25)))).new_empty())
 
 @pytest.fixture(scope='module')
@@ -148,7 +153,8 @@ def test_top_losses(quiet):
     Interpretation.from_learner(quiet).plot_top_losses(3)
     axs = [a for a in plt.gcf().axes if a.images]
     losses = [float(a.get_title().split()[1]) for a in axs]
-    assert not wrong(plt.gcf()) and len(axs) == 3 and losses == sorted(losses, reverse=True) and all('Dice' in a.get_title() and a.lines for a in axs)
+    assert (not wrong(plt.gcf()) and len(axs) == 3 and losses == sorted(losses, reverse=True)
+        and all('Dice' in a.get_title() and a.lines for a in axs))
 
 def test_a_shared_loader_can_be_sent(phantoms):
     pytest.importorskip('accelerate')
@@ -163,7 +169,8 @@ def test_pictures_in_memory_are_taken(tmp_path, mode):
     a = np.random.default_rng(0).integers(0, 256, (40, 48)).astype(np.uint8)
     if mode == '1': a = (a > 127).astype(np.uint8)*255
     deep = a.astype(np.uint16)*257
-    im = {'F': lambda: Image.fromarray(a.astype(np.float32)/255), 'I;16': lambda: Image.fromarray(deep), 'I': lambda: Image.fromarray(deep.astype(np.int32))}.get(mode, lambda: Image.fromarray(a).convert(mode))()
+    im = {'F': lambda: Image.fromarray(a.astype(np.float32)/255), 'I;16': lambda: Image.fromarray(deep),
+        'I': lambda: Image.fromarray(deep.astype(np.int32))}.get(mode, lambda: Image.fromarray(a).convert(mode))()
     want = LoadXray(32)(a)
     assert torch.equal(LoadXray(32)(im), want)
     if mode in ('L', 'RGB'):

@@ -62,7 +62,8 @@ def test_nested_search_never_sees_the_fold_it_scores():
     assert dice_of(c, r['triplet']).mean()-r['dice'].mean() == pytest.approx(r['optimism'])
     assert r['triplet'] == search(c)[0]
 
-@pytest.mark.parametrize('step', [{}, {'min_piece': 30_000}, {'min_prob': .6}, {'fill': 20_000}, {'dilate': 40}, {'min_piece': 17_000, 'min_prob': .5, 'fill': 1e6, 'dilate': 16}])
+@pytest.mark.parametrize('step', [{}, {'min_piece': 30_000}, {'min_prob': .6}, {'fill': 20_000}, {'dilate': 40},
+    {'min_piece': 17_000, 'min_prob': .5, 'fill': 1e6, 'dilate': 16}])
 def test_an_explanation_ends_with_the_mask(step):
     d = Decision(Triplet(.5, 1000, .3), **step)
     for p in MAPS:
@@ -85,13 +86,16 @@ def test_an_explanation_names_what_it_dropped():
 def test_the_plain_rule_is_its_own_sentence(size):
     for p in (MAPS[5], (MAPS[7]*255).round().astype(np.uint8)):
         for thresh in (.05, .2, 51/255, .5, float(p.max()/(255 if p.dtype == np.uint8 else 1))-1e-6):
-            for area in (0, 1, 800, 17_000): assert (prob_to_mask(p, thresh, area, size) == keep_large((upsample(p, size) >= np.float32(thresh)).astype(np.uint8), area)).all()
+            for area in (0, 1, 800, 17_000):
+                assert (prob_to_mask(p, thresh, area, size)
+                    == keep_large((upsample(p, size) >= np.float32(thresh)).astype(np.uint8), area)).all()
 
 def test_any_storage_of_maps_and_masks_counts_the_same(tmp_path):
     bytes_ = (MAPS*255).round().astype(np.uint8)
     np.save(tmp_path/'maps.npy', bytes_)
     want = count_pixels(bytes_, MASKS, TOPS)
-    for maps, masks in ((np.load(tmp_path/'maps.npy', mmap_mode='r'), MASKS > 0), (list(bytes_), MASKS.astype(float)), (np.asfortranarray(bytes_), MASKS.transpose(0, 2, 1).copy().transpose(0, 2, 1))):
+    for maps, masks in ((np.load(tmp_path/'maps.npy', mmap_mode='r'), MASKS > 0), (list(bytes_), MASKS.astype(float)),
+            (np.asfortranarray(bytes_), MASKS.transpose(0, 2, 1).copy().transpose(0, 2, 1))):
         got = count_pixels(maps, masks, TOPS)
         assert all((getattr(got, k) == getattr(want, k)).all() for k in ('over', 'inside', 'truth'))
     turned = count_pixels(bytes_[:, ::-1, ::-1], MASKS[:, ::-1, ::-1], TOPS)
@@ -114,12 +118,16 @@ NAN = MAPS.copy()
 NAN[4, 3, 3] = np.nan
 
 @pytest.mark.parametrize('maps, masks, grid, why', [
-    (MAPS, MASKS[:11], GRID, '12 maps and 11'), (MAPS, MASKS[:, :32], GRID, 'image 0.*square'), (NAN, MASKS, GRID, 'image 4.*NaN'), (MAPS*300, MASKS, GRID, 'image 0.*sigmoid'),
-    (MAPS-.5, MASKS, GRID, 'image 0'), (MAPS[:, None], MASKS, GRID, 'H×W'), (MAPS, MASKS*2, GRID, 'image 1.*0 and 1'), (MAPS, MASKS*np.nan, GRID, '0 and 1'),
-    (MAPS, ['1 x']*12, GRID, 'image 0'), (MAPS[:0], MASKS[:0], GRID, 'no images'), (MAPS, MASKS, ([], [0], [.5]), 'no thresholds'), (MAPS, MASKS, ([.5], [], [.5]), 'at least one'),
-    (MAPS, MASKS, ([.5], [0], []), 'no thresholds'), (MAPS, MASKS, ([75], [0], [.5]), 'below 1'), (MAPS, MASKS, ([.5], [0], [-.1]), 'below 1'), (MAPS, MASKS, ([np.nan], [0], [.5]), 'below 1'),
-    (MAPS, MASKS, ([.5], [np.nan], [.5]), '0 or more'), (MAPS, MASKS, ([.5], [-1], [.5]), '0 or more'), (MAPS, MASKS, ([.5], [np.inf], [.5]), '0 or more'),
-    (MAPS, MASKS, ([.5, .7, .5], [0], [.5]), 'tops: 0.5 is there more than once'), (MAPS, MASKS, ([.5], [0, 800, 800], [.5]), 'areas: 800')])
+    (MAPS, MASKS[:11], GRID, '12 maps and 11'), (MAPS, MASKS[:, :32], GRID, 'image 0.*square'),
+    (NAN, MASKS, GRID, 'image 4.*NaN'), (MAPS*300, MASKS, GRID, 'image 0.*sigmoid'), (MAPS-.5, MASKS, GRID, 'image 0'),
+    (MAPS[:, None], MASKS, GRID, 'H×W'), (MAPS, MASKS*2, GRID, 'image 1.*0 and 1'), (MAPS, MASKS*np.nan, GRID, '0 and 1'),
+    (MAPS, ['1 x']*12, GRID, 'image 0'), (MAPS[:0], MASKS[:0], GRID, 'no images'), (MAPS, MASKS, ([], [0], [.5]), 'no thresholds'),
+    (MAPS, MASKS, ([.5], [], [.5]), 'at least one'), (MAPS, MASKS, ([.5], [0], []), 'no thresholds'),
+    (MAPS, MASKS, ([75], [0], [.5]), 'below 1'), (MAPS, MASKS, ([.5], [0], [-.1]), 'below 1'),
+    (MAPS, MASKS, ([np.nan], [0], [.5]), 'below 1'), (MAPS, MASKS, ([.5], [np.nan], [.5]), '0 or more'),
+    (MAPS, MASKS, ([.5], [-1], [.5]), '0 or more'), (MAPS, MASKS, ([.5], [np.inf], [.5]), '0 or more'),
+    (MAPS, MASKS, ([.5, .7, .5], [0], [.5]), 'tops: 0.5 is there more than once'),
+    (MAPS, MASKS, ([.5], [0, 800, 800], [.5]), 'areas: 800')])
 def test_bad_input_is_named(maps, masks, grid, why):
     with pytest.raises(PtxError, match=why): search(maps, masks, *grid)
 
@@ -139,7 +147,8 @@ def test_holes_are_inside():
     m[20:24, 20:24] = 0
     m[30:40, 30:34] = 0
     assert decide(m, Decision(Triplet(.5, 0, .5), fill=True), size=64).sum() == 32*32-40
-    for fill, want in ((0, 32*32-16-40), (16*256-1, 32*32-16-40), (16*256, 32*32-40), (1e7, 32*32-40)): assert decide(m, Decision(Triplet(.5, 0, .5), fill=fill), size=64).sum() == want
+    for fill, want in ((0, 32*32-16-40), (16*256-1, 32*32-16-40), (16*256, 32*32-40), (1e7, 32*32-40)):
+        assert decide(m, Decision(Triplet(.5, 0, .5), fill=fill), size=64).sum() == want
     frame = np.ones((64, 64), np.float32)
     frame[10:20, 10:20] = 0
     assert decide(frame, Decision(Triplet(.5, 0, .5), fill=1e7), size=64).all()
@@ -148,7 +157,8 @@ def test_pieces_are_searched_as_they_are_drawn():
     t = Triplet(.3, 0, .6)
     best, scores = search_pieces(MAPS, MASKS, t, [0, 17_000, 60_000], [0, .7, .8])
     for i, a in enumerate([0, 17_000, 60_000]):
-        for j, q in enumerate([0, .7, .8]): assert drawn(MAPS, MASKS, Decision(t, min_piece=a, min_prob=q)).mean() == pytest.approx(scores[i, j], abs=1e-12)
+        for j, q in enumerate([0, .7, .8]):
+            assert drawn(MAPS, MASKS, Decision(t, min_piece=a, min_prob=q)).mean() == pytest.approx(scores[i, j], abs=1e-12)
     assert drawn(MAPS, MASKS, best).mean() == pytest.approx(scores.max(), abs=1e-12)
     nothing = search_pieces(MAPS*0, MASKS, t)[1]
     assert (nothing == (MASKS.reshape(12, -1).sum(1) == 0).mean()).all()
@@ -156,7 +166,8 @@ def test_pieces_are_searched_as_they_are_drawn():
 def test_limits_of_pieces_are_nested_too():
     c, folds, who = count_pixels(MAPS, MASKS, TOPS), np.arange(12)//2 % 3, np.arange(12)//2
     r = nested_search(c, folds, who)
-    assert r['optimistic'].value-r['score'].value == pytest.approx(r['optimism']) and r['optimistic'].value == pytest.approx(dice_of(c, r['triplet']).mean())
+    assert (r['optimistic'].value-r['score'].value == pytest.approx(r['optimism'])
+        and r['optimistic'].value == pytest.approx(dice_of(c, r['triplet']).mean()))
     more = nested_pieces(MAPS, MASKS, r, folds, who)
     for k, t, a, q in more['chosen'][['fold', 'triplet', 'min_piece', 'min_prob']].itertuples(index=False):
         held = folds == k
@@ -168,11 +179,13 @@ def test_limits_of_pieces_are_nested_too():
 
 def test_patients_in_two_folds_are_counted():
     c = count_pixels(MAPS, MASKS, TOPS)
-    with pytest.warns(PtxNotice, match='^2 patients are in more than one fold'): nested_search(c, np.arange(12) % 3, ['a', 'a', 'b', 'b', *'cdefghij'])
+    with pytest.warns(PtxNotice, match='^2 patients are in more than one fold'):
+        nested_search(c, np.arange(12) % 3, ['a', 'a', 'b', 'b', *'cdefghij'])
     for folds, why in (([0]*12, 'one fold'), ([0, 1], '12 images'), ([np.nan, 1]*6, 'folds')):
         with pytest.raises(PtxError, match=why): nested_search(c, folds)
 
 def test_the_benchmark_runs():
-    p = subprocess.run([sys.executable, ROOT/'tests'/'bench_search.py', '--images', '60', '--size', '32', '--rounds', '1'], capture_output=True, text=True, check=True)
+    p = subprocess.run([sys.executable, ROOT/'tests'/'bench_search.py', '--images', '60', '--size', '32', '--rounds', '1'],
+        capture_output=True, text=True, check=True)
     assert '10,000 triplets' in p.stdout
     assert float(p.stdout.split()[-1]) < 1e-12

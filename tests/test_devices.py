@@ -35,7 +35,8 @@ class Apple(TorchFunctionMode):
         for t in tree_flatten(out)[0]:
             if not isinstance(t, torch.Tensor): continue
             if here and not there: t.on_cpu = True
-            elif t.dtype == torch.float64: raise TypeError('Cannot convert a MPS Tensor to float64 dtype as the MPS framework does not support float64')
+            elif t.dtype == torch.float64:
+                raise TypeError('Cannot convert a MPS Tensor to float64 dtype as the MPS framework does not support float64')
             elif hasattr(t, 'on_cpu') and not any(t is i for i in ins): del t.on_cpu
         return out
 
@@ -47,15 +48,18 @@ class Step:
 def batch():
     "Logits and masks"
     g = torch.Generator().manual_seed(0)
-    return torch.randn(4, 1, 32, 32, generator=g), torch.cat([(torch.randn(2, 32, 32, generator=g) > 1).to(torch.uint8), torch.zeros(2, 32, 32, dtype=torch.uint8)])
+    return (torch.randn(4, 1, 32, 32, generator=g),
+        torch.cat([(torch.randn(2, 32, 32, generator=g) > 1).to(torch.uint8), torch.zeros(2, 32, 32, dtype=torch.uint8)]))
 
 def test_the_simulation_refuses_float64(batch):
     with Apple():
-        for f in (lambda x: x.double(), lambda x: x.to(torch.float64), lambda x: x.cpu().double().to(x.device), lambda x: torch.zeros(2, dtype=torch.float64, device=x.device)):
+        for f in (lambda x: x.double(), lambda x: x.to(torch.float64), lambda x: x.cpu().double().to(x.device),
+                lambda x: torch.zeros(2, dtype=torch.float64, device=x.device)):
             with pytest.raises(TypeError, match='float64'): f(batch[0])
         assert batch[0].cpu().double().dtype == torch.float64 and batch[0].device.type == 'mps'
 
-@pytest.mark.parametrize('make', [lambda: KaggleDice(min_area=50), DicePos, AUROC, lambda: AUROC(5), AveragePrecision, PixelECE, ImageECE, LesionF1])
+@pytest.mark.parametrize('make', [lambda: KaggleDice(min_area=50), DicePos, AUROC, lambda: AUROC(5), AveragePrecision,
+    PixelECE, ImageECE, LesionF1])
 def test_metrics(batch, make):
     a, b = make(), make()
     a.accumulate(Step(*batch))
@@ -78,7 +82,8 @@ def test_counts(batch):
         assert freq_breaks(c.sum(0)) == breaks
     assert torch.equal(want, got)
 
-@pytest.mark.parametrize('loss', [*TERMS, .01, np.full((32, 32), .2)], ids=lambda o: o if isinstance(o, str) else f'prior of {np.ndim(o)} axes')
+@pytest.mark.parametrize('loss', [*TERMS, .01, np.full((32, 32), .2)],
+    ids=lambda o: o if isinstance(o, str) else f'prior of {np.ndim(o)} axes')
 def test_losses(batch, loss):
     make = (lambda: xray_loss(loss)) if isinstance(loss, str) else lambda: LogitAdjustedLoss(loss)
     want = make()(*batch)

@@ -43,7 +43,9 @@ GREY = rng.integers(0, 4096, (16, 20)).astype(np.uint16)
 EIGHT = (GREY >> 4).astype(np.uint8)
 
 def jpegls(a): return imagecodecs.jpegls_encode(a)
-def lossless(a): return imagecodecs.jpeg8_encode(a, lossless=True, colorspace='rgb' if a.ndim == 3 else None, outcolorspace='rgb' if a.ndim == 3 else None)
+def lossless(a):
+    return imagecodecs.jpeg8_encode(a, lossless=True, colorspace='rgb' if a.ndim == 3 else None,
+        outcolorspace='rgb' if a.ndim == 3 else None)
 
 def save(f, a, encode=None, syntax=JPEGLSLossless, **kw):
     "Write an array as DICOM, encoded if there is a function for it"
@@ -98,7 +100,8 @@ def test_a_modality_lut_of_unknown_vr_counts(tmp_path):
     put(f, b'\x28\0\0\x30UN\0\0'+struct.pack('<I', len(raw))+raw)
     assert np.allclose(read_xray(f), (4095-GREY.astype(float))*16/65535, atol=1e-6)
 
-@pytest.mark.parametrize('sp, want', [('0.2\\0.1', (32, 20)), ('0.2\\0.1\\0.3', (16, 20)), ('0.2', (16, 20)), ('\\0.2\\0.1 ', (16, 20)), ('0.2\\', (16, 20)), ('0.2\\x ', (16, 20)), ('        ', (16, 20))])
+@pytest.mark.parametrize('sp, want', [('0.2\\0.1', (32, 20)), ('0.2\\0.1\\0.3', (16, 20)), ('0.2', (16, 20)), ('\\0.2\\0.1 ', (16, 20)),
+    ('0.2\\', (16, 20)), ('0.2\\x ', (16, 20)), ('        ', (16, 20))])
 def test_only_a_pair_of_numbers_is_a_spacing(tmp_path, sp, want):
     v = sp.encode()+b' '*(len(sp) % 2)
     f = save(tmp_path/'a.dcm', GREY, jpegls, BitsStored=12, PixelSpacing=[.2, .1])
@@ -107,7 +110,8 @@ def test_only_a_pair_of_numbers_is_a_spacing(tmp_path, sp, want):
 
 @pytest.mark.parametrize('slope, turned', [(b' -2 ', True), (b'2   ', False), (b'    ', False)])
 def test_only_the_sign_of_the_slope_matters(tmp_path, slope, turned):
-    f = swap(save(tmp_path/'a.dcm', GREY, jpegls, BitsStored=12, RescaleIntercept='0', RescaleSlope='9.99'), b'DS\x04\x009.99', b'DS\x04\0'+slope)
+    f = swap(save(tmp_path/'a.dcm', GREY, jpegls, BitsStored=12, RescaleIntercept='0', RescaleSlope='9.99'),
+        b'DS\x04\x009.99', b'DS\x04\0'+slope)
     assert np.abs(read_xray(f)*4095-(4095-GREY.astype(float) if turned else GREY)).max() < .01
 
 @pytest.mark.parametrize('slope, window', list(product([b'nan ', b'inf ', b'0   '], [None, (1000, 500), 'lut'])))
@@ -115,10 +119,12 @@ def test_a_slope_that_leaves_no_image_is_refused_in_every_window(tmp_path, slope
     voi = Dataset()
     voi.LUTDescriptor, voi.LUTData = [4096, 0, 16], np.arange(4096, dtype=np.uint16).tobytes()
     voi['LUTData'].VR = 'OW'
-    f = swap(save(tmp_path/'a.dcm', GREY, BitsStored=12, RescaleIntercept='0', RescaleSlope='9.99', VOILUTSequence=[voi]), b'DS\x04\x009.99', b'DS\x04\0'+slope)
+    f = swap(save(tmp_path/'a.dcm', GREY, BitsStored=12, RescaleIntercept='0', RescaleSlope='9.99', VOILUTSequence=[voi]),
+        b'DS\x04\x009.99', b'DS\x04\0'+slope)
     with pytest.raises(XrayError, match=r'a\.dcm.*no image is left'): read_xray(f, window)
 
-@pytest.mark.parametrize('kw, want', [({'PixelPaddingValue': 65535}, 0), ({'PixelPaddingValue': 4095}, 9), ({'PixelPaddingValue': 5000, 'PixelPaddingRangeLimit': 4095}, 0)])
+@pytest.mark.parametrize('kw, want', [({'PixelPaddingValue': 65535}, 0), ({'PixelPaddingValue': 4095}, 9),
+    ({'PixelPaddingValue': 5000, 'PixelPaddingRangeLimit': 4095}, 0)])
 def test_padding_that_cannot_be_stored_touches_no_pixel(tmp_path, kw, want):
     a = np.full((3, 3), 4095, np.uint16)
     assert (read_xray(save(tmp_path/'a.dcm', a, BitsStored=12, **kw)) == 0).sum() == want
@@ -134,7 +140,8 @@ def test_padding_read_without_its_sign(tmp_path):
 def test_eight_bits_declared_with_sixteen(tmp_path):
     x = read_xray(save(tmp_path/'a.dcm', EIGHT, jpegls, BitsAllocated=16, BitsStored=8))
     assert np.abs(x*255-EIGHT).max() < .01
-    with pytest.raises(XrayError, match='not what its header says'): read_xray(save(tmp_path/'b.dcm', EIGHT, jpegls, BitsAllocated=16, BitsStored=12))
+    with pytest.raises(XrayError, match='not what its header says'):
+        read_xray(save(tmp_path/'b.dcm', EIGHT, jpegls, BitsAllocated=16, BitsStored=12))
 
 def test_zeros_after_the_end_mark_are_no_cut(tmp_path):
     assert np.abs(read_xray(save(tmp_path/'a.dcm', EIGHT, lambda a: jpegls(a)+bytes(40)))*255-EIGHT).max() < .01
@@ -142,7 +149,8 @@ def test_zeros_after_the_end_mark_are_no_cut(tmp_path):
 def test_samples_that_do_not_fit_the_photometric_interpretation(tmp_path):
     colour = rng.integers(0, 256, (16, 20, 3)).astype(np.uint8)
     for encode in (None, jpegls):
-        with pytest.raises(XrayError, match='MONOCHROME2 with 3 samples'): read_xray(save(tmp_path/'a.dcm', colour, encode, PhotometricInterpretation='MONOCHROME2'))
+        with pytest.raises(XrayError, match='MONOCHROME2 with 3 samples'):
+            read_xray(save(tmp_path/'a.dcm', colour, encode, PhotometricInterpretation='MONOCHROME2'))
     with pytest.raises(XrayError, match='for colours'): read_xray(save(tmp_path/'b.dcm', colour), window=(100, 50))
     with pytest.raises(XrayError, match='whole number'): read_xray(save(tmp_path/'c.dcm', EIGHT), frame='a')
 
@@ -162,7 +170,8 @@ def test_headers_that_claim_what_cannot_be(tmp_path):
     with pytest.raises(XrayError, match='0×20 pixels'): read_xray(save(tmp_path/'b.dcm', EIGHT, Rows=0))
     with pytest.raises(XrayError, match='cut off'): read_xray(save(tmp_path/'c.dcm', EIGHT, Rows=32))
     big = cv2.imencode('.jpg', np.zeros((64, 64), np.uint8))[1].tobytes()
-    with pytest.raises(XrayError, match='64×64, its header says 16×20'): read_xray(save(tmp_path/'d.dcm', EIGHT, lambda a: big, JPEGBaseline8Bit))
+    with pytest.raises(XrayError, match='64×64, its header says 16×20'):
+        read_xray(save(tmp_path/'d.dcm', EIGHT, lambda a: big, JPEGBaseline8Bit))
 
 def test_a_deflate_bomb_behind_a_long_header(tmp_path, monkeypatch):
     ds = pydicom.dcmread(pydicom.data.get_testdata_file('image_dfl.dcm'))
@@ -206,8 +215,9 @@ def j2k(a): return imagecodecs.jpeg2k_encode(a, level=40, bitspersample=16, code
 def htj2k(a): return imagecodecs.htj2k_encode(a, level=.005, reversible=False)
 def jpegxl(a): return imagecodecs.jpegxl_encode(a, level=90, lossless=False)
 
-LOSSY = {'JPEG Extended': (10, JPEGExtended12Bit, extended, imagecodecs.jpeg8_decode), 'JPEG-LS': (10, JPEGLSNearLossless, near, imagecodecs.jpegls_decode),
-    'JPEG 2000': (12, JPEG2000, j2k, imagecodecs.jpeg2k_decode), 'HTJ2K': (12, HTJ2K, htj2k, imagecodecs.htj2k_decode)}
+LOSSY = {'JPEG Extended': (10, JPEGExtended12Bit, extended, imagecodecs.jpeg8_decode),
+    'JPEG-LS': (10, JPEGLSNearLossless, near, imagecodecs.jpegls_decode), 'JPEG 2000': (12, JPEG2000, j2k, imagecodecs.jpeg2k_decode),
+    'HTJ2K': (12, HTJ2K, htj2k, imagecodecs.htj2k_decode)}
 
 @pytest.mark.parametrize('kind', LOSSY)
 def test_what_a_lossy_codec_overshoots_is_clipped(tmp_path, kind):
@@ -216,19 +226,25 @@ def test_what_a_lossy_codec_overshoots_is_clipped(tmp_path, kind):
     decoded = decode(encode(a))
     assert decoded.max() > top   # there is something to clip
     for photo in ('MONOCHROME2', 'MONOCHROME1'):
-        x, want = read_xray(save(tmp_path/'a.dcm', a, encode, syntax, BitsStored=bits, PhotometricInterpretation=photo)), np.clip(decoded, 0, top)/top
-        assert np.abs(x-(want if photo[-1] == '2' else 1-want)).max() < (1.01/top if kind == 'HTJ2K' else 1e-6)   # two libraries round differently there
+        x, want = (read_xray(save(tmp_path/'a.dcm', a, encode, syntax, BitsStored=bits, PhotometricInterpretation=photo)),
+            np.clip(decoded, 0, top)/top)
+        # two libraries round differently there
+        assert np.abs(x-(want if photo[-1] == '2' else 1-want)).max() < (1.01/top if kind == 'HTJ2K' else 1e-6)
 
 def test_the_overshoot_stays_in_a_file_that_was_decompressed(tmp_path):
     over = imagecodecs.jpeg8_decode(extended(saturated(10)))
     with pytest.raises(XrayError, match='above BitsStored 10'): read_xray(save(tmp_path/'a.dcm', over, BitsStored=10))
     with pytest.raises(XrayError, match='above BitsStored 10'): read_xray(save(tmp_path/'b.dcm', over, jpegls, BitsStored=10))
-    for encode in (None, jpegls): assert np.abs(read_xray(save(tmp_path/'c.dcm', over, encode, BitsStored=10, LossyImageCompression='01'))*1023-over.clip(0, 1023)).max() < .01
+    for encode in (None, jpegls):
+        assert np.abs(read_xray(save(tmp_path/'c.dcm', over, encode, BitsStored=10, LossyImageCompression='01'))*1023
+            -over.clip(0, 1023)).max() < .01
 
 def test_bits_stored_that_are_wrong_are_no_overshoot(tmp_path):
     a = saturated(12)
-    with pytest.raises(XrayError, match='above BitsStored 10.*; correct BitsStored'): read_xray(save(tmp_path/'a.dcm', a, extended, JPEGExtended12Bit, BitsStored=10))
-    with pytest.raises(XrayError, match='above BitsStored 11'): read_xray(save(tmp_path/'b.dcm', a, near, JPEGLSNearLossless, BitsStored=11))
+    with pytest.raises(XrayError, match='above BitsStored 10.*; correct BitsStored'):
+        read_xray(save(tmp_path/'a.dcm', a, extended, JPEGExtended12Bit, BitsStored=10))
+    with pytest.raises(XrayError, match='above BitsStored 11'):
+        read_xray(save(tmp_path/'b.dcm', a, near, JPEGLSNearLossless, BitsStored=11))
 
 def test_the_sign_of_a_jpeg_is_its_highest_bit(tmp_path):
     "10 signed bits: written with 12, with the sign repeated; with 10 alone; in a lossy stream that swings"
@@ -236,7 +252,8 @@ def test_the_sign_of_a_jpeg_is_its_highest_bit(tmp_path):
     want = (a+512.)/1023
     for bits in (10, 12):
         coded = a.view(np.uint16) & np.uint16((1 << bits)-1)
-        f = save(tmp_path/f'{bits}.dcm', a, lambda _, c=coded: imagecodecs.jpeg8_encode(c, lossless=True, bitspersample=12), JPEGLosslessSV1, BitsStored=10)
+        f = save(tmp_path/f'{bits}.dcm', a, lambda _, c=coded: imagecodecs.jpeg8_encode(c, lossless=True, bitspersample=12),
+            JPEGLosslessSV1, BitsStored=10)
         assert np.abs(read_xray(f)-want).max() < 1e-6, bits
     assert np.abs(read_xray(save(tmp_path/'n.dcm', a, BitsStored=10))-want).max() < 1e-6
     loud = np.where(np.indices((32, 32)).sum(0) % 16 < 8, -512, 511).astype(np.int16)
@@ -260,11 +277,14 @@ def recompressed(a): return imagecodecs.jpegxl_encode_jpeg(imagecodecs.jpeg8_enc
 def exact_jpegxl(a): return imagecodecs.jpegxl_encode(a, lossless=True)
 def of_syntax(n): return UID(f'1.2.840.10008.1.2.{n}')
 
-RARE = {'HTJ2K lossless': (HTJ2KLossless, imagecodecs.htj2k_encode, GREY, None), 'HTJ2K RPCL': (HTJ2KLosslessRPCL, imagecodecs.htj2k_encode, GREY, None),
-    'HTJ2K': (HTJ2K, htj2k, GREY, imagecodecs.htj2k_decode), 'JPEG XL lossless': (of_syntax('4.110'), exact_jpegxl, GREY, None), 'JPEG XL 8 bits': (of_syntax('4.110'), exact_jpegxl, EIGHT, None),
-    'JPEG XL of JPEG': (of_syntax('4.111'), recompressed, EIGHT, imagecodecs.jpegxl_decode), 'JPEG XL': (of_syntax('4.112'), jpegxl, EIGHT, imagecodecs.jpegxl_decode),
+RARE = {'HTJ2K lossless': (HTJ2KLossless, imagecodecs.htj2k_encode, GREY, None),
+    'HTJ2K RPCL': (HTJ2KLosslessRPCL, imagecodecs.htj2k_encode, GREY, None), 'HTJ2K': (HTJ2K, htj2k, GREY, imagecodecs.htj2k_decode),
+    'JPEG XL lossless': (of_syntax('4.110'), exact_jpegxl, GREY, None), 'JPEG XL 8 bits': (of_syntax('4.110'), exact_jpegxl, EIGHT, None),
+    'JPEG XL of JPEG': (of_syntax('4.111'), recompressed, EIGHT, imagecodecs.jpegxl_decode),
+    'JPEG XL': (of_syntax('4.112'), jpegxl, EIGHT, imagecodecs.jpegxl_decode),
     'deflated frames': (of_syntax('8.1'), deflate, GREY, None), 'deflated frames, 8 bits': (of_syntax('8.1'), deflate, EIGHT, None),
-    'spectral JPEG': (of_syntax('4.53'), progressive, EIGHT, imagecodecs.jpeg8_decode), 'progressive JPEG': (of_syntax('4.55'), progressive, EIGHT, imagecodecs.jpeg8_decode)}
+    'spectral JPEG': (of_syntax('4.53'), progressive, EIGHT, imagecodecs.jpeg8_decode),
+    'progressive JPEG': (of_syntax('4.55'), progressive, EIGHT, imagecodecs.jpeg8_decode)}
 
 @pytest.mark.parametrize('kind', RARE)
 def test_rare_transfer_syntaxes(tmp_path, kind):
@@ -280,7 +300,8 @@ def test_a_rare_syntax_cut_off_or_of_another_size(tmp_path, kind):
     syntax, encode, a, _ = RARE[kind]
     for n, change in (('cut', lambda s: s[:len(s)*2//3]), ('size', lambda s: s)):
         f = save(tmp_path/f'{n}.dcm', a, lambda a, c=change: c(encode(a)), syntax, **({'Rows': 32, 'Columns': 30} if n == 'size' else {}))
-        with pytest.raises(XrayError, match='cut off|not what its header says|has no end|its header says|cannot be decoded') as e: read_xray(f)
+        with pytest.raises(XrayError, match='cut off|not what its header says|has no end|its header says|cannot be decoded') as e:
+            read_xray(f)
         assert 'plugins' not in str(e.value) and 'Error' not in str(e.value) and 'NoneType' not in str(e.value)
 
 @pytest.mark.parametrize('kind', [k for k in RARE if 'XL' not in k])
@@ -294,15 +315,19 @@ def test_rare_syntaxes_without_the_extra(tmp_path, monkeypatch, kind):
 def test_no_decoder_is_said_truly(tmp_path, monkeypatch):
     for n, name in (('4.54', 'Process 7 and 9'), ('4.100', 'MPEG2'), ('4.92', 'Multi-component')):
         f = save(tmp_path/'a.dcm', EIGHT, jpegls, of_syntax(n))
-        with pytest.raises(XrayError, match=f'no decoder for transfer syntax .*{name}.*; convert it to Explicit VR Little Endian, for example with gdcmconv --raw$'): read_xray(f)
+        with pytest.raises(XrayError, match=f'no decoder for transfer syntax .*{name}.*; '
+                'convert it to Explicit VR Little Endian, for example with gdcmconv --raw$'):
+            read_xray(f)
     monkeypatch.setitem(sys.modules, 'imagecodecs', None)
     for syntax, encode in ((of_syntax('4.110'), exact_jpegxl), (JPEGLosslessSV1, lossless)):
         monkeypatch.setattr(dicom, 'DECODERS', ())
-        with pytest.raises(XrayError, match=r"no decoder for .*; pip install 'pneumothorax\[codecs\]'"): read_xray(save(tmp_path/'b.dcm', EIGHT, encode, syntax))
+        with pytest.raises(XrayError, match=r"no decoder for .*; pip install 'pneumothorax\[codecs\]'"):
+            read_xray(save(tmp_path/'b.dcm', EIGHT, encode, syntax))
 
 def test_a_colour_of_each_new_syntax(tmp_path):
     a = np.repeat(EIGHT[..., None], 3, 2)
-    for encode, syntax, photo in ((exact_jpegxl, of_syntax('4.110'), 'RGB'), (deflate, of_syntax('8.1'), 'RGB'), (imagecodecs.htj2k_encode, HTJ2KLossless, 'RGB'), (progressive, of_syntax('4.55'), 'YBR_FULL_422')):
+    for encode, syntax, photo in ((exact_jpegxl, of_syntax('4.110'), 'RGB'), (deflate, of_syntax('8.1'), 'RGB'),
+            (imagecodecs.htj2k_encode, HTJ2KLossless, 'RGB'), (progressive, of_syntax('4.55'), 'YBR_FULL_422')):
         x = read_xray(save(tmp_path/'a.dcm', a, encode, syntax, PhotometricInterpretation=photo))
         assert np.abs(x*255-EIGHT).max() < (.01 if photo == 'RGB' else 25), syntax
 
@@ -319,14 +344,16 @@ def without(item, key):
     return item
 
 RAMP = (np.arange(4096)[::-1]*16).astype(np.uint16)
-SHELLS = {'empty item': lambda: [Dataset()], 'no items': list, 'no descriptor': lambda: [without(table([4096, 0, 16], RAMP.tobytes()), 'LUTDescriptor')],
+SHELLS = {'empty item': lambda: [Dataset()], 'no items': list,
+    'no descriptor': lambda: [without(table([4096, 0, 16], RAMP.tobytes()), 'LUTDescriptor')],
     'no data': lambda: [without(table([4096, 0, 16], RAMP.tobytes()), 'LUTData')], 'empty values': lambda: [table(None, None)]}
 
 @pytest.mark.parametrize('shell', SHELLS)
 def test_a_table_that_is_none(tmp_path, shell):
     x = read_xray(save(tmp_path/'a.dcm', GREY, BitsStored=12, RescaleSlope=-1, RescaleIntercept=0, ModalityLUTSequence=SHELLS[shell]()))
     assert np.abs(x*4095-(4095-GREY.astype(float))).max() < .01   # the slope holds
-    with pytest.raises(XrayError, match=r'no VOI LUT; use window=None'): read_xray(save(tmp_path/'b.dcm', GREY, BitsStored=12, VOILUTSequence=SHELLS[shell]()), 'lut')
+    with pytest.raises(XrayError, match=r'no VOI LUT; use window=None'):
+        read_xray(save(tmp_path/'b.dcm', GREY, BitsStored=12, VOILUTSequence=SHELLS[shell]()), 'lut')
 
 def test_tables_of_every_form(tmp_path):
     "The same 4,096 entries as packed words, as numbers; 65,536 entries; entries of 8 bits in one byte and in two"
@@ -336,10 +363,12 @@ def test_tables_of_every_form(tmp_path):
         x = read_xray(save(tmp_path/'a.dcm', GREY, BitsStored=12, ModalityLUTSequence=[Dataset(), table([n, 0, 16], data, vr)]))
         assert np.abs(x-(want if vr == 'OW' else RAMP[GREY.clip(0, 999)]/65535)).max() < 1e-6
     deep, full = rng.integers(0, 65536, (16, 20)).astype(np.uint16), np.arange(65536)[::-1].astype(np.uint16)
-    assert np.abs(read_xray(save(tmp_path/'b.dcm', deep, ModalityLUTSequence=[table([0, 0, 16], full.tobytes())]))-(1-deep/65535)).max() < 1e-6
+    assert np.abs(read_xray(save(tmp_path/'b.dcm', deep, ModalityLUTSequence=[table([0, 0, 16], full.tobytes())]))
+        -(1-deep/65535)).max() < 1e-6
     eight = np.arange(256)[::-1].astype(np.uint8)
     for data in (eight.tobytes(), eight.astype('<u2').tobytes(), eight.astype('<u2').tolist(), eight.view('<u2').tolist()):
-        x = read_xray(save(tmp_path/'c.dcm', EIGHT, ModalityLUTSequence=[table([256, 0, 8], data, 'OW' if isinstance(data, bytes) else 'US')]))
+        x = read_xray(save(tmp_path/'c.dcm', EIGHT,
+            ModalityLUTSequence=[table([256, 0, 8], data, 'OW' if isinstance(data, bytes) else 'US')]))
         assert np.abs(x*255-(255-EIGHT.astype(float))).max() < .01
 
 @pytest.mark.parametrize('first, vr', [(-2048, 'SS'), (65536-2048, 'US')])
@@ -347,30 +376,37 @@ def test_the_first_input_of_a_table_with_and_without_its_sign(tmp_path, first, v
     a = (GREY.astype(int)-2048).astype(np.int16)
     x = read_xray(save(tmp_path/'a.dcm', a, BitsStored=12, ModalityLUTSequence=[table([4096, first, 16], RAMP.tobytes(), desc_vr=vr)]))
     assert np.abs(x-RAMP[GREY]/65535).max() < 1e-6
-    x = read_xray(save(tmp_path/'b.dcm', GREY, BitsStored=12, RescaleSlope=1, RescaleIntercept=-2048, VOILUTSequence=[Dataset(), table([4096, first, 16], RAMP.tobytes(), desc_vr=vr)]), 'lut')
+    x = read_xray(save(tmp_path/'b.dcm', GREY, BitsStored=12, RescaleSlope=1, RescaleIntercept=-2048,
+        VOILUTSequence=[Dataset(), table([4096, first, 16], RAMP.tobytes(), desc_vr=vr)]), 'lut')
     assert np.abs(x-RAMP[GREY]/65535).max() < 1e-6
 
 def test_a_table_in_big_endian(tmp_path):
-    ds = pydicom.dcmread(save(tmp_path/'a.dcm', GREY, BitsStored=12, ModalityLUTSequence=[table([4096, 0, 16], RAMP.astype('>u2').tobytes())]))
+    ds = pydicom.dcmread(save(tmp_path/'a.dcm', GREY, BitsStored=12,
+        ModalityLUTSequence=[table([4096, 0, 16], RAMP.astype('>u2').tobytes())]))
     ds.file_meta.TransferSyntaxUID, ds.PixelData = ExplicitVRBigEndian, GREY.astype('>u2').tobytes()
     pydicom.dcmwrite(tmp_path/'b.dcm', ds, implicit_vr=False, little_endian=False, force_encoding=True)
     assert np.abs(read_xray(tmp_path/'b.dcm')-RAMP[GREY]/65535).max() < 1e-6
 
 @pytest.mark.parametrize('desc, data', [([4096, 0, 16], RAMP[:100].tobytes()), ([4096, 0], RAMP.tobytes()), ([4096, 0, 0], RAMP.tobytes())])
 def test_a_table_that_does_not_fit_its_descriptor(tmp_path, desc, data):
-    with pytest.raises(XrayError, match='ModalityLUTSequence: descriptor .* does not fit its data'): read_xray(save(tmp_path/'a.dcm', GREY, BitsStored=12, ModalityLUTSequence=[table(desc, data)]))
+    with pytest.raises(XrayError, match='ModalityLUTSequence: descriptor .* does not fit its data'):
+        read_xray(save(tmp_path/'a.dcm', GREY, BitsStored=12, ModalityLUTSequence=[table(desc, data)]))
 
 @pytest.mark.parametrize('centres, widths', [(1000, 600), ([1000, 5], [600, 9]), ([1000, 5, 7], [600, 9, 11])])
 @pytest.mark.parametrize('function', [None, '', 'LINEAR', 'LINEAR_EXACT', 'SIGMOID'])
 def test_windows_of_every_form(tmp_path, centres, widths, function):
     kw = {} if function is None else {'VOILUTFunction': function}
-    x, v = read_xray(save(tmp_path/'a.dcm', GREY, BitsStored=12, WindowCenter=centres, WindowWidth=widths, RescaleSlope=.5, RescaleIntercept=-100, **kw), 'stored'), GREY*.5-100
-    want = 1/(1+np.exp(-4*(v-1000)/600)) if function == 'SIGMOID' else ((v-1000)/600+.5 if function == 'LINEAR_EXACT' else (v-999.5)/599+.5)   # C.11.2.1, by hand
+    x, v = (read_xray(save(tmp_path/'a.dcm', GREY, BitsStored=12, WindowCenter=centres, WindowWidth=widths,
+        RescaleSlope=.5, RescaleIntercept=-100, **kw), 'stored'), GREY*.5-100)
+    # C.11.2.1, by hand
+    want = (1/(1+np.exp(-4*(v-1000)/600)) if function == 'SIGMOID'
+        else ((v-1000)/600+.5 if function == 'LINEAR_EXACT' else (v-999.5)/599+.5))
     assert np.abs(x-want.clip(0, 1)).max() < 1e-6
 
 def test_a_window_that_is_none(tmp_path):
     kw = {'BitsStored': 12, 'WindowCenter': 1000, 'WindowWidth': 600}
-    with pytest.raises(XrayError, match="VOILUTFunction 'CUBIC'"): read_xray(save(tmp_path/'a.dcm', GREY, VOILUTFunction='CUBIC', **kw), 'stored')
+    with pytest.raises(XrayError, match="VOILUTFunction 'CUBIC'"):
+        read_xray(save(tmp_path/'a.dcm', GREY, VOILUTFunction='CUBIC', **kw), 'stored')
     f = swap(save(tmp_path/'b.dcm', GREY, **kw), b'DS\x06\x001000.0', b'DS\x06\x001,5   ')
     with pytest.raises(XrayError, match="WindowCenter '1,5' is no number"): read_xray(f, 'stored')
 
@@ -380,15 +416,17 @@ def test_no_pixels_in_the_pixel_data(tmp_path):
     for f in (save(tmp_path/'a.dcm', GREY[:0], Rows=64, Columns=64), save(tmp_path/'b.dcm', GREY, PixelData=None)):
         with pytest.raises(XrayError, match=r'no pixel data \(modality unknown\); leave it out'): read_xray(f)
 
-@pytest.mark.parametrize('key, vr, value', [('RescaleSlope', 'DS', '0,5 '), ('RescaleSlope', 'DS', '1\\1 '), ('RescaleSlope', 'DS', 'n/a '), ('RescaleIntercept', 'DS', 'US'),
-    ('NumberOfFrames', 'IS', '1A'), ('NumberOfFrames', 'IS', 'two '), ('PixelPaddingValue', 'US', b'\1\0\2\0'), ('Rows', 'US', b'\x10\0\x10\0'), ('BitsStored', 'US', b'\x0c\0\x0c\0')])
+@pytest.mark.parametrize('key, vr, value', [('RescaleSlope', 'DS', '0,5 '), ('RescaleSlope', 'DS', '1\\1 '),
+    ('RescaleSlope', 'DS', 'n/a '), ('RescaleIntercept', 'DS', 'US'), ('NumberOfFrames', 'IS', '1A'), ('NumberOfFrames', 'IS', 'two '),
+    ('PixelPaddingValue', 'US', b'\1\0\2\0'), ('Rows', 'US', b'\x10\0\x10\0'), ('BitsStored', 'US', b'\x0c\0\x0c\0')])
 def test_an_attribute_that_is_no_number_is_named(tmp_path, key, vr, value):
     ds = pydicom.dcmread(save(tmp_path/'a.dcm', GREY, BitsStored=12))
     tag, value = pydicom.tag.Tag(key), value if isinstance(value, bytes) else value.encode()
     if key in ds: del ds[key]
     ds._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True, True)
     ds.save_as(tmp_path/'b.dcm')
-    with pytest.raises(XrayError, match=f'b.dcm: {key} .* (is no number|is more than one number); correct the file'): read_xray(tmp_path/'b.dcm')
+    with pytest.raises(XrayError, match=f'b.dcm: {key} .* (is no number|is more than one number); correct the file'):
+        read_xray(tmp_path/'b.dcm')
     xray_meta(tmp_path/'b.dcm')
 
 # --- pixel data without their end
@@ -413,20 +451,25 @@ def test_deep_pngs_of_any_name(tmp_path, name):
     cv2.imwrite(str(tmp_path/'a.png'), GREY)
     try: os.replace(tmp_path/'a.png', os.path.join(os.fsencode(tmp_path), name))
     except OSError: pytest.skip('this file system knows no such names')
-    code = 'import sys, os; from pneumothorax.dicom import read_xray, xray_meta; f = os.listdir(".")[0]; print(*(read_xray(f)*65535).round().astype(int).ravel()); assert xray_meta(f)["bits_stored"] == 16'
-    p = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=False)
+    code = ('import sys, os; from pneumothorax.dicom import read_xray, xray_meta; f = os.listdir(".")[0]; '
+        'print(*(read_xray(f)*65535).round().astype(int).ravel()); assert xray_meta(f)["bits_stored"] == 16')
+    p = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True, text=True, check=False)
     assert p.returncode == 0 and p.stdout.split() == [str(v) for v in GREY.ravel()], p.stderr
 
 def test_no_file_is_opened_by_opencv():
-    for f in [*(ROOT/'pneumothorax').glob('*.py'), *(ROOT/'nbs').glob('*.ipynb'), *(ROOT/'tests').glob('*.py')]: assert 'cv2.'+'imread(' not in f.read_text(encoding='utf-8'), f.name
+    for f in [*(ROOT/'pneumothorax').glob('*.py'), *(ROOT/'nbs').glob('*.ipynb'), *(ROOT/'tests').glob('*.py')]:
+        assert 'cv2.'+'imread(' not in f.read_text(encoding='utf-8'), f.name
 
-TURNED = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.T, 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: lambda a: np.rot90(a)}
+TURNED = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.T,
+    6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: lambda a: np.rot90(a)}
 
 @pytest.mark.parametrize('orientation', TURNED)
 def test_pictures_are_turned_as_viewers_turn_them(tmp_path, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    for name, a in (('a.jpg', EIGHT), ('a.png', EIGHT), ('deep.png', GREY), ('a.tif', EIGHT), ('rgb.jpg', np.repeat(EIGHT[..., None], 3, 2))):
+    for name, a in (('a.jpg', EIGHT), ('a.png', EIGHT), ('deep.png', GREY), ('a.tif', EIGHT),
+            ('rgb.jpg', np.repeat(EIGHT[..., None], 3, 2))):
         kw = {'quality': 100, 'subsampling': 0} if name[-3:] == 'jpg' else {}
         (tmp_path/'plain').mkdir(exist_ok=True)
         Image.fromarray(a).save(tmp_path/'plain'/name, **kw)
@@ -482,7 +525,8 @@ def test_every_dicom_file_of_pydicom(tmp_path):
     import data_store
     roots = Path(pydicom.data.__file__).parent, Path(data_store.__file__).parent
     files = sorted({f for r in roots for f in r.rglob('*') if f.is_file() and (f.suffix == '.dcm' or f.read_bytes()[128:132] == b'DICM')})
-    about = [f for f in files if str(pydicom.dcmread(f, stop_before_pixels=True, force=True).get('SOPClassUID', '')) == '1.2.840.10008.5.1.4.1.1.66.4']
+    about = [f for f in files
+        if str(pydicom.dcmread(f, stop_before_pixels=True, force=True).get('SOPClassUID', '')) == '1.2.840.10008.5.1.4.1.1.66.4']
     for f in about:
         with pytest.raises(XrayError, match='a segmentation, no radiograph; leave it out'): read_xray(f, frame=0)
     counts = Counter(kind_of(lambda f: read_xray(f, frame=0), f) for f in files)
@@ -511,9 +555,12 @@ def lesser(f, out, rng):
     return out
 
 def test_damage_of_any_kind_is_refused_or_read(tmp_path):
-    rng, kinds = np.random.default_rng(0), {'plain': (GREY, None, None, {'BitsStored': 12}), **{k: (a, e, s, {'BitsStored': 8 if a is EIGHT else 12}) for k, (s, e, a, _) in RARE.items()},
-        'JPEG': (EIGHT, lambda a: cv2.imencode('.jpg', a)[1].tobytes(), JPEGBaseline8Bit, {}), 'JPEG-LS': (GREY, jpegls, JPEGLSLossless, {'BitsStored': 12}), 'JPEG Lossless': (EIGHT, lossless, JPEGLosslessSV1, {}),
-        'table': (GREY, None, None, {'BitsStored': 12, 'ModalityLUTSequence': [table([4096, 0, 16], RAMP.tobytes())], 'VOILUTSequence': [table([4096, 0, 16], RAMP.tobytes())], 'WindowCenter': 9, 'WindowWidth': 9})}
+    rng, kinds = np.random.default_rng(0), {'plain': (GREY, None, None, {'BitsStored': 12}),
+        **{k: (a, e, s, {'BitsStored': 8 if a is EIGHT else 12}) for k, (s, e, a, _) in RARE.items()},
+        'JPEG': (EIGHT, lambda a: cv2.imencode('.jpg', a)[1].tobytes(), JPEGBaseline8Bit, {}),
+        'JPEG-LS': (GREY, jpegls, JPEGLSLossless, {'BitsStored': 12}), 'JPEG Lossless': (EIGHT, lossless, JPEGLosslessSV1, {}),
+        'table': (GREY, None, None, {'BitsStored': 12, 'ModalityLUTSequence': [table([4096, 0, 16], RAMP.tobytes())],
+            'VOILUTSequence': [table([4096, 0, 16], RAMP.tobytes())], 'WindowCenter': 9, 'WindowWidth': 9})}
     counts = Counter()
     for k, (a, encode, syntax, kw) in kinds.items():
         good = save(tmp_path/'good.dcm', a, encode, syntax, **kw)
@@ -522,8 +569,11 @@ def test_damage_of_any_kind_is_refused_or_read(tmp_path):
             bad = tmp_path/'bad.dcm'
             if i % 4: bad.write_bytes(changed(good.read_bytes(), rng))
             else: lesser(good, bad, rng)
-            for read in (read_xray, xray_meta, lambda f: read_xray(f, window='stored'), lambda f: read_xray(f, window='lut'), lambda f: read_xray(f, frame=0, square=True)): counts[kind_of(read, bad)] += 1
-    assert counts['read'] > 500 and counts['refused'] > 500 and not counts['fault'], counts   # a fault would be an exception that nobody foresaw
+            for read in (read_xray, xray_meta, lambda f: read_xray(f, window='stored'), lambda f: read_xray(f, window='lut'),
+                    lambda f: read_xray(f, frame=0, square=True)):
+                counts[kind_of(read, bad)] += 1
+    # a fault would be an exception that nobody foresaw
+    assert counts['read'] > 500 and counts['refused'] > 500 and not counts['fault'], counts
 
 def test_damaged_pictures_are_refused_or_read(tmp_path):
     rng, exif, counts = np.random.default_rng(0), Image.Exif(), Counter()

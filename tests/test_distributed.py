@@ -16,21 +16,24 @@ from safetensors.torch import load_file
 
 from pneumothorax.phantom import make_phantoms
 
-pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.skipif(find_spec('accelerate') is None, reason='accelerate is not installed')]
+pytestmark = [pytest.mark.usefixtures('one_thread'),
+    pytest.mark.skipif(find_spec('accelerate') is None, reason='accelerate is not installed')]
 
 def launch(mark, *args, script=ROOT/'tests'/'share_training.py'):
     "A script in two processes on the CPU"
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': '',
-        'OMP_NUM_THREADS': '1', 'PTX_TEST_MARK': mark}
-    command = ['-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-        '--main_process_port', '0', script, *args]
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'ACCELERATE_USE_CPU': 'true',
+        'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PTX_TEST_MARK': mark}
+    command = ['-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
+        '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', script, *args]
     return subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=240, check=False)
 
 def left(mark):
     "Processes that carry the mark in their environment"
     out = []
     for p in Path('/proc').glob('[0-9]*'):
-        try: found = f'PTX_TEST_MARK={mark}'.encode() in (p/'environ').read_bytes() and 'Z' not in (p/'stat').read_text().rsplit(')', 1)[1].split()[0]
+        try:
+            found = (f'PTX_TEST_MARK={mark}'.encode() in (p/'environ').read_bytes()
+                and 'Z' not in (p/'stat').read_text().rsplit(')', 1)[1].split()[0])
         except OSError: continue     # gone meanwhile, or somebody else's
         if found: out.append(p.name)
     return out
@@ -104,7 +107,8 @@ def test_through_the_main_process(both):
 def test_learner_is_as_before_after_an_error(both):
     for r in both:
         assert 'this process fails' in r['broken']['error']
-        assert r['broken']['kinds'] == ['Sequential', 'Conv2d', 'BatchNormAct2d', 'Conv2d', 'BatchNorm2d', 'ReLU', 'Upsample', 'Conv2d', 'XrayDL', 'XrayDL']
+        assert r['broken']['kinds'] == ['Sequential', 'Conv2d', 'BatchNormAct2d', 'Conv2d', 'BatchNorm2d', 'ReLU', 'Upsample',
+            'Conv2d', 'XrayDL', 'XrayDL']
         assert 'bs=5 for 2 processes' in r['broken']['odd']
 
 def test_an_error_in_one_process_ends_all(alone, both, ended):
@@ -128,7 +132,8 @@ LEAVES = """
 import atexit, os, sys
 from pathlib import Path
 import torch.distributed as dist
-atexit.register(lambda: Path(sys.argv[1], os.environ['RANK']).write_text('still there' if dist.is_initialized() else 'gone'))     # called last
+# called last
+atexit.register(lambda: Path(sys.argv[1], os.environ['RANK']).write_text('still there' if dist.is_initialized() else 'gone'))
 from pneumothorax.distributed import join_processes, on_main
 assert join_processes() == join_processes() == 2 and on_main(lambda: 3) == 3
 """

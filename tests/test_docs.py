@@ -31,7 +31,8 @@ LONG = '\n'.join(f'a{i} = {i}' for i in range(20))
 def notebook():
     "One cell of each kind"
     picture = v4.new_output('display_data', data={'image/png': 'AA=='})
-    return v4.new_notebook(cells=[v4.new_markdown_cell('# rle\n\n> Masks'), v4.new_code_cell('#| default_exp rle'), v4.new_code_cell('#| hide\nsecret = 1'),
+    return v4.new_notebook(cells=[
+        v4.new_markdown_cell('# rle\n\n> Masks'), v4.new_code_cell('#| default_exp rle'), v4.new_code_cell('#| hide\nsecret = 1'),
         v4.new_markdown_cell('`rle_area` counts what `rle_encode(m)` wrote; see `32_decide.ipynb`.'),
         v4.new_code_cell('#| export\ndef rle_area(rle): return 0\ndef _private(): pass\n'+LONG),
         v4.new_markdown_cell('Seen from **above**, with [words](x.md).'), v4.new_code_cell('#| slow\nplot()', outputs=[picture])])
@@ -41,7 +42,8 @@ def test_a_notebook_becomes_a_page(names):
     sources = [c.source for c in nb.cells]
     assert not any(word in s for s in sources for word in ('#|', 'secret', 'default_exp')) and len(sources) == 5
     assert sources[0] == '# rle\n\n> Masks\n\nat the head'
-    assert '[`rle_area`](#pneumothorax.rle.rle_area) counts what [`rle_encode(m)`](#pneumothorax.rle.rle_encode) wrote; see [`32_decide.ipynb`](/nbs/32_decide.ipynb).' in sources[1]
+    assert ('[`rle_area`](#pneumothorax.rle.rle_area) counts what [`rle_encode(m)`](#pneumothorax.rle.rle_encode) wrote; '
+        'see [`32_decide.ipynb`](/nbs/32_decide.ipynb).' in sources[1])
     assert sources[1].startswith('(code-rle-rle_area)=\n') and '_private' not in sources[1]
     assert nb.cells[2].metadata.tags == ['hide-input'] and nb.cells[2].metadata.mystnb.code_prompt_show.startswith('rle_area, a0')
     assert 'tags' not in nb.cells[4].metadata and nb.cells[4].metadata.mystnb.image.alt == 'Seen from above, with words.'
@@ -59,7 +61,8 @@ def test_capitals_are_told_apart(): assert len({pages.anchor('m', n) for n in ('
 def test_table_of_a_function():
     from pneumothorax.decide import keep_large
     table = pages.table(keep_large, {})
-    assert '| `min_area` | `float` | `800` | pixels of the 1024² frame |' in table and '| `mask` | `numpy.ndarray` |  | H×W, uint8 in {0,1} |' in table
+    assert ('| `min_area` | `float` | `800` | pixels of the 1024² frame |' in table
+        and '| `mask` | `numpy.ndarray` |  | H×W, uint8 in {0,1} |' in table)
     assert table.endswith('**Returns** `numpy.ndarray`: the same shape, small components removed')
     assert pages.signature(keep_large) == '(mask, min_area=800)'
 
@@ -81,24 +84,28 @@ def test_every_public_name_has_an_entry(rooms, names):
 
 def test_commands_tell_what_help_tells(names):
     page = pages.command_page('ptx_sample', names)
-    assert 'ptx_sample out [options]' in page and '| `--n` | `int` | `64` | radiographs of the training part; a quarter as many are added as test part |' in page
+    assert ('ptx_sample out [options]' in page
+        and '| `--n` | `int` | `64` | radiographs of the training part; a quarter as many are added as test part |' in page)
 
 def test_every_notebook_is_in_the_contents():
     contents = pages.contents()
     for f in pages.notebooks(): assert contents.count(f'<nbs/{f.stem}>') == 1, f.stem
-    assert [pages.floor(s) for s in ('00_rle', '32a_chest', '13_new', '52_tutorial', '60_evidence')] == ['Files and labels', 'Prediction', 'Training', 'Tutorials', 'Evidence']
+    assert ([pages.floor(s) for s in ('00_rle', '32a_chest', '13_new', '52_tutorial', '60_evidence')]
+        == ['Files and labels', 'Prediction', 'Training', 'Tutorials', 'Evidence'])
     assert {f for _, f in pages.FLOORS} == set(pages.LISTED)
 
 # Links
 
 def test_broken_links_are_found(tmp_path):
     (tmp_path/'b.html').write_text('<h1 id="there">b</h1>')
-    (tmp_path/'a.html').write_text('<a href="b.html#there">1</a><a href="b.html#nowhere">2</a><a href="c.html">3</a><a href="../a.html">4</a><a href="https://example.org/x">5</a>'
+    (tmp_path/'a.html').write_text('<a href="b.html#there">1</a><a href="b.html#nowhere">2</a><a href="c.html">3</a>'
+        '<a href="../a.html">4</a><a href="https://example.org/x">5</a>'
         '<img src="data:," alt="fine"><img src="b.html"><script src="https://cdn.example.org/x.js"></script>')
     (tmp_path/'a.css').write_text('a { background: url(https://fonts.example.org/f.woff) }')
     wrong, hosts, n = links.check(tmp_path)
     assert n == 2 and hosts == {'example.org': 1, 'cdn.example.org': 1}
-    for what in ('b.html#nowhere', 'c.html', '../a.html', 'without a description: b.html', 'cdn.example.org', 'fonts.example.org'): assert sum(what in w for w in wrong) == 1, what
+    for what in ('b.html#nowhere', 'c.html', '../a.html', 'without a description: b.html', 'cdn.example.org', 'fonts.example.org'):
+        assert sum(what in w for w in wrong) == 1, what
     assert len(wrong) == 6
 
 # The site itself
@@ -109,8 +116,8 @@ def site(tmp_path_factory):
     for m in ('sphinx', 'myst_nb', 'furo'): pytest.importorskip(m, reason='the site needs the extra "docs"')
     out = tmp_path_factory.mktemp('docs')
     assert pages.write(out/'pages') > 100
-    p = subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-j', 'auto', '-c', ROOT/'docs', out/'pages', out/'site'], check=False, capture_output=True, text=True,
-        env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
+    p = subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-j', 'auto', '-c', ROOT/'docs', out/'pages',
+        out/'site'], check=False, capture_output=True, text=True, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
     assert p.returncode == 0, p.stderr[-3000:]
     return out/'site'
 
@@ -146,7 +153,8 @@ def test_search_and_no_other_host(browser, addresses, where):
     base, asked = addresses[where], []
     page = browser.new_page()
     page.on('request', lambda r: asked.append(r.url))
-    for f in ('index.html', 'nbs/20_losses.html', 'nbs/40d_view.html', 'api/train.html', 'commands.html', 'changelog.html'): page.goto(f'{base}/{f}', wait_until='load')
+    for f in ('index.html', 'nbs/20_losses.html', 'nbs/40d_view.html', 'api/train.html', 'commands.html', 'changelog.html'):
+        page.goto(f'{base}/{f}', wait_until='load')
     page.goto(f'{base}/search.html?q=hypercolumns')
     page.wait_for_selector('ul.search li a')
     found = page.eval_on_selector_all('ul.search li a', 'x => x.map(a => a.getAttribute("href"))')
@@ -156,7 +164,8 @@ def test_search_and_no_other_host(browser, addresses, where):
 
 OUTSIDE = """[...document.querySelectorAll('article *')].filter(e => {
     if (e.closest('svg, math, .headerlink') || !e.getClientRects().length || e.getBoundingClientRect().right <= innerWidth+1) return false
-    for (let p = e; p.tagName != 'ARTICLE'; p = p.parentElement) if (['auto', 'scroll'].includes(getComputedStyle(p).overflowX)) return false
+    for (let p = e; p.tagName != 'ARTICLE'; p = p.parentElement)
+        if (['auto', 'scroll'].includes(getComputedStyle(p).overflowX)) return false
     return true}).map(e => e.tagName+' '+e.className+' '+e.textContent.slice(0, 40))"""     # and does not scroll in itself
 
 @pytest.mark.slow
@@ -169,6 +178,7 @@ def test_nothing_sticks_out_on_a_phone(browser, site):
         page.goto(f.as_uri(), wait_until='load')
         if page.evaluate('document.documentElement.scrollWidth > innerWidth'): wide.append(f.name)
         wide += [f'{f.name}: {e}' for e in page.evaluate(OUTSIDE)]
-        if page.evaluate('[...document.querySelectorAll("article img")].some(i => !i.naturalWidth)'): wide.append(f'{f.name}: a picture that is not there')
+        if page.evaluate('[...document.querySelectorAll("article img")].some(i => !i.naturalWidth)'):
+            wide.append(f'{f.name}: a picture that is not there')
     page.close()
     assert not wide, '\n'.join(wide[:40])

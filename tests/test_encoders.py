@@ -31,9 +31,11 @@ from pneumothorax.encoders import (
 )
 from pneumothorax.siim import PtxNotice
 
-CHAINS = ['densenet121', 'googlenet', 'inception_v3', 'mnasnet0_5', 'mobilenet_v3_small', 'regnet_x_400mf', 'resnet18', 'shufflenet_v2_x0_5', 'squeezenet1_1', 'swin_t']
-FAMILIES = ['convnext_atto', 'cs3darknet_focus_s', 'densenet121', 'efficientvit_b0', 'hrnet_w18_small', 'inception_v4', 'mambaout_femto', 'mobilenetv3_small_050', 'nf_regnet_b0',
-    'pvt_v2_b0', 'regnety_002', 'sequencer2d_s', 'swin_tiny_patch4_window7_224', 'tf_efficientnet_lite0', 'tresnet_m', 'vgg11']
+CHAINS = ['densenet121', 'googlenet', 'inception_v3', 'mnasnet0_5', 'mobilenet_v3_small', 'regnet_x_400mf', 'resnet18',
+    'shufflenet_v2_x0_5', 'squeezenet1_1', 'swin_t']
+FAMILIES = ['convnext_atto', 'cs3darknet_focus_s', 'densenet121', 'efficientvit_b0', 'hrnet_w18_small', 'inception_v4',
+    'mambaout_femto', 'mobilenetv3_small_050', 'nf_regnet_b0', 'pvt_v2_b0', 'regnety_002', 'sequencer2d_s', 'swin_tiny_patch4_window7_224',
+    'tf_efficientnet_lite0', 'tresnet_m', 'vgg11']
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -90,10 +92,12 @@ def test_names():
 
 def test_networks_and_functions():
     def mine(): return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1))
-    for make in (mine, mine(), functools.partial(xresnet.xresnet18, pretrained=False), xresnet.xresnet18, nn.Sequential(mine(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))):
+    for make in (mine, mine(), functools.partial(xresnet.xresnet18, pretrained=False), xresnet.xresnet18,
+            nn.Sequential(mine(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))):
         enc = create_encoder(make)
         assert enc(grey())[0].shape[0] == 1 and enc.origin is None
-    for bad in (lambda: 7, nn.Linear(3, 3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2)), nn.Sequential(nn.Flatten()), timm.create_model('vit_tiny_patch16_224'), nn.Conv2d(5, 8, 3, 2, 1), nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(3, 6, 3, groups=3)):
+    for bad in (lambda: 7, nn.Linear(3, 3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2)), nn.Sequential(nn.Flatten()),
+            timm.create_model('vit_tiny_patch16_224'), nn.Conv2d(5, 8, 3, 2, 1), nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(3, 6, 3, groups=3)):
         with pytest.raises(ModelError, match='encoder'): create_encoder(bad)
 
 def test_a_module_is_copied():
@@ -139,7 +143,8 @@ def test_stem(name):
 def test_no_stem():
     with pytest.raises(ModelError, match='no layer'): stem_params(nn.ReLU())
 
-NAMES = [lambda k: k, lambda k: f'module.{k}', lambda k: f'net.encoder.model.{k}', lambda k: f'_orig_mod.encoder.{k}', lambda k: 'backbone_'+k.replace('.', '_')]
+NAMES = [lambda k: k, lambda k: f'module.{k}', lambda k: f'net.encoder.model.{k}', lambda k: f'_orig_mod.encoder.{k}',
+    lambda k: 'backbone_'+k.replace('.', '_')]
 
 @pytest.mark.parametrize('rename', NAMES)
 @pytest.mark.parametrize('name', ['mobilenetv3_small_050', 'torchvision/resnet18', 'swin_tiny_patch4_window7_224'])
@@ -147,7 +152,8 @@ def test_dialects(rename, name, tmp_path):
     a, b = (seeded(lambda: create_encoder(name), s) for s in (0, 1))
     sd = {rename(k): v for k, v in state(a).items()}
     keys = sorted(sd)                                       # the order of a file that sorts its names
-    save_file({k: sd[k].contiguous() for k in keys} | {'head.conv1.weight': torch.zeros(1), 'fc.weight': torch.zeros(9, 9)}, tmp_path/'w.safetensors')
+    save_file({k: sd[k].contiguous() for k in keys} | {'head.conv1.weight': torch.zeros(1), 'fc.weight': torch.zeros(9, 9)},
+        tmp_path/'w.safetensors')
     r = load_weights(b, tmp_path/'w.safetensors')
     assert r.complete and r.how.startswith('by name') and same(state(a), state(b))
     assert r.unused == ['fc.weight', 'head.conv1.weight'] and len(r.found) == r.total
@@ -167,7 +173,8 @@ def test_renamed_layers_are_placed_by_order(tmp_path):
     old = {k.replace('norm1', 'norm.1').replace('conv2', 'conv.2x'): v for k, v in state(a).items() if 'num_batches' not in k}
     torch.save(old, tmp_path/'w.pth')
     r = load_weights(b, tmp_path/'w.pth')
-    assert r.how == 'by order' and same({k: v for k, v in state(b).items() if 'num_batches' not in k}, {k: v for k, v in state(a).items() if 'num_batches' not in k})
+    assert r.how == 'by order' and same({k: v for k, v in state(b).items() if 'num_batches' not in k},
+        {k: v for k, v in state(a).items() if 'num_batches' not in k})
     keys = list(old)
     i, j = (keys.index(f'features_denseblock1.denselayer1.norm2.{k}') for k in ('weight', 'bias'))
     keys[i], keys[j] = keys[j], keys[i]                     # two tensors of one shape in the other order
@@ -181,12 +188,14 @@ def test_stems_of_other_colours(have, want, tmp_path):
     assert load_weights(b, tmp_path/'w.pth').complete
     x = grey()
     with torch.no_grad():
-        for p, q in zip(a(x.expand(-1, have, -1, -1)), b(x.expand(-1, want, -1, -1)), strict=True): torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+        for p, q in zip(a(x.expand(-1, have, -1, -1)), b(x.expand(-1, want, -1, -1)), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
 
 def test_stems_that_mean_something_else(tmp_path):
     torch.save(create_encoder('mobilenetv3_small_050', 4).state_dict(), tmp_path/'w.pth')
     for n in (1, 3):
-        with pytest.raises(ModelError, match=r'conv_stem.weight 16×\d×3×3 \(file: 16×4×3×3\)'): load_weights(create_encoder('mobilenetv3_small_050', n), tmp_path/'w.pth')
+        with pytest.raises(ModelError, match=r'conv_stem.weight 16×\d×3×3 \(file: 16×4×3×3\)'):
+            load_weights(create_encoder('mobilenetv3_small_050', n), tmp_path/'w.pth')
 
 def test_space_to_depth(tmp_path):
     a, b = (seeded(functools.partial(create_encoder, 'tresnet_m', n), n).eval() for n in (3, 1))
@@ -208,7 +217,8 @@ def test_weights_that_are_no_numbers(strict, tmp_path):
     sd['bn1.weight'][3] = float('nan')
     sd['bn1.bias'][0] = float('inf')
     torch.save(sd, tmp_path/'w.pth')
-    with pytest.raises(ModelError, match=r'2 tensors with values that are not finite \(bn1.weight, bn1.bias\)'): load_weights(a, tmp_path/'w.pth', strict)
+    with pytest.raises(ModelError, match=r'2 tensors with values that are not finite \(bn1.weight, bn1.bias\)'):
+        load_weights(a, tmp_path/'w.pth', strict)
     assert same(state(a), before)
 
 def test_not_strict(tmp_path):
@@ -219,7 +229,8 @@ def test_not_strict(tmp_path):
     torch.save(sd, tmp_path/'w.pth')
     with pytest.raises(ModelError, match='1 missing: bn1.weight; 1 of another shape: bn1.bias 16'): load_weights(b, tmp_path/'w.pth')
     assert same(state(b), before)
-    with pytest.warns(PtxNotice, match='2 tensors keep their values.*bn1.weight, bn1.bias'): r = load_weights(b, tmp_path/'w.pth', strict=False)
+    with pytest.warns(PtxNotice, match='2 tensors keep their values.*bn1.weight, bn1.bias'):
+        r = load_weights(b, tmp_path/'w.pth', strict=False)
     assert (r.complete, r.missing, list(r.shapes)) == (False, ['bn1.weight'], ['bn1.bias'])
     kept = ('bn1.weight', 'bn1.bias')
     assert same({k: v for k, v in state(b).items() if k not in kept}, {k: v for k, v in state(a).items() if k not in kept})
@@ -227,7 +238,8 @@ def test_not_strict(tmp_path):
     torch.save({'x': torch.ones(1)}, tmp_path/'w.pth')
     with pytest.raises(ModelError, match='no tensor of'): load_weights(b, tmp_path/'w.pth', strict=False)
 
-@pytest.mark.parametrize(('larger', 'smaller'), [('resnet34', 'resnet18'), ('efficientnet_b1', 'efficientnet_b0'), ('seresnet50', 'resnet50')])
+@pytest.mark.parametrize(('larger', 'smaller'), [('resnet34', 'resnet18'), ('efficientnet_b1', 'efficientnet_b0'),
+    ('seresnet50', 'resnet50')])
 def test_weights_of_a_larger_network(larger, smaller, tmp_path):
     "Every tensor of the smaller has its place in the file; it is another network's all the same"
     torch.save(timm.create_model(larger).state_dict(), tmp_path/'w.pth')
@@ -240,7 +252,8 @@ def test_weights_of_a_larger_network(larger, smaller, tmp_path):
     torch.save(timm.create_model(smaller).state_dict(), tmp_path/'w.pth')
     assert load_weights(enc, tmp_path/'w.pth').complete
 
-@pytest.mark.parametrize('record', ['', '{', '[]', '{"model": null}', '{"model": {"config": {"encoder": 3}}}', '{"model": {"config": 3}}', '{"model": ["arch"]}', '{"other": 1}', 'null'])
+@pytest.mark.parametrize('record', ['', '{', '[]', '{"model": null}', '{"model": {"config": {"encoder": 3}}}', '{"model": {"config": 3}}',
+    '{"model": ["arch"]}', '{"other": 1}', 'null'])
 def test_a_strange_record_of_a_run(record, tmp_path):
     save_file({'a': torch.ones(1)}, tmp_path/'model.safetensors')
     (tmp_path/'run.json').write_text(record)
@@ -258,7 +271,8 @@ class Touch:
 def test_pickles_with_code(tmp_path):
     trace, bad = tmp_path/'trace', tmp_path/'bad.pth'
     def protocol(n): return lambda o: bad.write_bytes(pickle.dumps(o, protocol=n))
-    writers = [lambda o: torch.save(o, bad), lambda o: torch.save(o, bad, _use_new_zipfile_serialization=False), protocol(2), protocol(4), protocol(5)]
+    writers = [lambda o: torch.save(o, bad), lambda o: torch.save(o, bad, _use_new_zipfile_serialization=False), protocol(2),
+        protocol(4), protocol(5)]
     for write in writers:
         for o in ({'a': torch.ones(2), 'b': Touch(trace)}, Touch(trace), {'state_dict': {'a': torch.ones(1)}, 'args': Touch(trace)}):
             write(o)
@@ -306,8 +320,8 @@ def test_what_fastai_saves(tmp_path):
     torch.save(learn.model, tmp_path/'export.pkl')
     with pytest.raises(ModelError, match='refused'): read_weights(tmp_path/'export.pkl')
 
-@pytest.mark.parametrize(('name', 'file'), [('resnet18', r'timm/resnet18\S+/model\.safetensors.*\$HF_HOME'), ('torchvision/resnet18', r'resnet18-f37072fd\.pth.*\$TORCH_HOME'),
-    ('legacy_seresnet18', r'github\S+pth.*\$TORCH_HOME')])
+@pytest.mark.parametrize(('name', 'file'), [('resnet18', r'timm/resnet18\S+/model\.safetensors.*\$HF_HOME'),
+    ('torchvision/resnet18', r'resnet18-f37072fd\.pth.*\$TORCH_HOME'), ('legacy_seresnet18', r'github\S+pth.*\$TORCH_HOME')])
 def test_no_network(name, file, tmp_path, monkeypatch):
     "The way out is a proxy where nobody listens, so that it fails on every machine alike"
     for k in ('HTTPS_PROXY', 'https_proxy', 'HTTP_PROXY', 'http_proxy'): monkeypatch.setenv(k, 'http://127.0.0.1:9')
@@ -315,7 +329,8 @@ def test_no_network(name, file, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda **_: pytest.fail('the client was asked though there is no network'))
-    for call in (lambda: imagenet_file(name), lambda: create_encoder(name, pretrained=True), lambda: load_weights(create_encoder(name), 'imagenet')):
+    for call in (lambda: imagenet_file(name), lambda: create_encoder(name, pretrained=True),
+            lambda: load_weights(create_encoder(name), 'imagenet')):
         with pytest.raises(ModelError, match=rf"could not be fetched.*{file}.*weights='lite0'") as e: call()
         assert isinstance(e.value.__cause__, urllib.error.URLError)
     assert not list(tmp_path.rglob('*.pth'))

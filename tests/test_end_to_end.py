@@ -41,7 +41,8 @@ def same(a, b):
     return a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
 
 def test_the_command_is_the_function_and_the_seed_decides(phantoms, tiny_run, tmp_path):
-    kw = {'size': 64, 'bs': 4, 'epochs': 1, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0, 'valid': .5, 'progress': False}
+    kw = {'size': 64, 'bs': 4, 'epochs': 1, 'encoder': 'mobilenetv3_small_050', 'weights': 'none', 'workers': 0,
+        'valid': .5, 'progress': False}
     train(phantoms, tmp_path/'again', seed=3, **kw)
     train(phantoms, tmp_path/'other', seed=4, **kw)
     assert same(tiny_run, tmp_path/'again')
@@ -58,7 +59,8 @@ def test_another_model_seeded_by_a_run(phantoms, tiny_run, tmp_path):
     "The encoder of one run starts a network of another family, at another size; its run predicts like any other"
     run, tiny = tmp_path/'run', [*TINY]
     tiny[tiny.index('--weights')+1], tiny[tiny.index('--size')+1] = tiny_run, 96
-    ok('ptx_train', phantoms, '--out', run, '--valid', '.5', '--model', 'hyperunet:attention=scse,aux=True,deep_supervision=True', '--loss', '3:1:4', *tiny)
+    ok('ptx_train', phantoms, '--out', run, '--valid', '.5', '--model', 'hyperunet:attention=scse,aux=True,deep_supervision=True',
+        '--loss', '3:1:4', *tiny)
     config = json.loads((run/'run.json').read_text())['model']['config']
     assert (config['name'], config['attention'], config['aux'], config['encoder']) == ('hyperunet', 'scse', True, 'mobilenetv3_small_050')
     ok('ptx_predict', run, phantoms/'dicom-images-test', '--out', tmp_path/'pred', '--workers', 0)
@@ -103,8 +105,10 @@ def test_demo_finds_pneumothoraces(tmp_path):
 
 def blocks():
     "The two blocks of commands in the README that train, each a list of lines, each line a list of words"
-    section = re.search(r'^## Or from the command line\n(.*?)^## ', (ROOT/'README.md').read_text(encoding='utf-8'), re.MULTILINE|re.DOTALL).group(1)
-    return [[shlex.split(line, comments=True) for line in b.splitlines()] for b in re.findall(r'^```sh\n(.*?)^```', section, re.MULTILINE|re.DOTALL)]
+    section = re.search(r'^## Or from the command line\n(.*?)^## ', (ROOT/'README.md').read_text(encoding='utf-8'),
+        re.MULTILINE|re.DOTALL).group(1)
+    return [[shlex.split(line, comments=True) for line in b.splitlines()]
+        for b in re.findall(r'^```sh\n(.*?)^```', section, re.MULTILINE|re.DOTALL)]
 
 def changed(words, **options):
     "A command with some of its options replaced or added"
@@ -121,7 +125,8 @@ def test_the_readme_holds_the_commands():
 
 @pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_first_commands_on_a_small_sample(tmp_path, monkeypatch, seed):
-    "The README's first block with smaller pictures outlines pneumothoraces that its network has not seen; whole, it is one of the long tests"
+    """The README's first block with smaller pictures outlines pneumothoraces that its network has not seen; whole, it is one of the long
+    tests"""
     train = {'size': 96, 'epochs': 8, 'bs': 4, 'lr': 4e-3, 'workers': 0, 'seed': seed}
     small = {'ptx_sample': {'n': 96, 'size': 96, 'seed': seed}, 'ptx_train': train, 'ptx_predict': {'workers': 0}}
     monkeypatch.chdir(tmp_path)

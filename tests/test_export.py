@@ -30,7 +30,8 @@ def predictions(out, t, size=256, soft=False):
     out.mkdir(parents=True)
     np.save(out/'maps.npy', maps)
     (out/'predict.json').write_text(json.dumps({'format': FORMAT, 'run': 'truth'}))
-    write_index(pd.DataFrame({'ImageId': t.ImageId, 'path': t.path.astype(str), 'row': range(len(t)), 'max_prob': maps.max((1, 2))/255}), out/'index.csv')
+    write_index(pd.DataFrame({'ImageId': t.ImageId, 'path': t.path.astype(str), 'row': range(len(t)), 'max_prob': maps.max((1, 2))/255}),
+        out/'index.csv')
     write_index(pd.DataFrame(columns=['ImageId', 'path', 'error']), out/'failed.csv')
     return out
 
@@ -60,15 +61,18 @@ def test_dicom_objects_say_what_they_are(real, tmp_path):
         ds = pydicom.dcmread(f)
         uid = ds.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         src = sources[uid]
-        assert (ds.StudyInstanceUID, ds.PatientID) == (src.StudyInstanceUID, src.PatientID) and ds.SeriesInstanceUID != src.SeriesInstanceUID
+        assert ((ds.StudyInstanceUID, ds.PatientID) == (src.StudyInstanceUID, src.PatientID)
+            and ds.SeriesInstanceUID != src.SeriesInstanceUID)
         s = ds.SegmentSequence[0]
         assert s.SegmentedPropertyTypeCodeSequence[0].CodeValue == '36118008' and s.SegmentAlgorithmType == 'AUTOMATIC'
-        assert s.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == 'pneumothorax' and 'research use only' in ds.SeriesDescription
+        assert (s.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == 'pneumothorax'
+            and 'research use only' in ds.SeriesDescription)
         assert ds.pixel_array.sum() == masks[f.stem].sum()
         assert re.fullmatch(r'\d{3}Y', ds.PatientAge) and ds.ContentCreatorName == '' and 'PatientOrientation' in ds
     for f in (tmp_path/'sc').glob('*.dcm'):
         ds = pydicom.dcmread(f)
-        assert ds.BurnedInAnnotation == 'YES' and ds.StudyInstanceUID == sources[f.stem].StudyInstanceUID and ds.pixel_array.shape[1:] == (1024, 3) and ds.pixel_array.shape[0] > 1024
+        assert (ds.BurnedInAnnotation == 'YES' and ds.StudyInstanceUID == sources[f.stem].StudyInstanceUID
+            and ds.pixel_array.shape[1:] == (1024, 3) and ds.pixel_array.shape[0] > 1024)
     assert len(list((tmp_path/'sc').glob('*.dcm'))) == t.has_ptx.sum()
 
 def test_the_table_of_real_radiographs(real, tmp_path):
@@ -107,7 +111,9 @@ def test_what_dicom_cannot_refer_to(shared, tmp_path):
     t = pd.DataFrame({'ImageId': ['a', 'b', 'c'], 'path': [*stage2, png], 'rles': [['0 99999']]*3})
     pred = predictions(tmp_path/'pred', t)
     for kind in ('dicomseg', 'sc'):
-        with pytest.raises(PtxError, match='3 radiographs have no place in DICOM, so nothing can refer to them: .*no valid StudyInstanceUID.*is no DICOM file'): export_masks(pred, tmp_path/'x', kind)
+        with pytest.raises(PtxError,
+                match='3 radiographs have no place in DICOM, so nothing can refer to them: .*no valid StudyInstanceUID.*is no DICOM file'):
+            export_masks(pred, tmp_path/'x', kind)
         assert not (tmp_path/'x').exists()
     assert export_masks(pred, tmp_path/'png', 'png', '.5,0,.5', progress=False).positive.all()
 
@@ -192,7 +198,8 @@ def test_pixels_that_are_not_square(real, tiny_run, tmp_path):
     ds.decompress()
     ds.PixelData, ds.Rows, ds.PixelSpacing = np.ascontiguousarray(ds.pixel_array[::2]).tobytes(), 512, [.4, .2]
     ds.save_as(tmp_path/'flat.dcm')
-    one = pd.DataFrame({'ImageId': ['flat'], 'path': [tmp_path/'flat.dcm'], 'rles': [[rle_encode(np.pad(np.ones((200, 200), np.uint8), 412))]]})
+    one = pd.DataFrame({'ImageId': ['flat'], 'path': [tmp_path/'flat.dcm'],
+        'rles': [[rle_encode(np.pad(np.ones((200, 200), np.uint8), 412))]]})
     pred = predictions(tmp_path/'pred', one)
     for kind in ('sc', 'dicomseg'): export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False)
     sc = pydicom.dcmread(tmp_path/'sc'/'flat.dcm')
@@ -201,7 +208,8 @@ def test_pixels_that_are_not_square(real, tiny_run, tmp_path):
     w, h = outline(tiny_run, tmp_path/'flat.dcm').show().get_size_inches()
     assert 1.6 < w/h < 2.4     # two squares side by side, and words
 
-@pytest.mark.parametrize(('rows', 'columns', 'view', 'said'), [('A', 'F', '', 'a lateral view'), ('L', 'F', 'LL', 'a lateral view'), ('F', 'L', '', 'lies on its side'), ('L', 'H', '', 'upside down')])
+@pytest.mark.parametrize(('rows', 'columns', 'view', 'said'), [('A', 'F', '', 'a lateral view'), ('L', 'F', 'LL', 'a lateral view'),
+    ('F', 'L', '', 'lies on its side'), ('L', 'H', '', 'upside down')])
 def test_a_side_that_cannot_be_said(real, rows, columns, view, said, tmp_path):
     t, _, _ = real
     pos = t[t.has_ptx].iloc[0]
@@ -246,7 +254,8 @@ def test_deidentified_files_are_referred_to(real, tmp_path):
     assert read_masks(tmp_path/'dicomseg', dict(zip(rows.ImageId, rows.path))).has_ptx.all()
     pd.read_csv(pred/'index.csv').assign(path=[str(rows.path[0]), str(tmp_path/'x.png')]).to_csv(pred/'index.csv', index=False)
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path/'x.png')
-    with pytest.warns(UserWarning, match=r'1 radiograph has no place in DICOM.*x.png \(is no DICOM file\)'): got = export_masks(pred, tmp_path/'some', 'dicomseg', '.5,0,.5', progress=False)
+    with pytest.warns(UserWarning, match=r'1 radiograph has no place in DICOM.*x.png \(is no DICOM file\)'):
+        got = export_masks(pred, tmp_path/'some', 'dicomseg', '.5,0,.5', progress=False)
     assert got.file.ne('').tolist() == [True, False]
 
 def test_one_odd_header_does_not_stop_the_others(real, tmp_path):
@@ -281,9 +290,11 @@ def test_what_is_about_a_radiograph_is_none(real, tmp_path):
     t, pred, _ = real
     for kind in ('dicomseg', 'sc'):
         export_masks(pred, tmp_path/kind, kind, '.5,0,.5', progress=False)
-        with pytest.raises(PtxError, match='a segmentation, no radiograph' if kind == 'dicomseg' else 'with an outline drawn into it'): read_xray(next((tmp_path/kind).glob('*.dcm')))
+        with pytest.raises(PtxError, match='a segmentation, no radiograph' if kind == 'dicomseg' else 'with an outline drawn into it'):
+            read_xray(next((tmp_path/kind).glob('*.dcm')))
     export_masks(pred, tmp_path/'nii', 'nifti', '.5,0,.5', maps=True, progress=False)
-    with pytest.warns(UserWarning, match='probabilities beside their masks'): back = read_masks(tmp_path/'nii', dict(zip(t.ImageId, t.path)))
+    with pytest.warns(UserWarning, match='probabilities beside their masks'):
+        back = read_masks(tmp_path/'nii', dict(zip(t.ImageId, t.path)))
     assert back.has_ptx.tolist() == t.has_ptx.tolist()
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ LABELS = pd.DataFrame({'ImageId': [f'i{k:02}' for k in range(20)], 'has_ptx': [k
 
 def test_missing_patients_are_counted_and_named():
     groups = {i: 'p'+i for i in LABELS.ImageId} | {'i03': None, 'i04': float('nan'), 'i05': ' '}
-    with pytest.raises(FoldError, match=r'3 of 20 images have no patient \(i03, i04, i05\); complete the patient ids'): make_folds(LABELS, groups)
+    with pytest.raises(FoldError, match=r'3 of 20 images have no patient \(i03, i04, i05\); complete the patient ids'):
+        make_folds(LABELS, groups)
     with pytest.raises(FoldError, match='20 of 20|no image of 20'): make_folds(LABELS, {'x': 1})
 
 @pytest.mark.parametrize('labels, groups, n, why', [
@@ -105,14 +106,16 @@ def test_what_cannot_be_split(labels, groups, n, why):
 
 def test_few_positives_are_noticed():
     few = LABELS.assign(has_ptx=[k < 2 for k in range(20)])
-    with pytest.warns(PtxNotice, match='folds have no image with a pneumothorax'): f = make_folds(few, dict(zip(few.ImageId, few.ImageId)), 5)
+    with pytest.warns(PtxNotice, match='folds have no image with a pneumothorax'):
+        f = make_folds(few, dict(zip(few.ImageId, few.ImageId)), 5)
     assert f.fold.value_counts().tolist() == [4]*5
 
 @pytest.mark.parametrize('text, why', [
     ('ImageId,fold\ni00,0\n', '19 images have no fold'),
     ('ImageId,fold\n'+''.join(f'{i},{k%2}\n' for k, i in enumerate([*LABELS.ImageId, 'zz'])), 'line 22: zz is not among the images'),
     ('ImageId,fold\n'+''.join(f'{i},{k%2}\n' for k, i in enumerate([*LABELS.ImageId, 'i00'])), 'line 22: i00 repeats'),
-    ('ImageId,fold\n'+''.join(f'{i},{k}.5\n' for k, i in enumerate(LABELS.ImageId)), 'line 2: fold .0.5. is not a whole number.*and 12 more'),
+    ('ImageId,fold\n'+''.join(f'{i},{k}.5\n' for k, i in enumerate(LABELS.ImageId)),
+        'line 2: fold .0.5. is not a whole number.*and 12 more'),
     ('ImageId,fold\n'+''.join(f'{i},\n' for i in LABELS.ImageId), "line 2: fold '' is not"),
     ('ImageId,fold\n'+''.join(f'{i},3\n' for i in LABELS.ImageId), 'fewer than two folds'),
     ('ImageId;fold\na;1\n', 'columns ImageId;fold, separated by semicolons'),
@@ -168,14 +171,17 @@ def test_one_name_is_one_image(tmp_path):
 
 # --- tables of patients: one reader for folds, scores and training
 
-PATIENTS = [('ImageId,patient_id\na,1\na,2\n', 'line 3: a belongs to several patients: 2 here, 1 in line 2'), ('ImageId,patient_id\n,1\n', 'line 2: no ImageId'), ('ImageId,patient_id\na\n', 'line 2: 1 value'),
-    ('ImageId;patient_id\na;1\n', 'separated by semicolons'), ('ImageId,patient_id\n', 'no rows below'), ('ImageId,who\na,1\n', 'columns ImageId, who'), ('', 'it is empty')]
+PATIENTS = [('ImageId,patient_id\na,1\na,2\n', 'line 3: a belongs to several patients: 2 here, 1 in line 2'),
+    ('ImageId,patient_id\n,1\n', 'line 2: no ImageId'), ('ImageId,patient_id\na\n', 'line 2: 1 value'),
+    ('ImageId;patient_id\na;1\n', 'separated by semicolons'), ('ImageId,patient_id\n', 'no rows below'),
+    ('ImageId,who\na,1\n', 'columns ImageId, who'), ('', 'it is empty')]
 
 @pytest.mark.parametrize('text, why', PATIENTS)
 def test_a_faulty_table_of_patients_is_the_same_error_everywhere(tmp_path, text, why):
     (tmp_path/'who.csv').write_text(text)
     (tmp_path/'y.csv').write_text('ImageId,EncodedPixels\na,1 2\nb,-1\n')
-    uses = (lambda: patient_groups(tmp_path/'who.csv', ['a']), lambda: read_patients(tmp_path/'who.csv'), lambda: score_report(tmp_path/'y.csv', tmp_path/'y.csv', str(tmp_path/'who.csv')))
+    uses = (lambda: patient_groups(tmp_path/'who.csv', ['a']), lambda: read_patients(tmp_path/'who.csv'),
+        lambda: score_report(tmp_path/'y.csv', tmp_path/'y.csv', str(tmp_path/'who.csv')))
     for use in uses:
         with pytest.raises(LabelError, match=why) as e: use()
         assert 'who.csv' in str(e.value)
@@ -183,7 +189,8 @@ def test_a_faulty_table_of_patients_is_the_same_error_everywhere(tmp_path, text,
 def test_spaces_around_identifiers_matter_nowhere(phantoms, tmp_path):
     m, y = pd.read_csv(phantoms/'metadata.csv', dtype=str), phantoms/'train-rle.csv'
     m.assign(ImageId=m.ImageId+' ', patient_id=' '+m.patient_id+' ').to_csv(tmp_path/'who.csv', index=False)
-    for k, who in (('a', tmp_path/'who.csv'), ('b', phantoms/'metadata.csv')): ok('ptx_folds', y, '--out', tmp_path/f'{k}.csv', '--n', 2, '--patients', who)
+    for k, who in (('a', tmp_path/'who.csv'), ('b', phantoms/'metadata.csv')):
+        ok('ptx_folds', y, '--out', tmp_path/f'{k}.csv', '--n', 2, '--patients', who)
     assert (tmp_path/'a.csv').read_bytes() == (tmp_path/'b.csv').read_bytes()
     assert 'of 12 images of' not in ok('ptx_score', y, y, '--patients', tmp_path/'who.csv').stderr
     files = find_siim(phantoms)
@@ -192,7 +199,8 @@ def test_spaces_around_identifiers_matter_nowhere(phantoms, tmp_path):
     assert find_patients(files, list(files.images)).equals(want)
 
 def test_holes_in_a_table_of_patients_name_the_file(phantoms, tmp_path):
-    (tmp_path/'who.csv').write_text('ImageId,patient_id\n'+''.join(f'{i},N/A\n' if k == 1 else f'{i},{k}\n' for k, i in enumerate(read_labels(phantoms/'train-rle.csv').ImageId)))
+    (tmp_path/'who.csv').write_text('ImageId,patient_id\n'+''.join(f'{i},N/A\n' if k == 1 else f'{i},{k}\n'
+        for k, i in enumerate(read_labels(phantoms/'train-rle.csv').ImageId)))
     p = ptx('ptx_folds', phantoms/'train-rle.csv', '--out', tmp_path/'f.csv', '--n', 2, '--patients', tmp_path/'who.csv')
     assert p.returncode == 1 and 'who.csv: 1 of 12 images has no patient' in p.stderr
 
@@ -217,7 +225,8 @@ def test_real_folds_keep_the_promises(shared):
 def slow_distance(a, b):
     "Smallest and largest Hamming distance over the shifts, with loops"
     a, b = (local_contrast(t, 8) > 0 for t in (a, b))
-    out = [np.mean([a[y, x] != b[y+dy, x+dx] for y in range(12, 116, 6) for x in range(12, 116, 6)]) for dy in range(-12, 13, 4) for dx in range(-12, 13, 4)]
+    out = [np.mean([a[y, x] != b[y+dy, x+dx] for y in range(12, 116, 6) for x in range(12, 116, 6)]) for dy in range(-12, 13, 4)
+        for dx in range(-12, 13, 4)]
     return min(min(out), 1-max(out))
 
 def test_distances_agree_with_loops():
@@ -245,7 +254,8 @@ def test_copies_in_other_formats_are_found_and_broken_files_listed(phantoms, tmp
     ds.save_as(tmp_path/'mono1.dcm')
     cv2.imwrite(str(tmp_path/'copy.png'), (x/top*200+20).astype(np.uint8))
     (tmp_path/'broken.png').write_bytes(b'none')
-    files = dict(zip(df.ImageId, df.path)) | {k: tmp_path/f for k, f in (('mono1', 'mono1.dcm'), ('copy', 'copy.png'), ('broken', 'broken.png'))}
+    files = dict(zip(df.ImageId, df.path)) | {k: tmp_path/f
+        for k, f in (('mono1', 'mono1.dcm'), ('copy', 'copy.png'), ('broken', 'broken.png'))}
     with pytest.warns(PtxNotice, match='broken'): p = near_duplicates(files, min_corr=.95)
     pairs = {frozenset(ab) for ab in zip(p.a, p.b)}
     assert pairs == {frozenset(ab) for ab in ((name, 'mono1'), (name, 'copy'), ('mono1', 'copy'))} and not p.negative.any()

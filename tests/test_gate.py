@@ -40,7 +40,8 @@ def made(n=60, seed=0):
         r, c = rng.integers(2, 24, 2)
         m[r:r+6, c:c+6] = np.clip(rng.normal(.65 if pos else .4, .15), .02, 1)
     table = pd.DataFrame({'ImageId': [f'i{k:03}' for k in range(n)], 'row': range(n)})
-    return table, np.rint([255*cv2.GaussianBlur(m, (0, 0), 1) for m in maps]).astype(np.uint8), y.astype(int), np.array([f'p{k//2}' for k in range(n)])
+    return (table, np.rint([255*cv2.GaussianBlur(m, (0, 0), 1) for m in maps]).astype(np.uint8), y.astype(int),
+        np.array([f'p{k//2}' for k in range(n)]))
 
 @pytest.fixture(scope='module')
 def data():
@@ -85,18 +86,23 @@ def test_the_order_of_labels_does_not_matter_if_they_have_ids(data):
 def test_one_class(data):
     X, y, who, f = data
     with pytest.raises(GateError, match='a gate needs both kinds'): Gate().fit(X, y*0, who, f)
-    with pytest.raises(GateError, match='without fold 0: no image of 20 left for training is negative'): Gate('logistic').fit(X[:40], np.arange(40) >= 20, who[:40], f[:40])
+    with pytest.raises(GateError, match='without fold 0: no image of 20 left for training is negative'):
+        Gate('logistic').fit(X[:40], np.arange(40) >= 20, who[:40], f[:40])
     held = Gate('logistic').fit(X, y, np.arange(60), np.where(y == 1, f, f+3))   # each fold has one class: nothing wrong with that
     assert np.isfinite(held.oof).all()
 
 def test_faulty_input_is_named(data, kept):
     X, y, who, f = data
     s = pd.Series(y, X.index)
-    for args, why in (((X, s.astype(float).where(s.index != 'i007'), who, f), 'i007'), ((X, s.drop('i003'), who, f), '1 image has no label'), ((X.drop('i003'), s, who[1:], f[1:]), r'labels: 1 image has no features \(i003\)'),
-            ((X, y[1:], who, f), '59 for 60'), ((X, y*2, who, f), 'label of 0 or 1'), ((X, y, who, np.where(f == 1, np.nan, f)), 'have no fold'), ((X, y, who, f*0), 'in one fold'), ((X, y, who[1:], f), 'patients'),
+    for args, why in (((X, s.astype(float).where(s.index != 'i007'), who, f), 'i007'),
+            ((X, s.drop('i003'), who, f), '1 image has no label'),
+            ((X.drop('i003'), s, who[1:], f[1:]), r'labels: 1 image has no features \(i003\)'),
+            ((X, y[1:], who, f), '59 for 60'), ((X, y*2, who, f), 'label of 0 or 1'),
+            ((X, y, who, np.where(f == 1, np.nan, f)), 'have no fold'), ((X, y, who, f*0), 'in one fold'), ((X, y, who[1:], f), 'patients'),
             ((X.assign(map_max=np.inf), y, who, f), 'map_max of i000 is inf'), ((X.to_numpy(), y, who, f), 'table of `features`')):
         with pytest.raises(GateError, match=why): Gate('logistic').fit(*args)
-    for k, why in ((kept.drop(columns='area'), 'no column area'), (kept.assign(dice=np.nan), 'no Dice for'), (kept[1:], 'no Dice for i000')):
+    for k, why in ((kept.drop(columns='area'), 'no column area'), (kept.assign(dice=np.nan), 'no Dice for'),
+            (kept[1:], 'no Dice for i000')):
         with pytest.raises(GateError, match=why): Gate('logistic').fit(*data, kept=k)
     for kw, why in (({'kind': 'svm'}, 'boosting'), ({'calibration': 'beta'}, 'platt')):
         with pytest.raises(GateError, match=why): Gate(**kw)
@@ -138,7 +144,8 @@ def test_saved_and_loaded(data, gate, tmp_path):
     gate.save(tmp_path/'g')
     assert sorted(f.name for f in (tmp_path/'g').iterdir()) == ['features.npy', 'gate.json', 'images.csv']
     back = load_gate(tmp_path/'g')
-    assert np.allclose(back.predict(X), gate.predict(X), atol=1e-9) and (back.oof == gate.oof).all() and back.threshold == gate.threshold and (back.dice_oof == gate.dice_oof).all()
+    assert (np.allclose(back.predict(X), gate.predict(X), atol=1e-9) and (back.oof == gate.oof).all() and back.threshold == gate.threshold
+        and (back.dice_oof == gate.dice_oof).all())
     with pytest.raises(GateError, match='not fitted'): Gate().save(tmp_path/'h')
     with pytest.raises(GateError, match='already'): gate.save(tmp_path/'g')
     with pytest.raises(GateError, match='not kept'): back.importance()
@@ -147,13 +154,15 @@ def test_a_damaged_gate_is_refused_and_a_different_one_noticed(gate, tmp_path):
     gate.save(tmp_path/'g')
     with pytest.raises(GateError, match='no gate'): load_gate(tmp_path)
     r = json.loads((tmp_path/'g'/'gate.json').read_text())
-    for change, why in ((lambda d: (d/'gate.json').write_text('{'), 'no gate'), (lambda d: (d/'gate.json').write_text(json.dumps({**r, 'format': 9})), 'format 9'),
+    for change, why in ((lambda d: (d/'gate.json').write_text('{'), 'no gate'),
+            (lambda d: (d/'gate.json').write_text(json.dumps({**r, 'format': 9})), 'format 9'),
             (lambda d: (d/'images.csv').write_text('ImageId\n'), 'were changed'), (lambda d: (d/'features.npy').unlink(), 'missing')):
         d = shutil.copytree(tmp_path/'g', tmp_path/'copy')
         change(d)
         with pytest.raises(GateError, match=why): load_gate(d)
         shutil.rmtree(d)
-    (tmp_path/'g'/'gate.json').write_text(json.dumps({**r, 'args': {**r['args'], 'kind': 'both'}}))   # as if another version fitted otherwise
+    # as if another version fitted otherwise
+    (tmp_path/'g'/'gate.json').write_text(json.dumps({**r, 'args': {**r['args'], 'kind': 'both'}}))
     with pytest.warns(PtxNotice, match='1 gate has other predictions than when they were saved.*scikit-learn'): load_gate(tmp_path/'g')
 
 def test_importance_is_of_held_back_folds_and_repeats(data, gate):
@@ -200,7 +209,8 @@ def test_a_folder(folder, tmp_path):
     assert X.notna().all(axis=None) and (X.meta_age.to_numpy() == t.age.astype(float).to_numpy().astype(np.float32)).all()
     assert np.allclose(X[tiny.columns], embed_images(t.path.tolist(), tiny), atol=1e-4)
     rle = [r[0] if r else '-1' for r in t.rles]
-    labels = pd.DataFrame({'ImageId': t.ImageId, 'EncodedPixels': rle, 'patient_id': t.ImageId, 'fold': t.groupby('has_ptx').cumcount() % 3})
+    labels = pd.DataFrame({'ImageId': t.ImageId, 'EncodedPixels': rle, 'patient_id': t.ImageId,
+        'fold': t.groupby('has_ptx').cumcount() % 3})
     labels.iloc[1:].to_csv(out/'labels.csv', index=False)
     with pytest.raises(PtxError, match='no row for'): fit_gate(out, progress=False)
     pd.concat([labels, labels[:1].assign(ImageId='lost')]).to_csv(out/'labels.csv', index=False)

@@ -12,7 +12,8 @@ import racing
 
 
 @pytest.fixture
-def a(tmp_path): return Namespace(out=tmp_path, epochs=25, size=256, weights='lite0', tta='hflip', loss='30*bce+pos_dice', opt='adamw', seeds=2)
+def a(tmp_path):
+    return Namespace(out=tmp_path, epochs=25, size=256, weights='lite0', tta='hflip', loss='30*bce+pos_dice', opt='adamw', seeds=2)
 
 def test_what_is_stored_was_made_with_the_settings_of_today(a):
     stored, notes = pd.read_csv(harness.RESULTS), json.loads(harness.RESULTS.with_suffix('.json').read_text())
@@ -66,15 +67,19 @@ def test_a_race_is_kept_with_its_ratio_and_spread(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv('PTX_ROUNDS', '3')
     racing.race('sums', 'short', {'short': lambda n: sum(range(n)), 'long': lambda n: sum(range(100*n))}, [1000])
     row = json.loads((tmp_path/'lines').read_text())
-    assert (row['task'], row['what'], row['against'], row['rounds']) == ('sums', 'long', 'short', 3) and row['lo'] <= row['ratio'] <= row['hi'] and row['ratio'] > 2
+    assert ((row['task'], row['what'], row['against'], row['rounds']) == ('sums', 'long', 'short', 3)
+        and row['lo'] <= row['ratio'] <= row['hi'] and row['ratio'] > 2)
 
 def test_the_suite_keeps_what_was_not_run_and_tells_what_failed(tmp_path, monkeypatch):
-    (tmp_path/'well.py').write_text("import os\nopen(os.environ['PTX_BENCH'], 'a').write('{\"task\": \"t\", \"what\": \"a\", \"against\": \"b\", \"ratio\": 2.0}\\n')")
+    (tmp_path/'well.py').write_text(
+        "import os\nopen(os.environ['PTX_BENCH'], 'a').write('{\"task\": \"t\", \"what\": \"a\", \"against\": \"b\", \"ratio\": 2.0}\\n')")
     (tmp_path/'ill.py').write_text('raise SystemExit(3)')
     monkeypatch.setattr(bench, 'SUITE', {'well': (tmp_path/'well.py',), 'ill': (tmp_path/'ill.py',), 'kept': ('x',)})
     old = pd.DataFrame([{'part': 'kept', 'ratio': 1.}, {'part': 'well', 'ratio': 9.}, {'part': 'gone', 'ratio': 7.}], columns=bench.COLUMNS)
     t = bench.merged(old, [*bench.measured('well', 1), *bench.measured('ill', 1)], ['well', 'ill'])
-    assert list(zip(t.part, t.ratio.fillna(0))) == [('well', 2.), ('ill', 0.), ('kept', 1.)] and t.task[t.part == 'ill'].item() == 'FAILED with exit status 3'
+    assert (list(zip(t.part, t.ratio.fillna(0))) == [('well', 2.), ('ill', 0.), ('kept', 1.)]
+        and t.task[t.part == 'ill'].item() == 'FAILED with exit status 3')
 
 def test_every_script_of_the_suite_is_there():
-    assert all((bench.HERE/script).exists() for script, *_ in bench.SUITE.values()) and {'date', 'cpu', 'cores', 'torch'} < set(bench.machine())
+    assert (all((bench.HERE/script).exists() for script, *_ in bench.SUITE.values())
+        and {'date', 'cpu', 'cores', 'torch'} < set(bench.machine()))

@@ -36,11 +36,14 @@ def test_compiled_by_inductor():
     again = copy.deepcopy(m)
     (want, _), (got, _) = grads(m.train(), x), grads(torch.compile(again.train(), fullgraph=True), x)
     flat = [torch.cat([g.flatten() for g in o.values()]) for o in (want, got)]
-    assert (flat[1]-flat[0]).abs().max() < 1e-3*flat[0].abs().max()   # as in the notebook; a single bias before a normalisation has no gradient but noise
+    # as in the notebook; a single bias before a normalisation has no gradient but noise
+    assert (flat[1]-flat[0]).abs().max() < 1e-3*flat[0].abs().max()
     x = images(1, 1, 96, 65)
-    assert torch.allclose(torch.compile(again.eval(), dynamic=False)(x), m.eval()(x), atol=1e-3)   # torch 2.14.1 fails to compile a remainder of a size that it keeps open
+    # torch 2.14.1 fails to compile a remainder of a size that it keeps open
+    assert torch.allclose(torch.compile(again.eval(), dynamic=False)(x), m.eval()(x), atol=1e-3)
 
-@pytest.mark.parametrize('encoder', [TINY, 'resnet18', 'convnext_atto', 'regnetx_002', 'torchvision/vgg11_bn', 'torchvision/densenet121', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize('encoder', [TINY, 'resnet18', 'convnext_atto', 'regnetx_002', 'torchvision/vgg11_bn', 'torchvision/densenet121',
+    'swin_tiny_patch4_window7_224'])
 def test_checkpointing_changes_nothing(encoder):
     "Gradients, running statistics and counters are equal to the last bit, twice in a row, with dropout"
     m, x = make(encoder, drop=.3, decoder_width=16), images(2, 1, 64, 64)
@@ -130,7 +133,8 @@ class Full(nn.Module):
         b = self.b(a)
         return [a, b, self.c(b)]
 
-@pytest.mark.parametrize(('net', 'kw', 'strides'), [(Odd, {}, [6, 3]), (Full, {'finest': 1}, [4, 2, 1]), (Full, {}, [4, 2]), (torchvision.models.resnet18, {'finest': 4}, [32, 16, 8, 4])])
+@pytest.mark.parametrize(('net', 'kw', 'strides'), [(Odd, {}, [6, 3]), (Full, {'finest': 1}, [4, 2, 1]), (Full, {}, [4, 2]),
+    (torchvision.models.resnet18, {'finest': 4}, [32, 16, 8, 4])])
 def test_networks_of_ones_own(net, kw, strides):
     m = make(net, **kw).eval()
     assert [s for _, _, s, _ in m.levels] == strides

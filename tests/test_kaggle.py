@@ -1,4 +1,5 @@
-"""The kernel of `51_tutorial.kaggle` in an environment like Kaggle's: no checkout, no network, read-only input, an empty home; cut off, gone on with, a full disk, missing packages"""
+"""The kernel of `51_tutorial.kaggle` in an environment like Kaggle's: no checkout, no network, read-only input, an empty home; cut off,
+gone on with, a full disk, missing packages"""
 import json
 import os
 import re
@@ -37,7 +38,8 @@ def attached(tiny_run, phantoms, tmp_path_factory):
     d = tmp_path_factory.mktemp('attached')
     shutil.copytree(phantoms, d/'competitions'/'siim', ignore=shutil.ignore_patterns('answers'))
     ids = sorted(find_images(d/'competitions'/'siim'/'dicom-images-test')[0])
-    (d/'competitions'/'siim'/'stage_2_sample_submission.csv').write_text('ImageId,EncodedPixels\n'+''.join(f'{i},1 2\n' for i in reversed(ids)))
+    (d/'competitions'/'siim'/'stage_2_sample_submission.csv').write_text(
+        'ImageId,EncodedPixels\n'+''.join(f'{i},1 2\n' for i in reversed(ids)))
     ok('ptx_bundle', tiny_run, '--out', d/'datasets'/'somebody'/'my-bundle')
     return d
 
@@ -59,7 +61,8 @@ class Session:
             if c.cell_type == 'code': c.outputs = []     # what it says in git was not said here
         nbformat.write(nb, self.kernel)
         self.tmp = tempfile.TemporaryDirectory(prefix='k')     # short, as /tmp is: names of sockets have at most 108 characters
-        env = {'HOME': self.home, 'TMPDIR': self.tmp.name, 'PTX_INPUT': inputs, 'PTX_WORKING': self.work, 'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
+        env = {'HOME': self.home, 'TMPDIR': self.tmp.name, 'PTX_INPUT': inputs, 'PTX_WORKING': self.work,
+            'PTX_SCRATCH': d/'scratch', **SMALL, **settings}
         self.process = alone([python, '-c', RUN, self.kernel, self.done], d, env, [inputs], small and (small, self.kept))
 
     def stamps(self): return {f: (f.stat().st_mtime_ns, f.stat().st_size) for f in self.inputs.rglob('*')}
@@ -76,7 +79,8 @@ class Session:
         finally:
             if self.process.poll() is None: os.killpg(self.process.pid, signal.SIGKILL)
         self.ended()
-        if self.done.exists(): said += '\n'.join(o.get('text', '') for c in nbformat.read(self.done, as_version=4).cells for o in c.get('outputs', []))
+        if self.done.exists():
+            said += '\n'.join(o.get('text', '') for c in nbformat.read(self.done, as_version=4).cells for o in c.get('outputs', []))
         return self.process.returncode, said
 
     def well(self):
@@ -131,7 +135,8 @@ LAYOUTS = {
     'a name that says test': lambda d, p: copied(p, d/'datasets'/'somebody'/'siim-train-test'/'siim-train-test'),
     'the older layout': lambda d, p: copied(p, d/'siim-train-test'),
     'labels with the test images, training images elsewhere': lambda d, p: (
-        placed(files_of(p/'dicom-images-test', '*.dcm'), d/'competitions'/'siim'/'stage_2_images'), shutil.copy(p/'train-rle.csv', d/'competitions'/'siim'/'stage_2_train.csv'),
+        placed(files_of(p/'dicom-images-test', '*.dcm'), d/'competitions'/'siim'/'stage_2_images'),
+        shutil.copy(p/'train-rle.csv', d/'competitions'/'siim'/'stage_2_train.csv'),
         placed(files_of(p/'dicom-images-train', '*.dcm'), d/'datasets'/'somebody'/'train-images')),
     'all in one': lambda d, p: copied(p, d/'mine'/'data')}
 
@@ -149,7 +154,9 @@ def test_layouts(layout, sample, phantoms, bare, tmp_path):
     d = tmp_path/'input'
     LAYOUTS[layout](d, phantoms)
     test = sorted(find_images(phantoms/'dicom-images-test')[0])
-    if sample: (d/'mine').mkdir(exist_ok=True), (d/'mine'/'stage_2_sample_submission.csv').write_text('ImageId,EncodedPixels\n'+''.join(f'{i},1 2\n' for i in test[:3]))
+    if sample:
+        (d/'mine').mkdir(exist_ok=True), (d/'mine'/'stage_2_sample_submission.csv').write_text(
+            'ImageId,EncodedPixels\n'+''.join(f'{i},1 2\n' for i in test[:3]))
     copied(bare, d/'mine'/'bundle')
     before = d/'my-run'
     before.mkdir()
@@ -225,10 +232,12 @@ def test_no_run_and_no_training(image, without_run, session, tmp_path):
     assert code == 1 and 'there is no network to predict with' in said
 
 def test_no_run_and_time_that_is_up(image, without_run, session, tmp_path):
-    "It trains if it is let, from the ImageNet weights that it carries; the training stops by itself, and what was learned so far is handed in"
+    """It trains if it is let, from the ImageNet weights that it carries; the training stops by itself, and what was learned so far is
+    handed in"""
     s = Session(image, without_run, tmp_path, PTX_HOURS=1e-6)
     said = s.well()
-    assert 'not complete, attach this output' in said and len(pd.read_csv(s.work/'submission.csv')) == 4 and (s.work/'run'/'checkpoint.pt').exists()
+    assert ('not complete, attach this output' in said and len(pd.read_csv(s.work/'submission.csv')) == 4
+        and (s.work/'run'/'checkpoint.pt').exists())
     args = json.loads((s.work/'run'/'config.json').read_text())
     assert (args['encoder'], args['weights']) == ('tf_efficientnet_lite0', None)     # the weights of the package
 
@@ -241,13 +250,15 @@ def test_a_run_of_a_newer_version(image, attached, session, tmp_path):
 
 def python(image, code, d):
     "Run code in the image"
-    return subprocess.run([image, '-W', 'ignore', '-c', code], cwd=d, capture_output=True, text=True, check=False, env={'PATH': os.defpath, 'HOME': str(d)})
+    return subprocess.run([image, '-W', 'ignore', '-c', code], cwd=d, capture_output=True, text=True, check=False,
+        env={'PATH': os.defpath, 'HOME': str(d)})
 
 def test_without_kornia_and_timm(attached, tmp_path):
     "kornia is not needed; without timm torchvision's encoders are left, and the message says what to attach"
     image = linked(tmp_path/'env', but=('timm', 'kornia'))
     shutil.unpack_archive(next(attached.rglob('pneumothorax-*.whl')), site(tmp_path/'env'), 'zip')
-    code = 'from pneumothorax.all import *; print(type(xray_model("hyperunet", "resnet18")).__name__); import sys; print("kornia" in sys.modules); xray_model("hyperunet", "tf_efficientnet_lite0")'
+    code = ('from pneumothorax.all import *; print(type(xray_model("hyperunet", "resnet18")).__name__); '
+        'import sys; print("kornia" in sys.modules); xray_model("hyperunet", "tf_efficientnet_lite0")')
     p = python(image, code, tmp_path)
     assert p.stdout.split() == ['HyperUnet', 'False'], p.stderr
     assert "timm is not there" in p.stderr.splitlines()[-1] and "attach its wheel" in p.stderr.splitlines()[-1]

@@ -17,12 +17,15 @@ from pneumothorax.losses import *
 from pneumothorax.losses import LossError, _distance
 from pneumothorax.rle import PtxError
 
-LOSSES = {f.__name__.removesuffix('_loss'): f for f in (bce_loss, focal_loss, dice_loss, jaccard_loss, tversky_loss, lovasz_loss, boundary_loss)}
-WHOLE = {'pos_dice': partial(dice_loss, over='positives'), 'batch_dice': partial(dice_loss, over='batch'), 'top': top_loss}   # terms that say nothing of some images, or of single pixels
+LOSSES = {f.__name__.removesuffix('_loss'): f
+    for f in (bce_loss, focal_loss, dice_loss, jaccard_loss, tversky_loss, lovasz_loss, boundary_loss)}
+# terms that say nothing of some images, or of single pixels
+WHOLE = {'pos_dice': partial(dice_loss, over='positives'), 'batch_dice': partial(dice_loss, over='batch'), 'top': top_loss}
 # every term, and its options away from their defaults
 CASES = [*((k, {}) for k in LOSSES), ('bce', {'pos_weight': 5}), ('focal', {'gamma': .5, 'alpha': .25}), ('dice', {'eps': 20.}),
     ('tversky', {'alpha': .8, 'beta': .1}), ('tversky', {'gamma': .75}), ('tversky', {'gamma': 2}), ('lovasz', {'symmetric': True})]
-case = pytest.mark.parametrize(('name', 'kw'), CASES, ids=lambda o: ','.join(f'{k}={v}' for k, v in o.items()) if isinstance(o, dict) else o)
+case = pytest.mark.parametrize(('name', 'kw'), CASES,
+    ids=lambda o: ','.join(f'{k}={v}' for k, v in o.items()) if isinstance(o, dict) else o)
 AREAS = [0, 1, 30, 500, 900, 1024]   # pixels of 32×32
 
 def batch(areas=AREAS, side=32):
@@ -114,7 +117,8 @@ def test_a_batch_of_healthy_images_teaches(name, kw):
         l[:, 0, 3, 4] += .3
         v, d = LOSSES[name](l, t, **kw), slope(lambda l: LOSSES[name](l, t, **kw), l)
         assert v.isfinite() and d.isfinite().all() and (d >= 0).all()
-        if name == 'lovasz' and not kw: assert ((d > 0).flatten(1).sum(1) == (level+.3 > -1)).all() and (level+.3 < -1 or (d[:, 0, 3, 4] > 0).all())
+        if name == 'lovasz' and not kw:
+            assert ((d > 0).flatten(1).sum(1) == (level+.3 > -1)).all() and (level+.3 < -1 or (d[:, 0, 3, 4] > 0).all())
         elif name != 'lovasz': assert (d > 0).all()
 
 @case
@@ -132,7 +136,8 @@ def test_extreme_logits_have_finite_losses_and_gradients(name, kw, far, dtype):
         assert v.isfinite().all()
         v.sum().backward()
         assert l.grad.isfinite().all() and l.grad.dtype == dtype
-    if name in ('bce', 'focal', 'lovasz'): assert slope(lambda l: LOSSES[name](l, t, **kw, reduction='none').sum(), -right).flatten(1).abs().amax(1).gt(1e-6).all()
+    if name in ('bce', 'focal', 'lovasz'):
+        assert slope(lambda l: LOSSES[name](l, t, **kw, reduction='none').sum(), -right).flatten(1).abs().amax(1).gt(1e-6).all()
 
 @case
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -170,7 +175,9 @@ def test_focal_agrees_with_torchvision_monai_kornia_and_smp():
         torch.testing.assert_close(sigmoid_focal_loss(l, y, -1 if alpha is None else alpha, gamma, 'mean'), want, rtol=1e-5, atol=1e-6)
         monai, kornia, smp = (pytest.importorskip(m) for m in ('monai.losses', 'kornia.losses', 'segmentation_models_pytorch.losses'))
         torch.testing.assert_close(monai.FocalLoss(gamma=gamma, alpha=alpha)(l, y), want, rtol=1e-5, atol=1e-6)
-        if alpha: torch.testing.assert_close(kornia.binary_focal_loss_with_logits(l, y, alpha=alpha, gamma=gamma, reduction='mean'), want, rtol=1e-5, atol=1e-6)
+        if alpha:
+            torch.testing.assert_close(kornia.binary_focal_loss_with_logits(l, y, alpha=alpha, gamma=gamma, reduction='mean'),
+                want, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(smp.FocalLoss('binary', alpha=alpha, gamma=gamma)(l, t), want, rtol=1e-4, atol=1e-6)
 
 def test_overlap_agrees_with_monai_per_image():
@@ -180,7 +187,8 @@ def test_overlap_agrees_with_monai_per_image():
     def check(cls, want, **kw): torch.testing.assert_close(cls(sigmoid=True, reduction='none', **kw)(l, y).flatten(), want)
     check(monai.DiceLoss, dice_loss(l, t, reduction='none'), smooth_nr=1, smooth_dr=1)
     check(monai.DiceLoss, jaccard_loss(l, t, reduction='none'), jaccard=True, smooth_nr=2, smooth_dr=2)
-    for a, b in ((.3, .7), (.9, .4)): check(monai.TverskyLoss, tversky_loss(l, t, a, b, reduction='none'), alpha=a, beta=b, smooth_nr=1, smooth_dr=1)
+    for a, b in ((.3, .7), (.9, .4)):
+        check(monai.TverskyLoss, tversky_loss(l, t, a, b, reduction='none'), alpha=a, beta=b, smooth_nr=1, smooth_dr=1)
 
 def test_overlap_agrees_with_smp_on_one_image_with_a_mask():
     smp = pytest.importorskip('segmentation_models_pytorch.losses')
@@ -230,28 +238,36 @@ def test_the_masks_are_looked_at_once_and_bool_ones_never(monkeypatch):
 
 def test_presets_and_names():
     assert xray_loss().weights == {'bce': 30, 'pos_dice': 1}
-    assert {k: xray_loss(k).weights for k in PRESETS} == {'3:1:4': {'bce': 3, 'batch_dice': 1, 'focal': 4}, '2:1:2': {'bce': 2, 'batch_dice': 1, 'focal': 2}, '1:1:1': {'bce': 1, 'batch_dice': 1, 'focal': 1}}
+    assert {k: xray_loss(k).weights for k in PRESETS} == {'3:1:4': {'bce': 3, 'batch_dice': 1, 'focal': 4},
+        '2:1:2': {'bce': 2, 'batch_dice': 1, 'focal': 2}, '1:1:1': {'bce': 1, 'batch_dice': 1, 'focal': 1}}
     for k in TERMS: assert xray_loss(k).weights == {k: 1}
     assert xray_loss(' 2*BCE + 0.5 * tversky ', thresh=.3).weights == {'bce': 2, 'tversky': .5}
     assert {*LOSSES, *WHOLE} == set(TERMS)
 
-@pytest.mark.parametrize(('name', 'why'), [('bce_dice', 'bce'), ('dise', 'did you mean dice'), ('jacard', 'did you mean jaccard'), ('4:1:3', 'preset'), ('', 'no term'), ('+bce', 'no term'),
-    ('2bce', 'no term'), ('1e3*bce', 'no term'), ('-2*bce', 'no term'), ('bce*2', 'no term'), ('dice+2*dice', 'twice'), ('0*dice', 'without a term'), (3, 'no term'), ('*', 'no term'), ('xyz', 'choose among bce')])
+@pytest.mark.parametrize(('name', 'why'), [('bce_dice', 'bce'), ('dise', 'did you mean dice'), ('jacard', 'did you mean jaccard'),
+    ('4:1:3', 'preset'), ('', 'no term'), ('+bce', 'no term'), ('2bce', 'no term'), ('1e3*bce', 'no term'), ('-2*bce', 'no term'),
+    ('bce*2', 'no term'), ('dice+2*dice', 'twice'), ('0*dice', 'without a term'), (3, 'no term'), ('*', 'no term'),
+    ('xyz', 'choose among bce')])
 def test_unknown_names(name, why):
     with pytest.raises(LossError, match=why): xray_loss(name)
 
-@pytest.mark.parametrize(('kw', 'why'), [({}, 'without a term'), ({'bce': 0, 'dice': 0.}, 'without a term'), ({'bce': math.nan}, 'bce=nan'), ({'bce': math.inf}, 'bce=inf'), ({'bce': -1}, 'bce=-1'),
-    ({'bce': '1'}, "bce='1'"), ({'bce': None}, 'bce=None'), ({'bce': True}, 'bce=True'), ({'bce': False}, 'bce=False'), ({'bcee': 1}, 'did you mean bce'),
-    ({'bce': 1, 'thresh': 50}, 'thresh=50'), ({'bce': 1, 'thresh': 0}, 'thresh'), ({'bce': 1, 'thresh': math.nan}, 'thresh'), ({'bce': 1, 'reduction': 'sum'}, 'reduction'), ({'bce': 1, 'reduction': None}, 'reduction'),
-    ({'bce': 1, 'options': {'dice': {'eps': 1}}}, 'options of'), ({'bce': 1, 'options': {'bce': {'weight': 1}}}, 'pos_weight'), ({'bce': 1, 'options': {'bce': {'l': 1}}}, 'option of bce'),
-    ({'dice': 1, 'options': {'dice': {'eps': 0}}}, 'eps=0'), ({'jaccard': 1, 'options': {'jaccard': {'eps': -1}}}, 'eps=-1'), ({'focal': 1, 'options': {'focal': {'gamma': -1}}}, 'gamma'),
-    ({'focal': 1, 'options': {'focal': {'gamma': math.nan}}}, 'gamma'), ({'focal': 1, 'options': {'focal': {'alpha': 1}}}, 'alpha'), ({'tversky': 1, 'options': {'tversky': {'beta': 0}}}, 'beta=0'),
+@pytest.mark.parametrize(('kw', 'why'), [({}, 'without a term'), ({'bce': 0, 'dice': 0.}, 'without a term'), ({'bce': math.nan}, 'bce=nan'),
+    ({'bce': math.inf}, 'bce=inf'), ({'bce': -1}, 'bce=-1'), ({'bce': '1'}, "bce='1'"), ({'bce': None}, 'bce=None'),
+    ({'bce': True}, 'bce=True'), ({'bce': False}, 'bce=False'), ({'bcee': 1}, 'did you mean bce'), ({'bce': 1, 'thresh': 50}, 'thresh=50'),
+    ({'bce': 1, 'thresh': 0}, 'thresh'), ({'bce': 1, 'thresh': math.nan}, 'thresh'), ({'bce': 1, 'reduction': 'sum'}, 'reduction'),
+    ({'bce': 1, 'reduction': None}, 'reduction'), ({'bce': 1, 'options': {'dice': {'eps': 1}}}, 'options of'),
+    ({'bce': 1, 'options': {'bce': {'weight': 1}}}, 'pos_weight'), ({'bce': 1, 'options': {'bce': {'l': 1}}}, 'option of bce'),
+    ({'dice': 1, 'options': {'dice': {'eps': 0}}}, 'eps=0'), ({'jaccard': 1, 'options': {'jaccard': {'eps': -1}}}, 'eps=-1'),
+    ({'focal': 1, 'options': {'focal': {'gamma': -1}}}, 'gamma'), ({'focal': 1, 'options': {'focal': {'gamma': math.nan}}}, 'gamma'),
+    ({'focal': 1, 'options': {'focal': {'alpha': 1}}}, 'alpha'), ({'tversky': 1, 'options': {'tversky': {'beta': 0}}}, 'beta=0'),
     ({'boundary': 1, 'options': {'boundary': {'x': 1}}}, 'none at all')], ids=str)
 def test_bad_sums_are_refused_when_they_are_made(kw, why):
     with pytest.raises(LossError, match=why): ComboLoss(**kw)
 
-@pytest.mark.parametrize(('f', 'kw'), [(dice_loss, {'eps': 0}), (dice_loss, {'eps': -1}), (jaccard_loss, {'eps': math.nan}), (tversky_loss, {'alpha': 0}), (tversky_loss, {'gamma': 0}), (tversky_loss, {'eps': math.inf}),
-    (focal_loss, {'gamma': -.1}), (focal_loss, {'alpha': 0}), (focal_loss, {'alpha': 1.5}), (bce_loss, {'pos_weight': 0}), (bce_loss, {'pos_weight': math.nan}), (lovasz_loss, {'reduction': 'sum'}), (boundary_loss, {'reduction': ''})], ids=named)
+@pytest.mark.parametrize(('f', 'kw'), [(dice_loss, {'eps': 0}), (dice_loss, {'eps': -1}), (jaccard_loss, {'eps': math.nan}),
+    (tversky_loss, {'alpha': 0}), (tversky_loss, {'gamma': 0}), (tversky_loss, {'eps': math.inf}), (focal_loss, {'gamma': -.1}),
+    (focal_loss, {'alpha': 0}), (focal_loss, {'alpha': 1.5}), (bce_loss, {'pos_weight': 0}), (bce_loss, {'pos_weight': math.nan}),
+    (lovasz_loss, {'reduction': 'sum'}), (boundary_loss, {'reduction': ''})], ids=named)
 def test_bad_options_of_functions(f, kw):
     l, t = rand()
     with pytest.raises(LossError, match=next(iter(kw))): f(l, t, **kw)
@@ -316,7 +332,8 @@ def test_aux_loss_is_the_sum_of_its_parts():
     want = main(l, t)+.3*by_image+.7*sum(levels)/2
     for mask in (t, t.bool(), t.to(torch.uint8)[:, None]): torch.testing.assert_close(AuxLoss(main, .3, .7)(out, mask), want)
     torch.testing.assert_close(AuxLoss(main, 0, 0)(out, t), main(l, t))
-    torch.testing.assert_close(AuxLoss(main, .3, 0)((l, image[:, :1], []), t), main(l, t)+.3*nn.functional.binary_cross_entropy_with_logits(image[:, :1], has[:, :1]))
+    torch.testing.assert_close(AuxLoss(main, .3, 0)((l, image[:, :1], []), t),
+        main(l, t)+.3*nn.functional.binary_cross_entropy_with_logits(image[:, :1], has[:, :1]))
     for nothing in (None, image[:, :0]): torch.testing.assert_close(AuxLoss(main)((l, nothing, []), t), main(l, t))
 
 def test_aux_loss_any_size_dtype_and_gradients():
@@ -330,14 +347,16 @@ def test_aux_loss_any_size_dtype_and_gradients():
     AuxLoss()((far[0], far[1], far[2:]), t).backward()
     for o in far: assert o.grad.isfinite().all() and o.grad.abs().sum() > 0
 
-@pytest.mark.parametrize(('kw', 'why'), [({'image': -1}, 'image'), ({'deep': math.inf}, 'deep'), ({'image': True}, 'image'), ({'main': 'bce'}, 'xray_loss'), ({'main': bce_loss}, 'instance'), ({'main': ComboLoss}, 'instance')], ids=named)
+@pytest.mark.parametrize(('kw', 'why'), [({'image': -1}, 'image'), ({'deep': math.inf}, 'deep'), ({'image': True}, 'image'),
+    ({'main': 'bce'}, 'xray_loss'), ({'main': bce_loss}, 'instance'), ({'main': ComboLoss}, 'instance')], ids=named)
 def test_bad_aux_losses(kw, why):
     with pytest.raises(LossError, match=why): AuxLoss(**kw)
 
 def test_bad_outputs():
     l, t = rand()
     out = l, image, deep = outputs(l, t)
-    for bad, why in ((out[:2], 'tuple'), ({'logits': l}, 'dict'), ((l, image[:2], deep), 'image-level'), ((l, image[..., None], deep), 'image-level'), ((l, image, [deep[0][:2]]), 'N×1×H×W'), ((None, image, deep), 'floating')):
+    for bad, why in ((out[:2], 'tuple'), ({'logits': l}, 'dict'), ((l, image[:2], deep), 'image-level'),
+            ((l, image[..., None], deep), 'image-level'), ((l, image, [deep[0][:2]]), 'N×1×H×W'), ((None, image, deep), 'floating')):
         with pytest.raises(LossError, match=why): AuxLoss()(bad, t)
 
 def test_losses_in_a_learner(tmp_path):
@@ -376,7 +395,8 @@ def test_types_of_fastai_come_off():
         torch.testing.assert_close(v, loss(l, t))
 
 def test_public_names():
-    assert set(losses.__all__) >= {'LossError', 'TERMS', 'PRESETS', 'ComboLoss', 'xray_loss', 'AuxLoss', 'top_loss', *(f.__name__ for f in LOSSES.values())}
+    assert set(losses.__all__) >= {'LossError', 'TERMS', 'PRESETS', 'ComboLoss', 'xray_loss', 'AuxLoss', 'top_loss',
+        *(f.__name__ for f in LOSSES.values())}
     assert SimpleNamespace(**TERMS).bce
 
 def test_side_outputs_that_are_missing_or_meet_another_loss():
@@ -420,8 +440,11 @@ def test_top_looks_at_the_highest_logits():
     t = batch([0, 40, 0], 32)
     l = torch.full((3, 1, 32, 32), -3., dtype=torch.float64)
     l[0, 0, 5, 5:9], l[1, 0, 30, 3] = 2., 4.
-    assert top_loss(l, t, 4/1024, 'none').tolist() == pytest.approx([math.log1p(math.exp(2)), math.log1p(math.exp((3*3-4)/4)), math.log1p(math.exp(-3))])
-    torch.testing.assert_close(top_loss(l, t), nn.functional.binary_cross_entropy_with_logits(l.flatten(1).amax(1), torch.tensor([0., 1, 0], dtype=torch.float64)))   # a pixel of 1,024
+    assert (top_loss(l, t, 4/1024, 'none').tolist()
+        == pytest.approx([math.log1p(math.exp(2)), math.log1p(math.exp((3*3-4)/4)), math.log1p(math.exp(-3))]))
+    # a pixel of 1,024
+    torch.testing.assert_close(top_loss(l, t),
+        nn.functional.binary_cross_entropy_with_logits(l.flatten(1).amax(1), torch.tensor([0., 1, 0], dtype=torch.float64)))
     d = slope(lambda l: top_loss(l, t, 4/1024), l)
     assert ((d != 0).flatten(1).sum(1) == 4).all() and (d[[0, 2]] >= 0).all() and (d[1] <= 0).all()
     for share in (0, 1, math.nan):
@@ -456,8 +479,8 @@ def test_a_healthy_chest_is_where_the_terms_differ():
 def test_smoothing_mixes_the_mask_and_its_complement_in_pixel_terms_only(name):
     l, t = rand()
     hard, soft = xray_loss(name, reduction='none'), xray_loss(name, smooth=.2, reduction='none')
-    want = sum(w*((.9*LOSSES[k](l, t, reduction='none')+.1*LOSSES[k](l, 1-t, reduction='none')) if k in ('bce', 'focal') else {**LOSSES, **WHOLE}[k](l, t, reduction='none'))
-        for k, w in hard.weights.items())
+    want = sum(w*((.9*LOSSES[k](l, t, reduction='none')+.1*LOSSES[k](l, 1-t, reduction='none')) if k in ('bce', 'focal')
+        else {**LOSSES, **WHOLE}[k](l, t, reduction='none')) for k, w in hard.weights.items())
     assert torch.allclose(soft(l, t), want, atol=1e-12)
     assert not torch.allclose(soft(l, t), hard(l, t))
     assert torch.equal(xray_loss(name, smooth=0, reduction='none')(l, t), hard(l, t))

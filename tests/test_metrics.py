@@ -34,7 +34,9 @@ def both(tmp_path_factory):
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
     ps = []
     try:
-        for r in '01': ps.append(subprocess.Popen([sys.executable, '-W', 'ignore', ROOT/'tests'/'two_processes.py', r, port, tmp/r, *MODES], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        for r in '01':
+            ps.append(subprocess.Popen([sys.executable, '-W', 'ignore', ROOT/'tests'/'two_processes.py', r, port, tmp/r, *MODES], env=env,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         for p in ps:
             text = p.communicate(timeout=240)[0]
             assert p.returncode == 0, text[-3000:]
@@ -74,7 +76,8 @@ NAN[3, 0, 4, 4] = float('nan')
 
 @pytest.mark.parametrize('cls', two.METRICS, ids=lambda c: c._name)
 @pytest.mark.parametrize('logits, true, why', [(NAN, TRUE, 'diverged'), (LOGITS, TRUE*255, '0 and 1'), (LOGITS, TRUE-.5, '0 and 1'),
-    (LOGITS.repeat(1, 2, 1, 1), TRUE, 'one channel'), (LOGITS[:, 0], TRUE, 'one channel'), (LOGITS, TRUE[:, None], 'N×H×W'), (LOGITS[:3], TRUE, 'N×H×W'), (LOGITS[..., ::2], TRUE, 'N×H×W')])
+    (LOGITS.repeat(1, 2, 1, 1), TRUE, 'one channel'), (LOGITS[:, 0], TRUE, 'one channel'), (LOGITS, TRUE[:, None], 'N×H×W'),
+    (LOGITS[:3], TRUE, 'N×H×W'), (LOGITS[..., ::2], TRUE, 'N×H×W')])
 def test_a_metric_refuses(cls, logits, true, why):
     with pytest.raises(MetricError, match=why): cls().accumulate(batch(logits, true))
 
@@ -133,7 +136,8 @@ def test_an_empty_batch_changes_nothing(cls):
 @pytest.mark.parametrize('cls', [metrics.AUROC, metrics.AveragePrecision])
 def test_sure_models_keep_their_ranking(cls, top, level):
     m = cls(top=top)
-    m.accumulate(batch(torch.tensor(level, dtype=torch.float32)[:, None, None, None].repeat(1, 1, 2, 2), torch.tensor([1, 1, 0, 0])[:, None, None].repeat(1, 2, 2)))
+    m.accumulate(batch(torch.tensor(level, dtype=torch.float32)[:, None, None, None].repeat(1, 1, 2, 2),
+        torch.tensor([1, 1, 0, 0])[:, None, None].repeat(1, 2, 2)))
     assert m.value == 1
     assert metrics.auroc(level, [1, 1, 0, 0]) == 1
 
@@ -141,8 +145,9 @@ def test_the_bootstrap_is_to_be_had_from_both():
     for n in ('bootstrap_ci', 'paired_bootstrap', 'bootstrap_stat'): assert getattr(metrics, n) is getattr(bootstrap, n)
 
 @pytest.mark.parametrize('f', [bootstrap.bootstrap_ci, lambda *a: bootstrap.paired_bootstrap(a[0], a[0], *a[1:])], ids=['one', 'paired'])
-@pytest.mark.parametrize('args, why', [(([],), 'no values'), (([.1, np.nan],), 'not finite'), (([.1, .2], ['a']), 'one label'), (([.1, .2], [['a'], ['b']]), 'one label'), ((['x', 'y'],), 'one number per image'),
-    (([.1, .2], None, 1000.), 'whole number'), (([.1, .2], None, 1000, -1), 'seed')])
+@pytest.mark.parametrize('args, why', [(([],), 'no values'), (([.1, np.nan],), 'not finite'), (([.1, .2], ['a']), 'one label'),
+    (([.1, .2], [['a'], ['b']]), 'one label'), ((['x', 'y'],), 'one number per image'), (([.1, .2], None, 1000.), 'whole number'),
+    (([.1, .2], None, 1000, -1), 'seed')])
 def test_the_bootstrap_refuses(f, args, why):
     with pytest.raises(PtxError, match=why): f(*args)
 
@@ -156,7 +161,8 @@ TAKES_GROUPS = {
 
 @pytest.mark.parametrize('f', TAKES_GROUPS)
 @pytest.mark.parametrize('none', [None, np.nan, '', '  ', 'nan', 'NaN', pd.NA, pd.NaT], ids=repr)
-@pytest.mark.parametrize('kind', [list, lambda g: np.array(g, dtype=object), pd.Series, lambda g: pd.Series(g, index=range(9, 5, -1))], ids=['list', 'array', 'series', 'index'])
+@pytest.mark.parametrize('kind', [list, lambda g: np.array(g, dtype=object), pd.Series, lambda g: pd.Series(g, index=range(9, 5, -1))],
+    ids=['list', 'array', 'series', 'index'])
 def test_a_missing_patient_is_refused(f, none, kind):
     with pytest.raises(PtxError, match='1 value with no group .*number 2'): TAKES_GROUPS[f](kind(['a', 'b', none, 'c']))
 

@@ -42,7 +42,8 @@ def test_what_is_refused(name):
     m = build(name)
     nan = image(64, 64)
     nan[1, 0, 3, 5] = torch.nan
-    for x, why in ((image(64, m.stride-1), 'at least'), (image(64, 64).expand(-1, 3, -1, -1), 'n_in'), (image(64, 64)[0], 'n_in'), (nan, 'NaN')):
+    for x, why in ((image(64, m.stride-1), 'at least'), (image(64, 64).expand(-1, 3, -1, -1), 'n_in'),
+            (image(64, 64)[0], 'n_in'), (nan, 'NaN')):
         with pytest.raises(ModelError, match=why): m(x)
     for kw, why in (({'encoder': 'resnet81'}, 'resnet18'), ({'heads': 8}, 'heads: not an option of'), ({'prior': 2}, 'prior')):
         with pytest.raises(ModelError, match=why): build(name, **kw)
@@ -121,10 +122,12 @@ def test_onnx_of_the_default_model(tmp_path):
     m = build(encoder='tf_efficientnet_lite0')
     load_weights(m, 'lite0')
     names = {'input_names': ['image'], 'output_names': ['logits']}
-    torch.onnx.export(m, (image(64, 96),), tmp_path/'batch.onnx', dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim('n')},), **names)
+    torch.onnx.export(m, (image(64, 96),), tmp_path/'batch.onnx', dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim('n')},), **names)
     free = {0: 'n', 2: 'h', 3: 'w'}
     torch.onnx.export(m, (image(64, 96),), tmp_path/'size.onnx', dynamo=False, dynamic_axes={'image': free, 'logits': free}, **names)
-    for file, x in (('batch.onnx', image(64, 96)), ('batch.onnx', image(64, 96, n=3)), ('size.onnx', image(64, 96)), ('size.onnx', image(128, 64, n=1))):
+    for file, x in (('batch.onnx', image(64, 96)), ('batch.onnx', image(64, 96, n=3)), ('size.onnx', image(64, 96)),
+            ('size.onnx', image(128, 64, n=1))):
         with torch.no_grad(): torch.testing.assert_close(run_onnx(tmp_path/file, x), m(x), rtol=0, atol=1e-4)
 
 @every

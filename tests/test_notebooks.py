@@ -26,7 +26,8 @@ def test_slow_cells(nb): run(nb, ['slow'])
 @pytest.mark.slow
 def test_nbdev_test_in_one_process():
     "What one notebook leaves behind (warning filters, a changed folder) must not disturb the next"
-    p = subprocess.run([sys.executable, '-c', 'from nbdev.test import nbdev_test; nbdev_test()', '--n_workers', '1'], cwd=ROOT, capture_output=True, text=True, check=False)
+    p = subprocess.run([sys.executable, '-c', 'from nbdev.test import nbdev_test; nbdev_test()', '--n_workers', '1'], cwd=ROOT,
+        capture_output=True, text=True, check=False)
     assert p.returncode == 0, p.stderr[-6000:]
 
 def test_a_failing_notebook_fails(tmp_path):

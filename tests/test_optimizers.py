@@ -26,8 +26,8 @@ def learner(spec, model=None, **kw):
     "Two groups of parameters, ten images"
     g = torch.Generator().manual_seed(1)
     data = [(torch.randn(1, 6, 6, generator=g), torch.randn(1, 6, 6, generator=g)) for _ in range(10)]
-    return Learner(DataLoaders(*[DataLoader(data, bs=2, num_workers=0)]*2), model or network(), loss_func=nn.MSELoss(), opt_func=xray_optimizer(spec),
-        splitter=lambda m: [list(m[:2].parameters()), list(m[2:].parameters())], lr=.01, **kw)
+    return Learner(DataLoaders(*[DataLoader(data, bs=2, num_workers=0)]*2), model or network(), loss_func=nn.MSELoss(),
+        opt_func=xray_optimizer(spec), splitter=lambda m: [list(m[:2].parameters()), list(m[2:].parameters())], lr=.01, **kw)
 
 def quiet(learn, f):
     with learn.no_bar(), learn.no_logging(): f()

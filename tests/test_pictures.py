@@ -39,7 +39,8 @@ def colours(fig):
 def test_a_sheet_of_any_length(chests, n, areas):
     xs, masks = ([chests[i % 3][k] for i in range(n)] for k in (0, 1))
     fig = Figure()
-    axs = xray_sheet(xs, masks, [np.roll(m, 20, 1) for m in masks], [f'{LONG.format(i)} Dice 0.{i}' for i in range(n)], fig=fig, areas=areas)
+    axs = xray_sheet(xs, masks, [np.roll(m, 20, 1) for m in masks],
+        [f'{LONG.format(i)} Dice 0.{i}' for i in range(n)], fig=fig, areas=areas)
     assert not wrong(fig) and len(axs) == n and {t.get_text() for t in fig.legends[0].get_texts()} == set(list(COLOURS)[:4 if areas else 2])
     assert all(a.get_title().endswith(f'Dice 0.{i}') and f'.4559{i:02}' in a.get_title() for i, a in enumerate(axs))
     assert min(list(colours(fig).values())[:2]) > 30
@@ -80,7 +81,8 @@ def test_contours_enclose_the_border(chests):
 def test_the_sheet_of_an_audit(phantoms, tmp_path, n):
     files = find_siim(phantoms)
     y = read_labels(files.labels)
-    t = pd.DataFrame([(i, what, 1., 'something about it') for what in ('tiny mask', 'many pieces') for i in y.ImageId[y.has_ptx]], columns=['ImageId', 'what', 'value', 'detail'])
+    t = pd.DataFrame([(i, what, 1., 'something about it') for what in ('tiny mask', 'many pieces') for i in y.ImageId[y.has_ptx]],
+        columns=['ImageId', 'what', 'value', 'detail'])
     fig = audit_figure(t, y, files, n)
     assert not wrong(fig) and colours(fig)['true'] > 20 and colours(fig)['predicted'] > 20
     assert not wrong(audit_figure(t.head(1), y, files, n))
@@ -105,11 +107,13 @@ def test_pictures_of_a_submission(phantoms, tmp_path, monkeypatch, n):
     paths = {i: files.images[i] for i in y.ImageId}
     if n > 1: paths[y.ImageId.iloc[-1]] = tmp_path/'broken.dcm'
     (tmp_path/'broken.dcm').write_bytes(b'none')
-    sub = pd.DataFrame({'ImageId': y.ImageId, 'EncodedPixels': [rle_encode(np.roll(rles_to_mask(r), 30, 0)) if r else '-1' for r in y.rles]})
+    sub = pd.DataFrame({'ImageId': y.ImageId,
+        'EncodedPixels': [rle_encode(np.roll(rles_to_mask(r), 30, 0)) if r else '-1' for r in y.rles]})
     sub.to_csv(tmp_path/'s.csv', index=False)
     fig, = drawn(monkeypatch, contact_sheet, tmp_path/'s.csv', paths, tmp_path/'sheet.png', pd.Series(.4, y.ImageId), n=4)
     said = [a.get_title() for a in fig.axes if a.has_data()]
-    assert not wrong(fig) and colours(fig)['predicted'] > 20 and len(said) == n and all(any(i[-6:] in t.replace('\n', '') for t in said) for i in y.ImageId)
+    assert (not wrong(fig) and colours(fig)['predicted'] > 20 and len(said) == n
+        and all(any(i[-6:] in t.replace('\n', '') for t in said) for i in y.ImageId))
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ['predicted'] and (n == 1 or any('export' in t for t in said))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -160,7 +164,8 @@ def test_the_check_finds_what_is_wrong():
 def test_the_history_of_a_run(loss, n, tmp_path, monkeypatch):
     "Numbers of any length are whole, and the size of a stage lies upon no legend"
     h = pd.DataFrame({'epoch': range(n), 'stage': [2*i//n for i in range(n)], 'size': [128+128*(2*i//n) for i in range(n)]})
-    for k, v in {'train_loss': loss, 'valid_loss': loss*1.0003, 'dice': .5, 'dice_pos': 0., 'dice_neg': 1.}.items(): h[k] = v*(1-.001*h.epoch)
+    for k, v in {'train_loss': loss, 'valid_loss': loss*1.0003, 'dice': .5, 'dice_pos': 0., 'dice_neg': 1.}.items():
+        h[k] = v*(1-.001*h.epoch)
     fig, = drawn(monkeypatch, draw_history, h, tmp_path/'history.png')
     assert not wrong(fig) and len(fig.axes) == 2 and (tmp_path/'history.png').exists()
     for ax in fig.axes: assert all(v == round(v) for v in ax.get_xticks()) and not ax.yaxis.get_offset_text().get_text()
@@ -172,7 +177,8 @@ def test_overlays_of_any_length(chests):
         a = overlays(xs, masks, np.roll(masks, 20, 2), [f'Dice 0.{i:02}' for i in range(n)])
         assert a.shape == (-(-n//4)*258+18, min(n, 4)*244-4, 3)
         legend = a[-18:].reshape(-1, 3)/255.
-        assert all((np.abs(legend-to_rgb(COLOURS[k])).max(-1) < .1).sum() > 15 for k in ('true', 'predicted')) and (legend < .3).all(-1).sum() > 40
+        assert (all((np.abs(legend-to_rgb(COLOURS[k])).max(-1) < .1).sum() > 15 for k in ('true', 'predicted'))
+            and (legend < .3).all(-1).sum() > 40)
         for i in range(n):
             tile = a[i//4*258:i//4*258+258, i % 4*244:i % 4*244+240]
             assert tile[18:].std() > 20 and (tile[:18] < 128).any()

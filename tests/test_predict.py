@@ -58,7 +58,8 @@ def test_killed_at_any_moment_it_goes_on(moment, at, whole, tiny_run, tmp_path):
     p = warm.run(tmp_path/'killed.py', moment, at, tiny_run, images, tmp_path/'pred')
     assert p.returncode == -9, p.stderr[-2000:]
     with pytest.raises(PtxError, match='predict again into this folder'): open_maps(tmp_path/'pred')
-    before = len(list((tmp_path/'pred').glob('batches-*')) and [r for f in (tmp_path/'pred').glob('batches-*') for r in f.read_text().splitlines()])
+    before = len(list((tmp_path/'pred').glob('batches-*'))
+        and [r for f in (tmp_path/'pred').glob('batches-*') for r in f.read_text().splitlines()])
     seen, usual = [], MapStore.add
     with pytest.MonkeyPatch.context() as m:
         m.setattr(MapStore, 'add', lambda self, batch, *args: (seen.append(batch), usual(self, batch, *args)))
@@ -70,9 +71,11 @@ def test_killed_at_any_moment_it_goes_on(moment, at, whole, tiny_run, tmp_path):
 def test_two_processes_write_what_one_does(whole, tiny_run, tmp_path):
     images, want = whole
     env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    args = [Path(sys.executable).parent/'ptx_predict', tiny_run, images, '--out', tmp_path/'pred', '--bs', 3, '--workers', 0, '--tta', 'hflip', '--spread']
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-        '--dynamo_backend', 'no', '--main_process_port', '0', '--no_python', *map(str, args)], env=env, capture_output=True, text=True, timeout=240, check=False)
+    args = [Path(sys.executable).parent/'ptx_predict', tiny_run, images, '--out', tmp_path/'pred', '--bs', 3, '--workers', 0,
+        '--tta', 'hflip', '--spread']
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
+        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
+        '--no_python', *map(str, args)], env=env, capture_output=True, text=True, timeout=240, check=False)
     assert p.returncode == 0, p.stderr[-3000:]
     assert p.stdout.count('radiographs predicted') == 1
     assert same(tmp_path/'pred', want)
@@ -82,20 +85,24 @@ def test_networks_are_averaged_by_command(whole, tiny_run, tmp_path):
     other = shutil.copytree(tiny_run, tmp_path/'other')
     r = json.loads((other/'run.json').read_text())
     (other/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'size': 96}}))
-    ok('ptx_predict', tiny_run, other, images, '--out', tmp_path/'both', '--weights', '3,1', '--dtype', 'uint16', '--workers', 0, '--spread')
-    alone = [open_maps(predict_maps(run, images, tmp_path/run.name, workers=0, progress=False, dtype='uint16', size=96))[1] for run in (tiny_run, other)]
+    ok('ptx_predict', tiny_run, other, images, '--out', tmp_path/'both', '--weights', '3,1', '--dtype', 'uint16',
+        '--workers', 0, '--spread')
+    alone = [open_maps(predict_maps(run, images, tmp_path/run.name, workers=0, progress=False, dtype='uint16', size=96))[1]
+        for run in (tiny_run, other)]
     maps = open_maps(tmp_path/'both')[1]
     assert maps.shape[1:] == (96, 96)
     assert np.abs(from_bytes(maps)-(3*from_bytes(alone[0])+from_bytes(alone[1]))/4).max() < 2e-5
     each = open_each(tmp_path/'both')
     assert len(each) == 2 and all((m == a).all() for (m, _), a in zip(each, alone)) and not each[0][1].any()   # one view has no deviation
     record = json.loads((tmp_path/'both'/'predict.json').read_text())
-    assert record['weights'] == [3, 1] and record['networks'] == 2 and record['run'] == [str(tiny_run), str(other)] and (tmp_path/'both'/'spread_runs.npy').exists()
+    assert (record['weights'] == [3, 1] and record['networks'] == 2 and record['run'] == [str(tiny_run), str(other)]
+        and (tmp_path/'both'/'spread_runs.npy').exists())
 
 def test_what_cannot_be_asked_is_said_by_the_command(whole, tiny_run, tmp_path):
     images, want = whole
-    for args, why in (((tiny_run,), 'which images'), ((tiny_run, images, '--tta', 'elastic'), 'cannot be undone'), ((tiny_run, images, '--weights', 'a'), 'give numbers'),
-            ((tiny_run, images, '--device', 'cuda:77'), 'not available'), ((tiny_run, images, '--out', want), 'holds predictions already')):
+    for args, why in (((tiny_run,), 'which images'), ((tiny_run, images, '--tta', 'elastic'), 'cannot be undone'),
+            ((tiny_run, images, '--weights', 'a'), 'give numbers'), ((tiny_run, images, '--device', 'cuda:77'), 'not available'),
+            ((tiny_run, images, '--out', want), 'holds predictions already')):
         p = ptx('ptx_predict', *args, '--out', tmp_path/'p') if '--out' not in args else ptx('ptx_predict', *args)
         assert p.returncode == 1 and why in p.stderr and 'Traceback' not in p.stderr, p.stderr
     assert not (tmp_path/'p').exists()
@@ -107,8 +114,10 @@ def test_another_run_another_size_other_images(whole, tiny_run, tmp_path):
         m.setattr(MapStore, 'add', stops)
         with pytest.raises(KeyboardInterrupt): predict_maps(tiny_run, images, tmp_path/'p', workers=0, progress=False)
     few = sorted(images.glob('*.dcm'))[:3]
-    for kw, why in (({"size": 32}, 'size=64 .now 32.'), ({"images": few}, 'other images'), ({"tta": 'hflip'}, 'views='), ({"dtype": 'uint16'}, 'dtype=')):
-        with pytest.raises(PtxError, match=why): predict_maps(**{'run': tiny_run, 'images': images, 'out': tmp_path/'p', 'workers': 0, 'progress': False, **kw})
+    for kw, why in (({"size": 32}, 'size=64 .now 32.'), ({"images": few}, 'other images'), ({"tta": 'hflip'}, 'views='),
+            ({"dtype": 'uint16'}, 'dtype=')):
+        with pytest.raises(PtxError, match=why):
+            predict_maps(**{'run': tiny_run, 'images': images, 'out': tmp_path/'p', 'workers': 0, 'progress': False, **kw})
     predict_maps(tiny_run, few, tmp_path/'p', workers=0, progress=False, fresh=True)
     assert len(open_maps(tmp_path/'p')[0]) == 3
 
@@ -163,7 +172,8 @@ def test_a_network_of_phantoms_says_so_about_others(tiny_run, phantoms, tmp_path
     r = json.loads((run/'run.json').read_text())
     (tmp_path/'real').mkdir()
     Image.new('L', (64, 64)).save(tmp_path/'real'/'a.png')
-    for known, images, told in ((1., tmp_path/'real', True), (True, phantoms/'dicom-images-test', False), (.9, tmp_path/'real', False), (None, tmp_path/'real', False)):
+    for known, images, told in ((1., tmp_path/'real', True), (True, phantoms/'dicom-images-test', False), (.9, tmp_path/'real', False),
+            (None, tmp_path/'real', False)):
         (run/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'synthetic': known}}))
         with warnings.catch_warnings(record=True) as w:
             warnings.simplefilter('always')
@@ -176,9 +186,11 @@ def test_a_learner_knows_that_it_has_seen_phantoms_only(phantoms):
     learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none')
     assert [n.synthetic for n in networks(learn)] == [True]
 
-@pytest.mark.parametrize(('option', 'value', 'why'), [('bs', 0, 'bs=0: give at least 1'), ('bs', -2, 'at least 1'), ('workers', -1, 'workers=-1: give at least 0'), ('size', 0, 'size=0: give at least 1'), ('size', -5, 'at least 1')])
+@pytest.mark.parametrize(('option', 'value', 'why'), [('bs', 0, 'bs=0: give at least 1'), ('bs', -2, 'at least 1'),
+    ('workers', -1, 'workers=-1: give at least 0'), ('size', 0, 'size=0: give at least 1'), ('size', -5, 'at least 1')])
 def test_numbers_that_cannot_be_leave_nothing_behind(phantoms, tiny_run, tmp_path, option, value, why):
-    with pytest.raises(PtxError, match=why): predict_maps(tiny_run, phantoms/'dicom-images-test', tmp_path/'p', **{'workers': 0, 'progress': False, option: value})
+    with pytest.raises(PtxError, match=why):
+        predict_maps(tiny_run, phantoms/'dicom-images-test', tmp_path/'p', **{'workers': 0, 'progress': False, option: value})
     predict_maps(tiny_run, phantoms/'dicom-images-test', tmp_path/'p', workers=0, progress=False)
     assert len(open_maps(tmp_path/'p')[0]) == 4
 

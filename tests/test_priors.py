@@ -43,7 +43,8 @@ def test_classes_against_a_loop():
         k, alpha = rng.integers(2, 5), rng.normal()
         logits, prior = torch.tensor(rng.normal(0, 5, (n, k, h, w))), rng.dirichlet(np.ones(k))
         got = adjust_logits(logits, prior, alpha, dim=1)
-        for i, j, r, c in np.ndindex(n, k, h, w): assert got[i, j, r, c].item() == pytest.approx(logits[i, j, r, c].item()-alpha*math.log(prior[j]), abs=1e-9)
+        for i, j, r, c in np.ndindex(n, k, h, w):
+            assert got[i, j, r, c].item() == pytest.approx(logits[i, j, r, c].item()-alpha*math.log(prior[j]), abs=1e-9)
 
 def test_images_as_many_as_columns():
     "PyTorch would line a vector up with the width"
@@ -55,10 +56,12 @@ def test_images_as_many_as_columns():
 def test_nothing_is_broadcast_in_silence(shape):
     with pytest.raises(LossError, match='one per place'): adjust_logits(torch.zeros(4, 1, 4, 4), torch.full(shape, .5))
 
-BAD = [({'prior': p}, why) for p, why in ((0, 'outside'), (1, 'outside'), (22, 'outside'), (-.5, 'outside'), (math.nan, 'nan'), (math.inf, 'inf'), (None, 'nan'),
-    ('rare', 'type str'), ([], 'empty'), ([[.1], [.2, .3]], 'type list'), (torch.tensor([True]), 'outside'), (torch.tensor(1e-9).half(), 'outside'))]
+BAD = [({'prior': p}, why) for p, why in ((0, 'outside'), (1, 'outside'), (22, 'outside'), (-.5, 'outside'), (math.nan, 'nan'),
+    (math.inf, 'inf'), (None, 'nan'), ('rare', 'type str'), ([], 'empty'), ([[.1], [.2, .3]], 'type list'),
+    (torch.tensor([True]), 'outside'), (torch.tensor(1e-9).half(), 'outside'))]
 BAD += [({'prior': .2, 'alpha': a}, 'finite number') for a in (math.nan, math.inf, -math.inf, 'all', None)]
-BAD += [({'prior': p, 'dim': 1}, why) for p, why in (([.2]*3, 'off 1'), ([.5]*2, '3 classes'), (.5, '3 classes'), (np.full((5, 5), .2), '3 classes'))]
+BAD += [({'prior': p, 'dim': 1}, why)
+    for p, why in (([.2]*3, 'off 1'), ([.5]*2, '3 classes'), (.5, '3 classes'), (np.full((5, 5), .2), '3 classes'))]
 BAD += [({'prior': [.5, .3, .2], 'dim': d}, 'no such axis') for d in (4, -5, 1.5, 'c')]
 
 @pytest.mark.parametrize('kw,why', BAD, ids=str)
@@ -69,9 +72,10 @@ def test_bad_priors(kw, why):
 def test_bad_logits(logits):
     with pytest.raises(LossError, match='floating tensor'): adjust_logits(logits, .2)
 
-@pytest.mark.parametrize('kw,why', [({'prior': [.1, .2]}, 'one number, or H×W'), ({'prior': np.full((2, 2, 2), .1)}, 'one number, or H×W'), ({'prior': 2.}, 'outside'),
-    ({'prior': .5, 'dim': 1}, 'per class'), ({'prior': [.5, .6], 'dim': 1}, 'off 1'), ({'prior': .1, 'alpha': math.nan}, 'finite'),
-    ({'prior': .1, 'loss_func': bce_loss}, 'instance'), ({'prior': .1, 'loss_func': ComboLoss}, 'instance'), ({'prior': .1, 'loss_func': 'bce'}, 'instance')], ids=named)
+@pytest.mark.parametrize('kw,why', [({'prior': [.1, .2]}, 'one number, or H×W'), ({'prior': np.full((2, 2, 2), .1)}, 'one number, or H×W'),
+    ({'prior': 2.}, 'outside'), ({'prior': .5, 'dim': 1}, 'per class'), ({'prior': [.5, .6], 'dim': 1}, 'off 1'),
+    ({'prior': .1, 'alpha': math.nan}, 'finite'), ({'prior': .1, 'loss_func': bce_loss}, 'instance'),
+    ({'prior': .1, 'loss_func': ComboLoss}, 'instance'), ({'prior': .1, 'loss_func': 'bce'}, 'instance')], ids=named)
 def test_bad_losses(kw, why):
     with pytest.raises(LossError, match=why): LogitAdjustedLoss(**kw)
 
@@ -112,7 +116,8 @@ def test_on_a_gpu():
     logits, masks = torch.randn(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)
     for prior in (.1, np.full((8, 8), .1), torch.full((8, 8), .1)):
         assert torch.allclose(adjust_logits(logits.cuda(), prior).cpu(), adjust_logits(logits, prior), atol=1e-5)
-        assert torch.allclose(LogitAdjustedLoss(prior)(logits.cuda(), masks.cuda()).cpu(), LogitAdjustedLoss(prior)(logits, masks), atol=1e-5)
+        assert torch.allclose(LogitAdjustedLoss(prior)(logits.cuda(), masks.cuda()).cpu(),
+            LogitAdjustedLoss(prior)(logits, masks), atol=1e-5)
     classes = torch.randn(2, 3, 4, 4)
     assert torch.allclose(adjust_logits(classes.cuda(), [.5, .3, .2], dim=1).cpu(), adjust_logits(classes, [.5, .3, .2], dim=1), atol=1e-5)
 
@@ -138,17 +143,21 @@ def test_position_prior_is_the_mean_of_masks(size):
         p = position_prior(rles, size, 2., empty)
         assert p.shape == (size, size) and p.dtype == np.float32 and 0 < p.min() <= p.max() < 1
         assert p.mean() == pytest.approx(masks.sum()/n/2**20, rel=1e-5)   # smoothing and resizing keep the mean
-        for same in (masks, torch.tensor(masks), masks*255, pd.Series(rles), pd.Series(rles).values, pd.DataFrame({'rles': rles})): assert np.array_equal(position_prior(same, size, 2., empty), p)
+        for same in (masks, torch.tensor(masks), masks*255, pd.Series(rles), pd.Series(rles).values, pd.DataFrame({'rles': rles})):
+            assert np.array_equal(position_prior(same, size, 2., empty), p)
 
 def test_position_prior_of_a_label_file(phantoms):
     labels = read_labels(phantoms/'train-rle.csv')
     assert np.array_equal(position_prior(labels, 32), position_prior([r for r in labels.rles if r], 32))
     assert position_prior(labels, 32, empty=True).mean() == pytest.approx(labels.area.mean()/2**20, rel=1e-5)
 
-@pytest.mark.parametrize('masks,kw,why', [([], {}, 'no positive pixel'), ([[], []], {}, 'no positive pixel'), (np.zeros((2, 8, 8), bool), {}, 'no positive pixel'),
-    (np.ones((2, 8, 8), bool), {}, 'no doubt'), (np.full((2, 8, 8), .5), {}, 'threshold'), (np.ones((8, 8), int), {}, 'N×H×W'), ('0 5', {}, 'each image'), (pd.DataFrame({'a': [1]}), {}, 'read_labels'), ([['0 5']], {'size': 0}, 'size'), ([['0 5']], {'size': 2.}, 'size'),
-    ([['0 5']], {'size': True}, 'size'), ([['0 5']], {'smooth': 0}, 'smooth'), ([['0 5']], {'smooth': -1}, 'smooth'), ([['0 5']], {'smooth': math.nan}, 'smooth'),
-    ([['0 5']], {'smooth': None}, 'smooth'), ([['0 5']], {'smooth': 1e-60}, 'no doubt')], ids=str)
+@pytest.mark.parametrize('masks,kw,why', [([], {}, 'no positive pixel'), ([[], []], {}, 'no positive pixel'),
+    (np.zeros((2, 8, 8), bool), {}, 'no positive pixel'), (np.ones((2, 8, 8), bool), {}, 'no doubt'),
+    (np.full((2, 8, 8), .5), {}, 'threshold'), (np.ones((8, 8), int), {}, 'N×H×W'), ('0 5', {}, 'each image'),
+    (pd.DataFrame({'a': [1]}), {}, 'read_labels'), ([['0 5']], {'size': 0}, 'size'), ([['0 5']], {'size': 2.}, 'size'),
+    ([['0 5']], {'size': True}, 'size'), ([['0 5']], {'smooth': 0}, 'smooth'), ([['0 5']], {'smooth': -1}, 'smooth'),
+    ([['0 5']], {'smooth': math.nan}, 'smooth'), ([['0 5']], {'smooth': None}, 'smooth'),
+    ([['0 5']], {'smooth': 1e-60}, 'no doubt')], ids=str)
 def test_bad_masks(masks, kw, why):
     with pytest.raises(LossError, match=why): position_prior(masks, **kw)
 
@@ -158,7 +167,8 @@ def test_bad_run_lengths():
 
 def test_training_with_a_prior_of_places(phantoms):
     prior = position_prior(read_labels(phantoms/'train-rle.csv'), 64, empty=True)
-    learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none', loss_func=LogitAdjustedLoss(prior, loss_func=xray_loss()))
+    learn = xray_learner(xray_dls(phantoms, size=64, bs=4, workers=0), encoder='mobilenetv3_small_050', weights='none',
+        loss_func=LogitAdjustedLoss(prior, loss_func=xray_loss()))
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
         logits, masks = learn.get_preds(act=noop)

@@ -32,7 +32,9 @@ def as_palette(ms, d):
         im.putpalette([0, 0, 0, 255, 0, 0])
         im.save(d/f'seg-{i}.gif')
 def as_colour(ms, d):
-    for k, (i, m) in enumerate(ms.items()): Image.fromarray(np.dstack([m*0, m*200, m*30, *([m*255] if k % 2 else [])])).save(d/f'{i}_mask.png')     # every other on a transparent ground
+    for k, (i, m) in enumerate(ms.items()):
+        # every other on a transparent ground
+        Image.fromarray(np.dstack([m*0, m*200, m*30, *([m*255] if k % 2 else [])])).save(d/f'{i}_mask.png')
 def as_bits(ms, d):
     for i, m in ms.items(): Image.fromarray(m > 0).save(d/f'{i}.tif')
 def as_array(ms, d):
@@ -45,7 +47,8 @@ def packed(m):
     c = coco.encode(np.asfortranarray(m))
     return {**c, 'counts': c['counts'].decode()}
 def coco_of(ms):
-    images = [{"id": k+7, "file_name": f'C:\\scans\\{i}.jpeg', "height": m.shape[0], "width": m.shape[1]} for k, (i, m) in enumerate(ms.items())]
+    images = [{"id": k+7, "file_name": f'C:\\scans\\{i}.jpeg', "height": m.shape[0], "width": m.shape[1]}
+        for k, (i, m) in enumerate(ms.items())]
     notes = [{"id": k, "image_id": k+7, "category_id": 3, "segmentation": packed(m)} for k, m in enumerate(ms.values())]
     return {"images": images, "annotations": notes, "categories": [{"id": 3, "name": 'lesion'}]}
 def as_coco(ms, d): (d/'instances.json').write_text(json.dumps(coco_of(ms)))
@@ -54,8 +57,10 @@ def as_labelme(ms, d):
         y, x = (np.flatnonzero(m.any(a)) for a in (1, 0))
         f = io.BytesIO()
         Image.fromarray(m[y[0]:y[-1]+1, x[0]:x[-1]+1] > 0).save(f, 'PNG')
-        s = {"label": 'PTX', "shape_type": 'mask', "points": [[int(x[0]), int(y[0])], [int(x[-1]), int(y[-1])]], "mask": base64.b64encode(f.getvalue()).decode()}
-        (d/f'{i}.json').write_text(json.dumps({"imagePath": f'{i}.png', "imageHeight": m.shape[0], "imageWidth": m.shape[1], "shapes": [s]}))
+        s = {"label": 'PTX', "shape_type": 'mask', "points": [[int(x[0]), int(y[0])], [int(x[-1]), int(y[-1])]],
+            "mask": base64.b64encode(f.getvalue()).decode()}
+        (d/f'{i}.json').write_text(json.dumps({"imagePath": f'{i}.png', "imageHeight": m.shape[0],
+            "imageWidth": m.shape[1], "shapes": [s]}))
 def as_table(ms, d):
     as_array(ms, d)
     pd.DataFrame({'Scan': [f'{i}.dcm' for i in ms], 'Outline': [f'{i}.npy' for i in ms]}).to_csv(d/'mine.csv', index=False)
@@ -87,7 +92,8 @@ def seg(xray, mask, path, label='Pneumothorax', uid=None):
     from pydicom.sr.codedict import codes
     src = pydicom.dcmread(xray)
     if uid: src.SOPInstanceUID = src.file_meta.MediaStorageSOPInstanceUID = uid
-    what = [hd.seg.SegmentDescription(k+1, n, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Pneumothorax, hd.seg.SegmentAlgorithmTypeValues.MANUAL) for k, n in enumerate(label.split('|'))]
+    what = [hd.seg.SegmentDescription(k+1, n, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Pneumothorax,
+        hd.seg.SegmentAlgorithmTypeValues.MANUAL) for k, n in enumerate(label.split('|'))]
     m = np.stack([mask, *[1-mask]*(len(what)-1)], -1)[None].astype(np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -148,8 +154,11 @@ def test_what_people_get_wrong_is_told_at_once(odd, tmp_path):
     (tmp_path/f'{e}_mask.png').write_bytes(b'no picture')
     Image.fromarray(ms[f]).save(tmp_path/f'{f}_mask.png')
     np.save(tmp_path/f'{f}_mask.npy', ms[f])
-    refused(tmp_path, d, '1 mask has rows and columns exchanged: IM-0000_mask.png: 200×300, radiograph 300×200', 'another size than their radiograph: IM-0001_mask.png: 128×160',
-        'several colours besides 0: IM-0002_mask.png: #000100, #ff0000; say which counts, as in value=#ff0000', 'several values besides 0: IM-0003_mask.png: 1, 4; say which counts', 'cannot be read as masks: IM-0004_mask.png', 'there twice: IM-0005_mask.npy, IM-0005_mask.png')
+    refused(tmp_path, d, '1 mask has rows and columns exchanged: IM-0000_mask.png: 200×300, radiograph 300×200',
+        'another size than their radiograph: IM-0001_mask.png: 128×160',
+        'several colours besides 0: IM-0002_mask.png: #000100, #ff0000; say which counts, as in value=#ff0000',
+        'several values besides 0: IM-0003_mask.png: 1, 4; say which counts', 'cannot be read as masks: IM-0004_mask.png',
+        'there twice: IM-0005_mask.npy, IM-0005_mask.png')
     p = ptx('ptx_import', tmp_path, d, '--out', tmp_path/'y.csv')
     assert p.returncode == 1 and 'Traceback' not in p.stderr and len(p.stderr.strip().splitlines()) == 7 and not (tmp_path/'y.csv').exists()
 
@@ -157,12 +166,14 @@ def test_a_mask_for_no_image_and_an_image_for_no_mask(odd, tmp_path):
     d, ms = odd
     some = dict(list(ms.items())[:3])
     as_png({**some, 'IM-9999': ms['IM-0000']}, tmp_path)
-    with pytest.warns(PtxNotice, match='1 mask is of no radiograph here, left out: IM-9999_mask.png'): refused(tmp_path, d, '3 radiographs have no mask: IM-0003, IM-0004, IM-0005; if they are healthy say so (empty=negative)')
+    with pytest.warns(PtxNotice, match='1 mask is of no radiograph here, left out: IM-9999_mask.png'):
+        refused(tmp_path, d, '3 radiographs have no mask: IM-0003, IM-0004, IM-0005; if they are healthy say so (empty=negative)')
     with pytest.warns(PtxNotice): assert len(read_masks(tmp_path, d, empty='skip')) == 3
     with pytest.warns(PtxNotice): assert read_masks(tmp_path, d, empty='negative').has_ptx.tolist() == [True]*3+[False]*3
     with pytest.raises(PtxError, match='give one of error, negative, skip'): read_masks(tmp_path, d, empty='no')
     other = {f'x{i}': f for i, f in zip(ms, d.glob('*.png'))}
-    with pytest.raises(LabelError, match='the masks are called IM-0000_mask.png, IM-0001_mask.png and 2 more, the radiographs x'): read_masks(tmp_path, other)
+    with pytest.raises(LabelError, match='the masks are called IM-0000_mask.png, IM-0001_mask.png and 2 more, the radiographs x'):
+        read_masks(tmp_path, other)
 
 def test_faults_of_coco_files(odd, tmp_path):
     d, ms = odd
@@ -176,9 +187,11 @@ def test_faults_of_coco_files(odd, tmp_path):
     told(outside, '2 polygons are partly outside their radiograph: ')
     told(lambda j: j['annotations'][0].update(segmentation=[]), '1 annotation has a box and no outline')
     told(lambda j: j['annotations'][0].update(image_id=99), '1 file has annotations of images that they do not list: c.json: image 99')
-    told(lambda j: j['categories'].append({"id": 4, "name": 'heart'}), "say which count, as in value='lesion', or several as value='lesion|heart'", '(lesion, heart), none of them pneumothorax')
+    told(lambda j: j['categories'].append({"id": 4, "name": 'heart'}),
+        "say which count, as in value='lesion', or several as value='lesion|heart'", '(lesion, heart), none of them pneumothorax')
     told(lambda j: j['annotations'][0]['segmentation'].update(size=[3, 3]), 'another size than their image')
-    told(lambda j: j['images'][0].update(height=7, width=9) or j['annotations'][0].update(segmentation=packed(np.ones((7, 9), np.uint8))), '7×9, radiograph 300×200')
+    told(lambda j: j['images'][0].update(height=7, width=9) or j['annotations'][0].update(segmentation=packed(np.ones((7, 9), np.uint8))),
+        '7×9, radiograph 300×200')
     told(lambda j: j.pop('images'), 'neither COCO nor labelme')
     (tmp_path/'c.json').write_text('{')
     refused(tmp_path/'c.json', d, 'cannot be read as masks')
@@ -191,7 +204,8 @@ def test_dicom_objects_that_are_no_segmentation_of_these(phantoms, tmp_path):
     with pytest.raises(LabelError, match=r'the masks are called a.dcm \(1.2.3.4\)'): read_masks(tmp_path, images)
     seg(pos.path, np.eye(64, dtype=np.uint8), tmp_path/'a.dcm', 'left|right')
     refused(tmp_path, images, 'several labels (left, right), none of them pneumothorax')
-    assert read_masks(f'{tmp_path}:value=right', images).area.item() == 2**20-64*256 and read_masks(tmp_path, images, value=1).area.item() == 64*256
+    assert (read_masks(f'{tmp_path}:value=right', images).area.item() == 2**20-64*256
+        and read_masks(tmp_path, images, value=1).area.item() == 64*256)
     refused(tmp_path, images, "no label value='lung'; there are left, right", value='lung')
     (tmp_path/'a.dcm').write_bytes(pos.path.read_bytes())
     refused(tmp_path, images, 'no segmentations: a.dcm')
@@ -238,7 +252,8 @@ def test_one_folder_for_everything_that_takes_labels(hospital, tmp_path):
     assert prepare(d, tmp_path/'cache', 64, labels=spec, workers=0, progress=False).table.has_ptx.sum() == t.has_ptx.sum()
     with pytest.raises(PtxError, match='a table has its masks already'): prepare(data, tmp_path/'other', 64, labels=spec)
     with pytest.raises(PtxError, match='or masks of another kind'): labelled(d)
-    assert '12 radiographs: 6 outlined (6 masks), 6 healthy' in ok('ptx_import', d, d, '--empty', 'negative', '--out', tmp_path/'y.csv').stdout
+    assert '12 radiographs: 6 outlined (6 masks), 6 healthy' in ok('ptx_import', d, d, '--empty', 'negative',
+        '--out', tmp_path/'y.csv').stdout
     assert read_labels(tmp_path/'y.csv').area.sum() == data.table.area.sum() and (tmp_path/'y.png').exists()
     ok('ptx_audit', d, '--labels', spec, '--out', tmp_path/'audit')
     ok('ptx_folds', d, '--labels', spec, '--n', '2', '--out', tmp_path/'folds.csv')
@@ -248,7 +263,8 @@ def test_one_folder_for_everything_that_takes_labels(hospital, tmp_path):
 
 def test_a_cross_validation_finds_its_masks_again(hospital, tmp_path):
     d, t = hospital
-    cross_validate(d, tmp_path/'cv', n=2, labels=f'{d}:empty=negative', encoder='mobilenetv3_small_050', weights='none', size=64, bs=4, epochs=1, workers=0, progress=False)
+    cross_validate(d, tmp_path/'cv', n=2, labels=f'{d}:empty=negative', encoder='mobilenetv3_small_050', weights='none', size=64, bs=4,
+        epochs=1, workers=0, progress=False)
     predict_oof(tmp_path/'cv', tmp_path/'again', workers=0, progress=False)
     y, _ = open_oof(tmp_path/'again')
     assert y.has_ptx.sum() == t.has_ptx.sum()
@@ -278,10 +294,12 @@ def test_the_same_names_in_a_folder_for_each_patient(phantoms, tmp_path):
         for top in ('scans', 'masks'): (tmp_path/top/f'P{k}').mkdir(parents=True)
         (tmp_path/'scans'/f'P{k}'/'IM0001.dcm').write_bytes(p.read_bytes())
         Image.fromarray(rles_to_mask(r)[8::16, 8::16]*255).save(tmp_path/'masks'/f'P{k}'/'IM0001.png')
-    pd.DataFrame({'image': [f'P{k}/IM0001.dcm' for k in range(4)], 'mask': [f'masks/P{k}/IM0001.png' for k in range(4)]}).to_csv(tmp_path/'t.csv', index=False)
+    pd.DataFrame({'image': [f'P{k}/IM0001.dcm' for k in range(4)],
+        'mask': [f'masks/P{k}/IM0001.png' for k in range(4)]}).to_csv(tmp_path/'t.csv', index=False)
     for source in ('masks', 't.csv'):
         got = read_masks(tmp_path/source, tmp_path/'scans').set_index('ImageId')
-        assert [(rles_to_mask(got.own[f'P{k}_IM0001'], (64, 64)) == rles_to_mask(t.rles[k])[8::16, 8::16]).all() for k in range(4)] == [True]*4
+        assert [(rles_to_mask(got.own[f'P{k}_IM0001'], (64, 64)) == rles_to_mask(t.rles[k])[8::16, 8::16]).all()
+            for k in range(4)] == [True]*4
     (tmp_path/'masks'/'P1'/'IM0001.png').unlink()
     assert 'P1_IM0001' in refused(tmp_path/'masks', tmp_path/'scans', '1 radiograph has no mask')
     assert sorted(list_images([tmp_path/'scans'/f'P{k}'/'IM0001.dcm' for k in (0, 1)])) == ['P0_IM0001', 'P1_IM0001']
@@ -300,7 +318,8 @@ def test_labels_are_judged_over_all_files(tmp_path):
     for i, label in zip('abc', ('pneumothorax', 'Pneumothorax', 'chest tube')):
         shape = {'label': label, 'points': [[5, 5], [20, 5], [20, 20]]}
         (tmp_path/'m'/f'{i}.json').write_text(json.dumps({'imagePath': f'{i}.png', 'imageHeight': 40, 'imageWidth': 40, 'shapes': [shape]}))
-    for source in ('m', 'm:value=pneumothorax'): assert read_masks(f'{tmp_path}/{source}', tmp_path/'s').has_ptx.tolist() == [True, True, False]
+    for source in ('m', 'm:value=pneumothorax'):
+        assert read_masks(f'{tmp_path}/{source}', tmp_path/'s').has_ptx.tolist() == [True, True, False]
     assert read_masks(f'{tmp_path}/m:value=chest tube', tmp_path/'s').has_ptx.tolist() == [False, False, True]
     (tmp_path/'m'/'c.json').write_text((tmp_path/'m'/'a.json').read_text())
     refused(tmp_path/'m', tmp_path/'s', 'c.json: a, c')
@@ -310,7 +329,8 @@ def test_no_pneumothorax_is_none(tmp_path):
     notes = [{'id': k, 'image_id': k, 'category_id': k, 'segmentation': [[5, 5, 20, 5, 20, 20]]} for k in (1, 2)]
     images = [{'id': k, 'file_name': f'{i}.png', 'height': 40, 'width': 40} for k, i in ((1, 'a'), (2, 'b'))]
     for other in ('no pneumothorax', 'pneumothorax drain'):
-        (tmp_path/'c.json').write_text(json.dumps({'images': images, 'annotations': notes, 'categories': [{'id': 1, 'name': 'Pneumothorax'}, {'id': 2, 'name': other}]}))
+        (tmp_path/'c.json').write_text(json.dumps({'images': images, 'annotations': notes,
+            'categories': [{'id': 1, 'name': 'Pneumothorax'}, {'id': 2, 'name': other}]}))
         assert read_masks(tmp_path/'c.json', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False]
 
 def test_labels_that_are_not_understood(tmp_path):
@@ -333,7 +353,8 @@ def test_what_cannot_be_read_is_not_healthy(tmp_path):
     (tmp_path/'m'/'._a.png').write_bytes(b'of a Mac')
     refused(tmp_path/'m', tmp_path/'s', 'of a kind that cannot be read: b.npz', empty='negative')
     (tmp_path/'m'/'b.npz').unlink()
-    assert read_masks(tmp_path/'m', tmp_path/'s', empty='negative').set_index('ImageId').has_ptx.to_dict() == {'a': True, 'b': False, 'DEF': True}
+    assert (read_masks(tmp_path/'m', tmp_path/'s', empty='negative').set_index('ImageId').has_ptx.to_dict()
+        == {'a': True, 'b': False, 'DEF': True})
 
 def test_a_number_is_another_radiograph_where_they_are_numbered(tmp_path):
     scans(tmp_path/'s', ['P001', 'P001_1', '1', '2'])
@@ -385,32 +406,40 @@ def test_copies_of_one_radiograph_get_its_segmentation(phantoms, tmp_path):
 
 def test_masks_of_copies_are_brought_to_the_size_of_their_radiograph_if_one_says_so(odd, tmp_path):
     d, ms = odd
-    for k, (i, m) in enumerate(ms.items()): Image.fromarray(np.kron(m, np.ones((2, 2), np.uint8)) if k else m[:, ::2]*255).save(tmp_path/f'{i}.png')
+    for k, (i, m) in enumerate(ms.items()):
+        Image.fromarray(np.kron(m, np.ones((2, 2), np.uint8)) if k else m[:, ::2]*255).save(tmp_path/f'{i}.png')
     refused(tmp_path, d, '6 masks have another size', 'a copy of the whole of it (resize=True)')
     with pytest.warns(PtxNotice, match='1 mask has other proportions.*IM-0000'): t = read_masks(f'{tmp_path}:resize=True', d)
     for i, own, h, w in list(zip(t.ImageId, t.own, t.height, t.width))[1:]: assert (rles_to_mask(own, (h, w)) == ms[i]).all()
     assert 'say yes or no' in ptx('ptx_import', f'{tmp_path}:resize=maybe', d, '--out', tmp_path/'l.csv').stderr
     assert '6 outlined' in ok('ptx_import', tmp_path, d, '--out', tmp_path/'l.csv', '--resize').stdout
 
-def labelme(f, label, points, **k): f.write_text(json.dumps({"imagePath": f'{f.stem}.png', "imageHeight": 40, "imageWidth": 40, "shapes": [{"label": label, "points": points}], **k}))
+def labelme(f, label, points, **k):
+    f.write_text(json.dumps({"imagePath": f'{f.stem}.png', "imageHeight": 40, "imageWidth": 40,
+        "shapes": [{"label": label, "points": points}], **k}))
 
 BOX = [[5, 5], [20, 5], [20, 30]]
 
 def test_labels_with_a_side_count_and_others_are_told(tmp_path):
     scans(tmp_path/'s', 'abcde')
     (tmp_path/'m').mkdir()
-    for i, l in zip('abcd', ('pneumothorax', 'Pneumothorax left', 'tension pneumothorax', 'pneumotorax')): labelme(tmp_path/'m'/f'{i}.json', l, BOX)
-    with pytest.warns(PtxNotice, match='1 label is not counted, only .*: pneumotorax'): t = read_masks(tmp_path/'m', tmp_path/'s', empty='negative')
+    for i, l in zip('abcd', ('pneumothorax', 'Pneumothorax left', 'tension pneumothorax', 'pneumotorax')):
+        labelme(tmp_path/'m'/f'{i}.json', l, BOX)
+    with pytest.warns(PtxNotice, match='1 label is not counted, only .*: pneumotorax'):
+        t = read_masks(tmp_path/'m', tmp_path/'s', empty='negative')
     assert t.has_ptx.tolist() == [True, True, True, False, False]
     for i, l in zip('abcd', ('air left', 'air right', 'heart', 'air left')): labelme(tmp_path/'m'/f'{i}.json', l, BOX)
-    refused(tmp_path/'m', tmp_path/'s', "say which count, as in value='air left', or several as value='air left|air right'", empty='negative')
-    assert read_masks(tmp_path/'m', tmp_path/'s', value='air left|air right', empty='negative').has_ptx.tolist() == [True, True, False, True, False]
+    refused(tmp_path/'m', tmp_path/'s', "say which count, as in value='air left', or several as value='air left|air right'",
+        empty='negative')
+    assert (read_masks(tmp_path/'m', tmp_path/'s', value='air left|air right', empty='negative').has_ptx.tolist()
+        == [True, True, False, True, False])
 
 def test_masks_that_hold_another_value_are_told(tmp_path):
     scans(tmp_path/'s', 'abc')
     (tmp_path/'m').mkdir()
     for i, v in zip('abc', (1, 255, 0)): Image.fromarray(blob()*np.uint8(v)).save(tmp_path/'m'/f'{i}.png')
-    with pytest.warns(PtxNotice, match='1 mask is empty, for what is drawn in them is not value=>127: a.png'): t = read_masks(tmp_path/'m', tmp_path/'s', value='>127')
+    with pytest.warns(PtxNotice, match='1 mask is empty, for what is drawn in them is not value=>127: a.png'):
+        t = read_masks(tmp_path/'m', tmp_path/'s', value='>127')
     assert t.has_ptx.tolist() == [False, True, False]
     p = ptx('ptx_import', tmp_path/'m', tmp_path/'s', '--out', tmp_path/'l.csv', '--value', '>127')
     assert "--value '>127': a.png" in p.stderr
@@ -420,9 +449,9 @@ def test_pictures_as_drawing_tools_save_them(tmp_path):
     (tmp_path/'m').mkdir()
     m = blob()
     white = np.full((*m.shape, 3), 255, np.uint8)
-    Image.fromarray(np.dstack([white, m*255])).save(tmp_path/'m'/'a.png')                                        # white, and all in the alpha channel
-    Image.fromarray(np.dstack([white*[1, 0, 0], m*200]).astype(np.uint8)).save(tmp_path/'m'/'b.png')             # red, half transparent
-    Image.fromarray(m[..., None]*np.uint8([255, 0, 0])).quantize(2).save(tmp_path/'m'/'c.png')                   # a palette in which red may come first
+    Image.fromarray(np.dstack([white, m*255])).save(tmp_path/'m'/'a.png')   # white, and all in the alpha channel
+    Image.fromarray(np.dstack([white*[1, 0, 0], m*200]).astype(np.uint8)).save(tmp_path/'m'/'b.png')   # red, half transparent
+    Image.fromarray(m[..., None]*np.uint8([255, 0, 0])).quantize(2).save(tmp_path/'m'/'c.png')   # a palette in which red may come first
     Image.fromarray(m*255).convert('RGB').save(tmp_path/'m'/'d.png')
     t = read_masks(tmp_path/'m', tmp_path/'s')
     assert all((rles_to_mask(o, m.shape) == m).all() for o in t.own)
@@ -431,7 +460,7 @@ def test_whose_mask_it_is(tmp_path):
     for f in ('P1/x1', 'P2/x2', 'P3/x3'): scans(tmp_path/'s'/f[:2], [f[3:]])
     (tmp_path/'m'/'P1').mkdir(parents=True)
     Image.fromarray(blob()*255).save(tmp_path/'m'/'P1'/'mask.png')
-    assert read_masks(tmp_path/'m', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False, False]     # the only one of its folder
+    assert read_masks(tmp_path/'m', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False, False]   # the only one of its folder
     (tmp_path/'m'/'P2').mkdir()
     Image.fromarray(blob()*255).save(tmp_path/'m'/'P2'/'x1.png')
     refused(tmp_path/'m', tmp_path/'s', '1 mask is in the folder of another radiograph', 'x1.png', empty='negative')
@@ -456,11 +485,15 @@ def test_odd_outlines_are_faults(tmp_path):
     labelme(tmp_path/'m'/'c.json', 'ptx', BOX, imageHeight=None)
     refused(tmp_path/'m', tmp_path/'s', 'so thin that they cover no pixel', 'corners without a number', 'without the size of their picture')
     coco = {"images": [{"id": 1, "file_name": 'a.png', "height": 40, "width": 40}], "categories": [{"id": 1, "name": 'pneumothorax'}]}
-    for note, why in (({"category_id": 7}, 'categories that they do not list: c.json: category 7'), ({}, 'without id, image_id or category_id')):
-        (tmp_path/'c.json').write_text(json.dumps({**coco, "annotations": [{"id": 1, "image_id": 1, "segmentation": [5, 5, 20, 5, 20, 30], **note}]}))
+    for note, why in (({"category_id": 7}, 'categories that they do not list: c.json: category 7'),
+            ({}, 'without id, image_id or category_id')):
+        (tmp_path/'c.json').write_text(json.dumps({**coco,
+            "annotations": [{"id": 1, "image_id": 1, "segmentation": [5, 5, 20, 5, 20, 30], **note}]}))
         refused(tmp_path/'c.json', tmp_path/'s', why, empty='negative')
-    (tmp_path/'c.json').write_text(json.dumps({**coco, "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [5, 5, 20, 5, 20, 30]}]}))
-    assert read_masks(tmp_path/'c.json', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False, False]      # a polygon that is not in a list
+    (tmp_path/'c.json').write_text(json.dumps({**coco,
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [5, 5, 20, 5, 20, 30]}]}))
+    # a polygon that is not in a list
+    assert read_masks(tmp_path/'c.json', tmp_path/'s', empty='negative').has_ptx.tolist() == [True, False, False]
 
 def test_a_table_may_know_who_is_ill_and_no_more(tmp_path):
     scans(tmp_path/'s', 'ab')

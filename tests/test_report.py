@@ -45,7 +45,8 @@ def made(out, ids, files, maps):
     out.mkdir(parents=True)
     np.save(out/'maps.npy', to_bytes(maps))
     (out/'predict.json').write_text(json.dumps({'format': FORMAT, 'run': 'by hand'}))
-    write_index(pd.DataFrame({'ImageId': ids, 'path': [str(f) for f in files], 'row': range(len(ids)), 'max_prob': maps.max((1, 2)).round(4)}), out/'index.csv')
+    write_index(pd.DataFrame({'ImageId': ids, 'path': [str(f) for f in files], 'row': range(len(ids)),
+        'max_prob': maps.max((1, 2)).round(4)}), out/'index.csv')
     write_index(pd.DataFrame(columns=['ImageId', 'path', 'error']), out/'failed.csv')
     return out
 
@@ -78,11 +79,13 @@ def test_each_kind_of_case(four, tmp_path):
     assert t.dice.round(3).tolist() == [t.dice['a'].round(3), 0, 0, 1] and t.dice['a'] > .9
     assert pick_cases(t.reset_index(), 2) == {'best': ['a'], 'missed': ['b'], 'alarm': ['c'], 'edge': ['b'], 'empty': ['d']}
     p = Page(report(pred, out=tmp_path/'r.html', labels=labels))
-    assert [i['alt'].partition(': ')[2] for i in p.images] == ['outlined best', 'missed, on the edge', 'false alarm', 'likeliest of the others']
+    assert ([i['alt'].partition(': ')[2] for i in p.images]
+        == ['outlined best', 'missed, on the edge', 'false alarm', 'likeliest of the others'])
     assert p.says('4 radiographs') and p.says('The runs behind these predictions are not there')
 
 def test_best_and_worst_are_halves_of_what_was_outlined():
-    t = pd.DataFrame({'ImageId': list('abcde'), 'max_prob': .9, 'pred_area': 9, 'area': 9, 'has_ptx': True, 'dice': [.1, .9, .5, .7, .3], 'rles': None})
+    t = pd.DataFrame({'ImageId': list('abcde'), 'max_prob': .9, 'pred_area': 9, 'area': 9, 'has_ptx': True,
+        'dice': [.1, .9, .5, .7, .3], 'rles': None})
     assert pick_cases(t, 8) == {'best': ['b', 'd', 'c'], 'worst': ['a', 'e']}
     assert pick_cases(t, 1) == {'best': ['b'], 'worst': ['a']}
 
@@ -92,7 +95,8 @@ def broken(f, how):
     elif how == 'empty': f.write_bytes(b'')
     else: f.write_text('[]')
 
-@pytest.mark.parametrize('file, how', [('oof/maps.npy', 'half'), ('oof/index.csv', 'empty'), ('oof/predict.json', 'half'), ('oof/predict.json', 'list'), ('fold-1/run.json', 'half'), ('fold-0/run.json', 'list'), ('fold-1/history.csv', 'empty')])
+@pytest.mark.parametrize('file, how', [('oof/maps.npy', 'half'), ('oof/index.csv', 'empty'), ('oof/predict.json', 'half'),
+    ('oof/predict.json', 'list'), ('fold-1/run.json', 'half'), ('fold-0/run.json', 'list'), ('fold-1/history.csv', 'empty')])
 def test_a_damaged_file_is_named(cv, tmp_path, file, how):
     shutil.copytree(cv, tmp_path/'cv')
     broken(tmp_path/'cv'/file, how)
@@ -108,7 +112,8 @@ def test_predictions_of_another_run_are_refused(cv, phantoms, tmp_path):
     assert report(cv, tmp_path/'p', out=tmp_path/'r.html').exists()
     with pytest.raises(PtxError, match='predicted by .*fold-0, not by .*fold-1'): report(cv/'fold-1', tmp_path/'p', out=tmp_path/'r.html')
 
-@pytest.mark.parametrize('rows', [[0], [3], [0, 1], [2, 3], [0, 3]], ids=['one positive', 'one healthy', 'positives', 'healthy', 'one of each'])
+@pytest.mark.parametrize('rows', [[0], [3], [0, 1], [2, 3], [0, 3]],
+    ids=['one positive', 'one healthy', 'positives', 'healthy', 'one of each'])
 def test_few_of_one_kind(four, tmp_path, rows):
     "A page all the same, which says what cannot be said"
     pred, labels = four
@@ -120,7 +125,8 @@ def test_few_of_one_kind(four, tmp_path, rows):
 
 def test_without_labels(four, tmp_path):
     p = Page(report(four[0], out=tmp_path/'r.html'))
-    assert p.says('no labels') and not p.says('Scores') and {i['alt'].partition(': ')[2].split(', ')[0] for i in p.images} >= {'largest', 'on the edge'}
+    assert (p.says('no labels') and not p.says('Scores')
+        and {i['alt'].partition(': ')[2].split(', ')[0] for i in p.images} >= {'largest', 'on the edge'})
 
 def test_what_comes_from_outside_is_no_markup(four, tmp_path):
     pred, labels = four
@@ -134,7 +140,8 @@ def test_pictures_that_are_gone(four, tmp_path):
     pred, labels = four
     (tmp_path/'a.png').unlink()
     (tmp_path/'b.png').write_bytes(b'no picture')
-    with pytest.warns(UserWarning, match='2 radiographs cannot be read, so their sides are not known'): p = Page(report(pred, out=tmp_path/'r.html', labels=labels))
+    with pytest.warns(UserWarning, match='2 radiographs cannot be read, so their sides are not known'):
+        p = Page(report(pred, out=tmp_path/'r.html', labels=labels))
     assert len(p.images) == 4
 
 def test_groups_add_up(cv):
@@ -142,13 +149,15 @@ def test_groups_add_up(cv):
     for q, g in t[t.question != ''].groupby('question'): assert g.n.sum() == t.n[0], q
 
 def test_the_command(cv, phantoms, tmp_path):
-    assert 'open it in a browser' in ok('ptx_report', cv, '--out', tmp_path/'r.html', '--n', '2', '--with_gate', '--triplet', '.2,100,.1').stdout
+    assert 'open it in a browser' in ok('ptx_report', cv, '--out', tmp_path/'r.html', '--n', '2',
+        '--with_gate', '--triplet', '.2,100,.1').stdout
     p = Page(tmp_path/'r.html')
     assert p.says('A gate') and p.says('the triplet 0.2,100,0.1')
     pred = predict_maps(cv, phantoms/'dicom-images-test', tmp_path/'pred', workers=0, progress=False)
     ok('ptx_report', cv, pred, '--labels', phantoms/'answers'/'test-rle.csv', '--out', tmp_path/'p.html')
     assert Page(tmp_path/'p.html').says('How it was made')
-    for args, why in (((phantoms,), 'no run, no cross-validation and no predictions'), ((pred, '--with_gate'), 'leave --with_gate out'), ((phantoms, pred), 'no run and no cross-validation'), ((cv, '--triplet', '2,1'), 'give top, area and bottom')):
+    for args, why in (((phantoms,), 'no run, no cross-validation and no predictions'), ((pred, '--with_gate'), 'leave --with_gate out'),
+            ((phantoms, pred), 'no run and no cross-validation'), ((cv, '--triplet', '2,1'), 'give top, area and bottom')):
         q = ptx('ptx_report', *args, '--out', tmp_path/'x.html')
         assert q.returncode == 1 and why in q.stderr and 'Traceback' not in q.stderr and not (tmp_path/'x.html').exists(), q.stderr
 

@@ -52,9 +52,11 @@ def test_one_submission(files):
     ci = bootstrap_ci(dice, [1, 1, 2, 3, 4, 5, 6])
     assert r['intervals']['dice'] == [ci.lo, ci.hi] and r['resampled'] == 'patients'
     assert r['intervals']['dice_neg'] is None and '3 groups of images are too few' in r['no_interval']['dice_neg']
-    assert r['interval_groups'] == {'dice': 6, 'dice_pos': 3, 'dice_neg': 3, 'sensitivity': 3, 'specificity': 3} and set(r['intervals']) == set(r['interval_groups'])
+    assert (r['interval_groups'] == {'dice': 6, 'dice_pos': 3, 'dice_neg': 3, 'sensitivity': 3, 'specificity': 3}
+        and set(r['intervals']) == set(r['interval_groups']))
     assert r['confusion'] == {'tp': 3, 'fp': 1, 'fn': 1, 'tn': 2, 'sensitivity': .75, 'specificity': 2/3}
-    assert r['worst'] == [{'ImageId': 'g', 'dice': 0, 'area_true': 9, 'area_pred': 0}, {'ImageId': 'd', 'dice': 0, 'area_true': 0, 'area_pred': 1}]
+    assert r['worst'] == [{'ImageId': 'g', 'dice': 0, 'area_true': 9, 'area_pred': 0},
+        {'ImageId': 'd', 'dice': 0, 'area_true': 0, 'area_pred': 1}]
 
 def test_several_submissions_are_compared_in_pairs(files):
     r = score(files/'one.csv', files/'two.csv', files/'one.csv', files/'labels.csv', '--patients', files/'who.csv')
@@ -95,11 +97,13 @@ def test_rows_of_images_that_are_not_scored_are_not_judged(files, tmp_path):
 
 # --- the published figures
 
-SCORES = {'stage1-fastai-solution': (.8342, .3913), 'stage1-keras-v9': (.8165, .2251), 'stage1-keras-v3': (.7971, .2505), 'stage1-keras-v2': (.4607, .3657)}
+SCORES = {'stage1-fastai-solution': (.8342, .3913), 'stage1-keras-v9': (.8165, .2251), 'stage1-keras-v3': (.7971, .2505),
+    'stage1-keras-v2': (.4607, .3657)}
 
 def test_published_submissions(shared):
     labels = shared/'siim-labels'
-    p = ok('ptx_score', *[shared/'submissions'/f'{n}.csv' for n in SCORES], labels/'stage_2_train.csv.gz', '--patients', labels/'patients.csv.gz', '--json')
+    p = ok('ptx_score', *[shared/'submissions'/f'{n}.csv' for n in SCORES], labels/'stage_2_train.csv.gz',
+        '--patients', labels/'patients.csv.gz', '--json')
     r = json.loads(p.stdout)
     for s, (dice, pos) in zip(r['submissions'], SCORES.values()):
         assert (round(s['dice'], 4), round(s['dice_pos'], 4), s['n'], s['n_pos'], s['n_groups']) == (dice, pos, 1372, 290, 1145)
@@ -150,9 +154,11 @@ def test_every_faulty_line_is_listed(files, tmp_path):
     with pytest.raises(FaultyLines) as e: score_submission(tmp_path/'bad.csv', files/'labels.csv')
     assert len(e.value.lines) == 300 == len(check_submission(tmp_path/'bad.csv'))
     p = ptx('ptx_score', tmp_path/'bad.csv', files/'labels.csv', '--json')   # the terminal gets the first hundred
-    assert p.returncode == 1 and p.stdout == '' and 'Traceback' not in p.stderr and p.stderr.count('\n  line ') == 100 and p.stderr.endswith('and 200 more\n')
+    assert (p.returncode == 1 and p.stdout == '' and 'Traceback' not in p.stderr and p.stderr.count('\n  line ') == 100
+        and p.stderr.endswith('and 200 more\n'))
 
-HEADERS = {'id,rle\na,-1\n': 'columns id, rle', 'ImageId;EncodedPixels\na;-1\n': 'columns ImageId;EncodedPixels', 'ImageId,EncodedPixels,ImageId\na,-1,a\n': 'once each', '': 'it is empty', 'a,-1\n': 'columns a, -1'}
+HEADERS = {'id,rle\na,-1\n': 'columns id, rle', 'ImageId;EncodedPixels\na;-1\n': 'columns ImageId;EncodedPixels',
+    'ImageId,EncodedPixels,ImageId\na,-1,a\n': 'once each', '': 'it is empty', 'a,-1\n': 'columns a, -1'}
 
 @pytest.mark.parametrize('text', HEADERS, ids=HEADERS.values())
 def test_a_wrong_header(files, tmp_path, capsys, text):
@@ -167,7 +173,8 @@ def test_unknown_and_missing_identifiers(files, tmp_path, capsys):
     assert set(c.level) == {'notice'} and c.line.tolist() == [3, 5, 0, 0, 0, 0, 0] and c.ImageId.tolist() == list('xycdefg')
     assert set(check_submission(tmp_path/'s.csv', files/'labels.csv', strict=True).level) == {'error'}
     p = ok('ptx_score', tmp_path/'s.csv', files/'labels.csv')
-    assert 'notice: 2 images of the submission have no label and are not scored (s): line 3 (x), line 5 (y)' in p.stderr and 'notice: 5 labelled images' in p.stderr
+    assert ('notice: 2 images of the submission have no label and are not scored (s): line 3 (x), line 5 (y)' in p.stderr
+        and 'notice: 5 labelled images' in p.stderr)
     head, *rest = refused(capsys, tmp_path/'s.csv', files/'labels.csv', strict=True).splitlines()
     assert '2 faulty lines' in head and '5 labelled images are missing: c, d, e, f, g' in head
     assert rest == ['  line 3: x is not in labels.csv', '  line 5: y is not in labels.csv']
@@ -198,7 +205,8 @@ def test_equal_notices_of_several_submissions_are_one(files, tmp_path, capsys):
     assert '\nr1/submission  ' in out and '\nr2/submission  ' in out and 'r1/submission − r2/submission' in out
 
 def test_the_same_file_twice_is_told(files):
-    assert '1 submission is given more than once: one' in told(files/'one.csv', files/'two.csv', files/'one.csv', files/'labels.csv', json=True)
+    assert ('1 submission is given more than once: one'
+        in told(files/'one.csv', files/'two.csv', files/'one.csv', files/'labels.csv', json=True))
 
 def test_labels_in_place_of_the_submission(files, tmp_path):
     (tmp_path/'few.csv').write_text(H+'a,-1\nb,-1\n')
@@ -231,7 +239,8 @@ def test_masks_of_another_frame_are_refused(tmp_path, capsys, side, tall):
 def test_transposed_masks_are_pointed_out(tmp_path):
     masks = np.zeros((12, 1024, 1024), np.uint8)
     for k, m in enumerate(masks): m[100+9*k:220, 180+40*k:800] = 1
-    assert 's: 12 images have an outline in both files, and these share less than 1 %' in told(table(tmp_path/'s.csv', masks.transpose(0, 2, 1)), table(tmp_path/'l.csv', masks))
+    assert ('s: 12 images have an outline in both files, and these share less than 1 %'
+        in told(table(tmp_path/'s.csv', masks.transpose(0, 2, 1)), table(tmp_path/'l.csv', masks)))
     assert told(tmp_path/'l.csv', tmp_path/'l.csv') == ''
 
 def test_another_frame_and_the_absolute_form(tmp_path):
@@ -242,7 +251,9 @@ def test_another_frame_and_the_absolute_form(tmp_path):
     assert c.level.tolist() == ['error']*20+['notice'] and 'absolute' in c.problem[20]
     with pytest.raises(LabelError, match='relative offsets'): score_submission(tmp_path/'absolute.csv', tmp_path/'absolute.csv')
 
-WHO = {'ImageId\na\n': 'columns ImageId', 'ImageId,patient_id\na,1\na,2\n': 'a belongs to several patients', 'ImageId,patient_id\na,1\n': '6 of 7 scored images have no patient', 'ImageId,patient_id\na,\n': 'have no patient', '': 'not a readable CSV'}
+WHO = {'ImageId\na\n': 'columns ImageId', 'ImageId,patient_id\na,1\na,2\n': 'a belongs to several patients',
+    'ImageId,patient_id\na,1\n': '6 of 7 scored images have no patient', 'ImageId,patient_id\na,\n': 'have no patient',
+    '': 'not a readable CSV'}
 
 @pytest.mark.parametrize('text', WHO, ids=WHO.values())
 def test_patients_that_do_not_fit(files, tmp_path, text):

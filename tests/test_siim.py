@@ -51,7 +51,8 @@ def test_identifiers_are_read_the_same_from_every_table(tmp_path):
 
 @pytest.mark.parametrize('ending', ['.dcm', '.PNG', '.dcm.png'])
 def test_labels_with_the_ending_of_a_file(phantoms, tmp_path, ending):
-    (tmp_path/'y.csv').write_text('\n'.join(r.replace(',', f'{ending},') if k else r for k, r in enumerate((phantoms/'train-rle.csv').read_text().splitlines())))
+    (tmp_path/'y.csv').write_text('\n'.join(r.replace(',', f'{ending},') if k else r
+        for k, r in enumerate((phantoms/'train-rle.csv').read_text().splitlines())))
     with pytest.warns(PtxNotice, match='end like names of files'): t = siim_train(phantoms, tmp_path/'y.csv')
     assert t.ImageId.tolist() == siim_train(phantoms).ImageId.tolist()
 
@@ -82,7 +83,8 @@ def test_a_cache_carries_it(phantoms, tmp_path):
 
 def test_more_positives_from_the_command(tmp_path):
     ok('ptx_sample', tmp_path/'s', '--n', 8, '--size', 64, '--positive', .75)
-    assert read_labels(tmp_path/'s'/'train-rle.csv').has_ptx.sum() == 6 and json.loads((tmp_path/'s'/'phantom.json').read_text())['positive'] == .75
+    assert (read_labels(tmp_path/'s'/'train-rle.csv').has_ptx.sum() == 6
+        and json.loads((tmp_path/'s'/'phantom.json').read_text())['positive'] == .75)
     p = ptx('ptx_sample', tmp_path/'t', '--positive', 7)
     assert p.returncode == 1 and '--positive 7.0: give a share from 0 to 1' in p.stderr and not (tmp_path/'t').exists()
 
@@ -102,11 +104,13 @@ def test_any_space_separates(space, tmp_path):
 def shrunk(labels, n, out):
     "The same masks in a frame of n²"
     small = lambda r: rle_encode(cv2.resize(rles_to_mask([r])*255, (n, n), interpolation=cv2.INTER_AREA) > 127)
-    rows = [(i, small(r)) for i, rles in zip(labels.ImageId, labels.rles) for r in rles] + [(i, '-1') for i in labels.ImageId[~labels.has_ptx]]
+    rows = ([(i, small(r)) for i, rles in zip(labels.ImageId, labels.rles) for r in rles]
+        + [(i, '-1') for i in labels.ImageId[~labels.has_ptx]])
     pd.DataFrame(rows, columns=['ImageId', 'EncodedPixels']).drop_duplicates('ImageId').to_csv(out, index=False)
     return out
 
-def real(shared): return [shared/'siim-labels'/'stage_2_train.csv.gz', shared/'siim-small'/'train-rle.csv', shared/'siim-more'/'train-rle.csv']
+def real(shared):
+    return [shared/'siim-labels'/'stage_2_train.csv.gz', shared/'siim-small'/'train-rle.csv', shared/'siim-more'/'train-rle.csv']
 
 def test_real_labels_are_not_refused(shared):
     for f in real(shared): assert read_labels(f).equals(read_labels(f, 1024))
@@ -127,7 +131,8 @@ def test_real_masks_of_another_frame_are_refused(shared, tmp_path, n):
 def test_phantoms_of_another_frame(phantoms, tmp_path, n):
     f = shrunk(read_labels(phantoms/'train-rle.csv'), n, tmp_path/'y.csv')
     for frame in (n, str(n), (n, n), f'{n}x{n}'): assert siim_train(phantoms, f, frame=frame).area.sum() % (1024//n)**2 == 0
-    for command in (['ptx_train', phantoms, '--out', tmp_path/'run', *TINY], ['ptx_prepare', phantoms, tmp_path/'cache', '--size', 64, '--workers', 0], ['ptx_folds', phantoms, '--out', tmp_path/'f.csv'],
+    for command in (['ptx_train', phantoms, '--out', tmp_path/'run', *TINY],
+            ['ptx_prepare', phantoms, tmp_path/'cache', '--size', 64, '--workers', 0], ['ptx_folds', phantoms, '--out', tmp_path/'f.csv'],
             ['ptx_audit', phantoms, '--out', tmp_path/'audit']):
         p = ptx(*command, '--labels', f)
         assert p.returncode == 1 and f'(--frame {n})' in p.stderr, p.stderr
@@ -138,7 +143,8 @@ def test_a_frame_on_the_command_line(phantoms, tmp_path):
     ok('ptx_audit', f, '--out', tmp_path/'audit', '--frame', '256x256')
     ok('ptx_folds', phantoms, '--out', tmp_path/'f.csv', '--labels', f, '--frame', 256, '--n', 2)
     write_submission_like(read_labels(f, 256), tmp_path/'s.csv')
-    assert 'Dice' in ok('ptx_score', tmp_path/'s.csv', f, '--frame', 256).stdout and score_report(tmp_path/'s.csv', f, frame=256)['dice'] == 1
+    assert ('Dice' in ok('ptx_score', tmp_path/'s.csv', f, '--frame', 256).stdout
+        and score_report(tmp_path/'s.csv', f, frame=256)['dice'] == 1)
     p = ptx('ptx_train', phantoms, '--out', tmp_path/'run', '--labels', f, '--frame', 'big', *TINY)
     assert p.returncode == 1 and "frame 'big': give the side of a square" in p.stderr
     assert XrayCache(tmp_path/'cache').table.area.sum() == read_labels(f, 256).area.sum()
@@ -167,7 +173,8 @@ def test_files_are_known_by_their_mark(phantoms, tmp_path):
 
 @pytest.mark.skipif(not Path('/sys/kernel').is_dir(), reason='needs a folder that nobody can write')
 def test_places_that_cannot_be_written(phantoms, tmp_path):
-    for c in (['ptx_sample', '/sys/x', '--n', 4, '--size', 64], ['ptx_folds', phantoms, '--out', '/sys/f.csv', '--n', 2], ['ptx_audit', phantoms, '--out', '/sys/a']):
+    for c in (['ptx_sample', '/sys/x', '--n', 4, '--size', 64], ['ptx_folds', phantoms, '--out', '/sys/f.csv', '--n', 2],
+            ['ptx_audit', phantoms, '--out', '/sys/a']):
         p = ptx(*c)
         assert p.returncode == 1 and 'cannot be written' in p.stderr and 'Traceback' not in p.stderr, p.stderr
 
@@ -185,21 +192,26 @@ def test_one_patient_for_all_radiographs(phantoms, tmp_path):
     t['patient_id'] = 'ANONYMOUS'     # a table of somebody's own
     with pytest.warns(PtxNotice): assert len(split_by_patient(t, .25)) == 3
     with pytest.warns(PtxNotice): assert len(make_folds(t, n=2)) == 12
-    with pytest.raises(FoldError, match=r'all 12 images are of one patient \(ANONYMOUS\).*metadata|true patients'): make_folds(t, groups=t[['ImageId', 'patient_id']], n=2)
+    with pytest.raises(FoldError, match=r'all 12 images are of one patient \(ANONYMOUS\).*metadata|true patients'):
+        make_folds(t, groups=t[['ImageId', 'patient_id']], n=2)
     with pytest.raises(PtxError, match='^1 patient cannot be split'): split_by_patient(t.head(6), .5)
     p = ok('ptx_train', tmp_path/'set', '--out', tmp_path/'run', '--valid', '.5', *TINY)
     assert 'claim to be of one patient (ANONYMOUS)' in p.stderr and '12 radiographs of unknown patient' in p.stderr
 
 def test_counted():
-    for many, one in (('images have no patient', 'image has no patient'), ('files have changed, and are read', 'file has changed, and is read'), ('runs stopped, the weights of which are taken', 'run stopped, the weights of which are taken'),
-            ('radiographs claim to be', 'radiograph claims to be'), ('masses', 'masse')): assert counted(1, many) == f'1 {one}' and counted(2, many) == f'2 {many}'
+    for many, one in (('images have no patient', 'image has no patient'),
+            ('files have changed, and are read', 'file has changed, and is read'),
+            ('runs stopped, the weights of which are taken', 'run stopped, the weights of which are taken'),
+            ('radiographs claim to be', 'radiograph claims to be'), ('masses', 'masse')):
+        assert counted(1, many) == f'1 {one}' and counted(2, many) == f'2 {many}'
 
 @pytest.mark.parametrize('name', ['a\rb', 'c\nd', 'e,"f"', 'NA', ' g', 'caf\udce9', 'h\r\ni'])
 def test_an_index_keeps_every_name(tmp_path, name):
     t = pd.DataFrame({'ImageId': ['first', name, 'last'], 'path': [f'/x/{name}']*3, 'row': [0, 1, 2], 'ok': [True, False, True]})
     write_index(t, tmp_path/'i.csv')
     back = read_index(tmp_path/'i.csv')
-    assert back.ImageId.tolist() == t.ImageId.tolist() and back.path.tolist() == t.path.tolist() and back.row.tolist() == [0, 1, 2] and back.ok.tolist() == [True, False, True]
+    assert (back.ImageId.tolist() == t.ImageId.tolist() and back.path.tolist() == t.path.tolist() and back.row.tolist() == [0, 1, 2]
+        and back.ok.tolist() == [True, False, True])
 
 @pytest.mark.parametrize('odd', ['\ufeff', '\u200b', '\u2003', '\xa0'])
 def test_what_has_no_width_is_no_part_of_a_name(tmp_path, odd):
@@ -210,7 +222,8 @@ def test_what_has_no_width_is_no_part_of_a_name(tmp_path, odd):
 def test_a_frame_that_was_named_is_compared_with_the_masks(phantoms, tmp_path):
     y = read_labels(phantoms/'train-rle.csv')
     f = shrunk(y, 256, tmp_path/'y.csv')
-    with pytest.raises(LabelError, match=r'repeat every 256 pixels and not every 512; give the frame of the run-lengths \(frame=256\)$'): read_labels(f, 512)
+    with pytest.raises(LabelError, match=r'repeat every 256 pixels and not every 512; give the frame of the run-lengths \(frame=256\)$'):
+        read_labels(f, 512)
     with pytest.raises(LabelError, match='repeat every 1,024 pixels and not every 2,048'): read_labels(phantoms/'train-rle.csv', 2048)
 
 def test_radiographs_of_one_name_in_one_folder_are_refused(phantoms, tmp_path):

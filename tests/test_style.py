@@ -164,8 +164,8 @@ def test_sizes():
         assert f.stat().st_size <= limit, f'{f.name}: {f.stat().st_size:,} bytes, at most {limit:,} are allowed'
 
 # folders of one machine; in two pieces, lest this file be found
-PATHS = re.compile('|'.join(a+b for a, b in ((r'/wo', r'rk/'), (r'/ro', r'ot/'), (r'/home/', r'\w'), (r'/tmp/', r'\w'), ('site-', 'packages'),
-    (r'\bC:\\', r'\\?Users'), ('file:/', '//'), ('/ka', 'ggle/working/[a-z]'))))
+PATHS = re.compile('|'.join(a+b for a, b in ((r'/wo', r'rk/'), (r'/ro', r'ot/'), (r'/home/', r'\w'), (r'/tmp/', r'\w'),
+    ('site-', 'packages'), (r'\bC:\\', r'\\?Users'), ('file:/', '//'), ('/ka', 'ggle/working/[a-z]'))))
 
 def test_no_machine_is_named():
     assert PATHS.search('see /ro'+'ot/x') and PATHS.search('lib/site-'+'packages/torch') and not PATHS.search('nbs/01_dicom.ipynb')
@@ -176,12 +176,14 @@ def test_no_machine_is_named():
 
 def snapshot(root): return {f.relative_to(root): f.read_bytes() for f in text_files(root) if f.suffix in ('.py', '.ipynb')}
 
-NBDEV3 = int(version('nbdev').split('.')[0]) > 2     # other names of commands, an index without addresses, and other ideas of what a clean notebook is
+# other names of commands, an index without addresses, and other ideas of what a clean notebook is
+NBDEV3 = int(version('nbdev').split('.')[0]) > 2
 
 def rebuild(root):
     "Export and clean the notebooks of a copy of the repository"
     env = {**os.environ, 'PYTHONPATH': str(root), 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
-    for command in ('nbdev_export', 'nbdev_clean'): subprocess.run([command.replace('_', '-') if NBDEV3 else command], cwd=root, check=True, env=env, capture_output=True)
+    for command in ('nbdev_export', 'nbdev_clean'):
+        subprocess.run([command.replace('_', '-') if NBDEV3 else command], cwd=root, check=True, env=env, capture_output=True)
 
 def test_export_and_clean_change_nothing(tmp_path):
     copy = tmp_path/'copy'
@@ -191,7 +193,8 @@ def test_export_and_clean_change_nothing(tmp_path):
     before = snapshot(copy)
     rebuild(copy)
     after = snapshot(copy)
-    changed = [str(f) for f in before.keys() | after.keys() if before.get(f) != after.get(f) and not (NBDEV3 and (f.name == '_modidx.py' or f.suffix == '.ipynb'))]
+    changed = [str(f) for f in before.keys() | after.keys() if before.get(f) != after.get(f)
+        and not (NBDEV3 and (f.name == '_modidx.py' or f.suffix == '.ipynb'))]
     assert not changed, f'run `make export` and commit: {changed}'
     (copy/'pneumothorax'/'rle.py').write_text('# edited by hand')
     rebuild(copy)
@@ -199,7 +202,8 @@ def test_export_and_clean_change_nothing(tmp_path):
 
 def test_every_notebook_is_in_the_table():
     listed = re.findall(r'^\| \[([^]]+)\]\(([^)]+)\)', (ROOT/'nbs'/'README.md').read_text(encoding='utf-8'), re.MULTILINE)
-    assert [name for name, _ in listed] == sorted(f.stem for f in (ROOT/'nbs').glob('*.ipynb')) and all(f'{name}.ipynb' == link for name, link in listed)
+    assert ([name for name, _ in listed] == sorted(f.stem for f in (ROOT/'nbs').glob('*.ipynb'))
+        and all(f'{name}.ipynb' == link for name, link in listed))
 
 def test_the_front_page_is_short(): assert len((ROOT/'README.md').read_text(encoding='utf-8').splitlines()) <= 150
 

@@ -25,7 +25,8 @@ def predictions(p, maps, ids, failed=()):
     p.mkdir()
     np.save(p/'maps.npy', maps)
     (p/'predict.json').write_text(json.dumps({'format': FORMAT}))
-    pd.DataFrame({'ImageId': ids, 'path': [f'{i}.png' for i in ids], 'row': range(len(ids)), 'max_prob': [m.max()/255 for m in maps]}).to_csv(p/'index.csv', index=False)
+    pd.DataFrame({'ImageId': ids, 'path': [f'{i}.png' for i in ids], 'row': range(len(ids)),
+        'max_prob': [m.max()/255 for m in maps]}).to_csv(p/'index.csv', index=False)
     pd.DataFrame([(i, i, 'broken') for i in failed], columns=['ImageId', 'path', 'error']).to_csv(p/'failed.csv', index=False)
     return p
 
@@ -63,7 +64,8 @@ def refused(capsys, command, *args, **kwargs):
 def both(capsys, pred, out, why, **kwargs):
     "Refused with the same reason by the function and, in its own words, by the command; nothing is left behind"
     with pytest.raises(PtxError, match=why): write(pred, out, **kwargs)
-    assert re.search(cli.as_command(why, inspect.signature(cli.ptx_submit).parameters), refused(capsys, cli.ptx_submit, pred, out, **kwargs))
+    assert re.search(cli.as_command(why, inspect.signature(cli.ptx_submit).parameters),
+        refused(capsys, cli.ptx_submit, pred, out, **kwargs))
     assert not out.exists() and not list(out.parent.glob('.*part'))
 
 # --- writing
@@ -89,7 +91,8 @@ def test_images_that_were_not_predicted(pred, tmp_path, table, capsys):
     assert df.set_index('ImageId').EncodedPixels[['x', 'y', 'd']].tolist() == ['-1']*3
 
 def test_ids_unknown_to_the_sample_submission(pred, tmp_path, table, capsys):
-    both(capsys, pred, tmp_path/'s.csv', r'sample.csv: has no line for 2 images of .*pred \(b, e\)', sample=table('sample.csv', 'a,-1\nc,-1\nd,-1\n'))
+    both(capsys, pred, tmp_path/'s.csv', r'sample.csv: has no line for 2 images of .*pred \(b, e\)',
+        sample=table('sample.csv', 'a,-1\nc,-1\nd,-1\n'))
     both(capsys, pred, tmp_path/'s.csv', r'has no line for 5 images', sample=table('sample.csv', 'q,-1\n'), missing='empty')
     both(capsys, pred, tmp_path/'s.csv', r'no such file', sample=tmp_path/'none.csv')
     both(capsys, pred, tmp_path/'s.csv', r'line 3: no ImageId', sample=table('sample.csv', 'a,-1\n,-1\n'))
@@ -125,7 +128,8 @@ def test_verdicts_of_a_gate(pred, tmp_path):
     assert (df.EncodedPixels != '-1').tolist() == [False, True, True, False, False]
     df, _ = write(pred, tmp_path/'w.csv', weigh=pd.Series([1, .2, .3, 1.], list('abcd')))
     assert (df.EncodedPixels != '-1').tolist() == [True, False, True, False, False]
-    for kw, why in (({'keep': {'a': True}}, r'nothing of 3 images \(b, c, d\)'), ({'weigh': dict.fromkeys('abcd', 2)}, '2 for a'), ({'keep': dict.fromkeys('abcd', .3)}, 'True or False')):
+    for kw, why in (({'keep': {'a': True}}, r'nothing of 3 images \(b, c, d\)'), ({'weigh': dict.fromkeys('abcd', 2)}, '2 for a'),
+            ({'keep': dict.fromkeys('abcd', .3)}, 'True or False')):
         with pytest.raises(PtxError, match=why): write(pred, tmp_path/'x.csv', **kw)
 
 # --- how it is decided
@@ -134,7 +138,8 @@ def out_of_fold(p, maps, truth):
     "A folder as `cross_validate` leaves it, the images of a patient in one fold"
     predictions(p, maps, [f'{k:02}' for k in range(len(maps))])
     rles = [rle_encode(np.kron(m, np.ones((32, 32), np.uint8))) for m in truth]
-    pd.DataFrame({'ImageId': [f'{k:02}' for k in range(len(maps))], 'EncodedPixels': rles, 'patient_id': [f'p{k//2}' if k else '' for k in range(len(maps))],
+    pd.DataFrame({'ImageId': [f'{k:02}' for k in range(len(maps))], 'EncodedPixels': rles,
+        'patient_id': [f'p{k//2}' if k else '' for k in range(len(maps))],
         'fold': np.arange(len(maps))//2 % 3}).to_csv(p/'labels.csv', index=False)
     return p
 
@@ -151,14 +156,17 @@ def test_a_triplet_is_chosen_on_predictions_out_of_fold(oof, pred, tmp_path, cap
     r = submission.tune_decision(oof)
     t, source = r['decision'].triplet, r['note']['source']
     assert t.top > 120/255 and t.bottom < 120/255   # the middle tells, the rim is part of the mask
-    assert (source['n'], source['n_pos'], source['n_patients']) == (30, 15, 16) and source['nested'].value > .95 and source['optimism'] == pytest.approx(0, abs=1e-9)
+    assert ((source['n'], source['n_pos'], source['n_patients']) == (30, 15, 16) and source['nested'].value > .95
+        and source['optimism'] == pytest.approx(0, abs=1e-9))
     df, _ = write(oof, tmp_path/'s.csv', **r)
     assert (df.EncodedPixels != '-1').tolist() == [False, True]*15
     quietly(cli.ptx_submit, oof, tmp_path/'c.csv', labels=oof)
     assert (tmp_path/'c.csv').read_text() == (tmp_path/'s.csv').read_text()
-    assert f'triplet {t}, chosen on 30 images, 15 of them positive; on folds that were not chosen on, Dice {source["nested"]}' in capsys.readouterr().out
+    assert (f'triplet {t}, chosen on 30 images, 15 of them positive; on folds that were not chosen on, Dice {source["nested"]}'
+        in capsys.readouterr().out)
     record = json.loads((tmp_path/'c.json').read_text())
-    assert record['decision']['triplet'] == vars(t) and record['source']['oof'] == str(oof) and record['source']['nested']['value'] == source['nested'].value
+    assert (record['decision']['triplet'] == vars(t) and record['source']['oof'] == str(oof)
+        and record['source']['nested']['value'] == source['nested'].value)
     quietly(cli.ptx_submit, oof, tmp_path/'again.csv', decision=tmp_path/'c.json')
     assert (tmp_path/'again.csv').read_text() == (tmp_path/'s.csv').read_text()
 
@@ -171,11 +179,13 @@ def ensemble(tmp_path):
         m[1::2, 10:18, 12+d:16+d] = 230
     p = predictions(tmp_path/'three', each.mean(0).round().astype(np.uint8), [f'{k:02}' for k in range(30)])
     for k, m in enumerate(each): np.save(p/f'maps-{k}.npy', m)
-    def says(**kwargs): (p/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 3, 'size': 32, 'views': ['identity'], **kwargs}))
+    def says(**kwargs):
+        (p/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 3, 'size': 32, 'views': ['identity'], **kwargs}))
     says()
     return p, each, says
 
-def like(oof, **kwargs): (oof/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 1, 'size': 32, 'views': ['identity'], **kwargs}))
+def like(oof, **kwargs):
+    (oof/'predict.json').write_text(json.dumps({'format': FORMAT, 'networks': 1, 'size': 32, 'views': ['identity'], **kwargs}))
 
 def test_each_network_decides_by_a_rule_of_single_networks(oof, ensemble, tmp_path, capsys):
     from pneumothorax.decide import MapKind, Triplet, decide
@@ -185,7 +195,8 @@ def test_each_network_decides_by_a_rule_of_single_networks(oof, ensemble, tmp_pa
     assert how['decision'].triplet == Triplet(.85, 0, .25) and how['decision'].chosen_on == MapKind(1, ('identity',), size=32)
     df, _ = write(p, tmp_path/'s.csv', **how)
     voted = [sum(decide(m[k], how['decision']).astype(int) for m in each)*2 >= 3 for k in range(30)]
-    assert df.EncodedPixels.tolist() == [rle_encode(v.astype(np.uint8)) for v in voted] and (df.EncodedPixels != '-1').tolist() == [False, True]*15
+    assert (df.EncodedPixels.tolist() == [rle_encode(v.astype(np.uint8)) for v in voted]
+        and (df.EncodedPixels != '-1').tolist() == [False, True]*15)
     assert json.loads((tmp_path/'s.json').read_text())['votes_of'] == 3
     by_mean, told = write(p, tmp_path/'m.csv', decision='.85,0,.25')   # somebody's own numbers cut the mean, which is sure of nothing
     assert (by_mean.EncodedPixels == '-1').all() and told
@@ -201,8 +212,10 @@ def test_a_rule_is_not_applied_to_other_maps(oof, ensemble, tmp_path, capsys):
     (tmp_path/'d.json').write_text(json.dumps(d.spec()))
     def other(why):
         with pytest.raises(PtxError, match=why): write(p, tmp_path/'x.csv', decision=d)
-        assert re.search(why, refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', decision=tmp_path/'d.json')) and not (tmp_path/'x.csv').exists()
-    for change, why in (({'views': ['identity', 'hflip']}, 'views identity, and these are of views identity,hflip'), ({'size': 64}, 'size 32, and these are of size 64')):
+        assert (re.search(why, refused(capsys, cli.ptx_submit, p, tmp_path/'x.csv', decision=tmp_path/'d.json'))
+            and not (tmp_path/'x.csv').exists())
+    for change, why in (({'views': ['identity', 'hflip']}, 'views identity, and these are of views identity,hflip'),
+            ({'size': 64}, 'size 32, and these are of size 64')):
         says(**change)
         other(why)
     says()
@@ -219,7 +232,8 @@ def test_a_rule_of_two_networks_out_of_fold(oof, ensemble, tmp_path):
     how = submission.tune_decision(oof, *grid)
     c = count_pixels(np.concatenate([maps, np.roll(maps, 1, 1)]), [*t.EncodedPixels]*2, [.3, .5, .7])
     want = nested_search(c, [*t.fold]*2, [*t.patient_id.where(t.patient_id != '', '?'+t.ImageId)]*2, *grid)
-    assert (how['decision'].triplet, how['decision'].chosen_on.networks) == (want['triplet'], 1) and how['note']['source']['nested'] == want['score']
+    assert ((how['decision'].triplet, how['decision'].chosen_on.networks) == (want['triplet'], 1)
+        and how['note']['source']['nested'] == want['score'])
     assert write(ensemble[0], tmp_path/'s.csv', **how)[0].EncodedPixels.ne('-1').sum() == 15
     for f in oof.glob('maps-*.npy'): f.unlink()
     how = submission.tune_decision(oof, *grid)
@@ -273,7 +287,8 @@ def test_an_unfinished_cross_validation(pred, tmp_path, capsys):
     assert 'not all folds' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=tmp_path/'cv')
     assert 'no labels.csv' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', labels=pred)
 
-@pytest.mark.parametrize('text', ['.75', '.75,2000', '.75,2000,.3,1', 'a,b,c', '75,2000,.3', '.75,-1,.3', '.75,2000,nan', '.75,inf,.3', ' '])
+@pytest.mark.parametrize('text', ['.75', '.75,2000', '.75,2000,.3,1', 'a,b,c', '75,2000,.3', '.75,-1,.3',
+    '.75,2000,nan', '.75,inf,.3', ' '])
 def test_no_triplet(pred, tmp_path, capsys, text):
     with pytest.raises(PtxError): write(pred, tmp_path/'s.csv', decision=text)
     assert refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', triplet=text).startswith('error: ')
@@ -283,18 +298,21 @@ def test_a_decision_is_what_it_says(pred, tmp_path):
     from pneumothorax.decide import Decision, Triplet, decide
     d = Decision(Triplet(.5, 3000, .2), min_piece=20_000)
     want = [rle_encode(decide(m, d)) for m in np.load(pred/'maps.npy')]
-    for n, x in enumerate((d, d.spec(), json.loads(json.dumps(d.spec())))): assert write(pred, tmp_path/f'{n}.csv', decision=x)[0].EncodedPixels.tolist()[:4] == want
+    for n, x in enumerate((d, d.spec(), json.loads(json.dumps(d.spec())))):
+        assert write(pred, tmp_path/f'{n}.csv', decision=x)[0].EncodedPixels.tolist()[:4] == want
     quietly(cli.ptx_submit, pred, tmp_path/'c.csv', triplet='.5,3000,.2', min_piece=20_000)
     assert pd.read_csv(tmp_path/'c.csv', dtype=str).EncodedPixels.tolist()[:4] == want and len(set(want)) == 3
     plain, _ = write(pred, tmp_path/'p.csv', thresh=.3, min_area=0)
     assert write(pred, tmp_path/'q.csv', decision=submission.read_decision(tmp_path/'p.json'))[0].equals(plain)
 
 def test_what_is_no_decision(pred, tmp_path, capsys):
-    for text in ('', '[]', '{"decision": "left"}', '{"decision": {"triplet": 7}}', '{"decision": {"thresh": 7, "min_area": 0}}', '{"n": 3}'):
+    for text in ('', '[]', '{"decision": "left"}', '{"decision": {"triplet": 7}}',
+            '{"decision": {"thresh": 7, "min_area": 0}}', '{"n": 3}'):
         (tmp_path/'d.json').write_text(text)
         with pytest.raises(PtxError, match=re.escape(str(tmp_path/'d.json'))): submission.read_decision(tmp_path/'d.json')
         assert 'd.json' in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', decision=tmp_path/'d.json')
-    for kw, why in (({'triplet': '.5,0,.5', 'decision': tmp_path/'d.json'}, 'give one of them'), ({'min_piece': 5}, 'belongs to a triplet'), ({'triplet': '.5,0,.5', 'min_area': 0}, 'are the plain rule')):
+    for kw, why in (({'triplet': '.5,0,.5', 'decision': tmp_path/'d.json'}, 'give one of them'), ({'min_piece': 5}, 'belongs to a triplet'),
+            ({'triplet': '.5,0,.5', 'min_area': 0}, 'are the plain rule')):
         assert why in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', **kw)
 
 def test_a_gate_fitted_on_predictions_out_of_fold(oof, tmp_path):
@@ -324,10 +342,12 @@ def test_a_saved_gate_by_the_command(tmp_path, capsys):
     assert submission.gate_verdict(p, plain, 'weigh', progress=False)['weigh'].between(0, 1).all()
 
 def test_the_record_beside_the_file(pred, tmp_path, table, capsys):
-    write(pred, tmp_path/'s.csv', keep=dict(zip('abcd', [1, 1, 0, 1])), sample=table('sample.csv', 'e,-1\nd,-1\nc,-1\nb,-1\na,-1\n'), note={'source': 'a guess'})
+    write(pred, tmp_path/'s.csv', keep=dict(zip('abcd', [1, 1, 0, 1])), sample=table('sample.csv', 'e,-1\nd,-1\nc,-1\nb,-1\na,-1\n'),
+        note={'source': 'a guess'})
     r, t = json.loads((tmp_path/'s.json').read_text()), read_labels(tmp_path/'s.csv')
     assert (r['n'], r['n_masks'], r['area']) == (5, t.has_ptx.sum(), t.area.sum()) == (5, 2, t.area.sum()) and t.area.sum() > 0
-    assert r['decision'] == {'thresh': .5, 'min_area': 800} and r['dropped'] == 1 and not r['weighed'] and r['source'] == 'a guess' and 'torch' in r['versions']
+    assert (r['decision'] == {'thresh': .5, 'min_area': 800} and r['dropped'] == 1 and not r['weighed'] and r['source'] == 'a guess'
+        and 'torch' in r['versions'])
     (tmp_path/'own.json').write_text('{"mine": 1}')
     both(capsys, pred, tmp_path/'own.csv', 'own.json: the record of the submission belongs there')
     assert (tmp_path/'own.json').read_text() == '{"mine": 1}'
@@ -340,8 +360,8 @@ def test_any_function_may_decide(pred, tmp_path):
 
 def scrambled(kind):
     "Encoders that are wrong"
-    return {'absolute': lambda m: rle_encode(m, relative=False), 'by rows': lambda m: rle_encode(m.T), 'one pixel short': lambda m: rle_encode(np.roll(m, 1, 0)),
-        'not a number': lambda m: 'x'}[kind]
+    return {'absolute': lambda m: rle_encode(m, relative=False), 'by rows': lambda m: rle_encode(m.T),
+        'one pixel short': lambda m: rle_encode(np.roll(m, 1, 0)), 'not a number': lambda m: 'x'}[kind]
 
 @pytest.mark.parametrize('kind', ['absolute', 'by rows', 'one pixel short', 'not a number'])
 def test_a_file_that_decodes_to_something_else_is_not_kept(pred, tmp_path, monkeypatch, kind):
@@ -368,15 +388,18 @@ print(tracemalloc.get_traced_memory()[1])
 '''
 
 def test_memory_does_not_grow_with_the_images(tmp_path):
-    peak = [int(subprocess.run([sys.executable, '-c', MEMORY, str(n)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout) for n in (20, 120)]
+    peak = [int(subprocess.run([sys.executable, '-c', MEMORY, str(n)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+        for n in (20, 120)]
     assert peak[1]-peak[0] < 2**20   # a hundred masks are a hundred times as much
 
 # --- looking
 
 def test_the_sheet_of_a_command(pred, tmp_path, capsys):
-    quietly(cli.ptx_submit, pred, tmp_path/'s.csv', sheet=tmp_path/'sheet.png')   # no radiograph is where the index says, and the sheet says so
+    # no radiograph is where the index says, and the sheet says so
+    quietly(cli.ptx_submit, pred, tmp_path/'s.csv', sheet=tmp_path/'sheet.png')
     assert (tmp_path/'sheet.png').read_bytes()[:4] == b'\x89PNG' and 'a sheet of them' in capsys.readouterr().out
-    with pytest.raises(PtxError, match='no image of it is among the 1 given'): contact_sheet(tmp_path/'s.csv', {'q': 'q.png'}, tmp_path/'x.png')
+    with pytest.raises(PtxError, match='no image of it is among the 1 given'):
+        contact_sheet(tmp_path/'s.csv', {'q': 'q.png'}, tmp_path/'x.png')
     assert not (tmp_path/'x.png').exists()
 
 # --- merging
@@ -391,11 +414,14 @@ def test_votes_against_pixels():
     assert [len(o) for o in vote_runs([rle_runs('-1')]*3, 1)] == [0, 0]
 
 @pytest.fixture
-def files(table): return [table('one.csv', 'a,0 10\nb,-1\nc,0 10\nd,5 5\n'), table('two.csv', 'b,-1\nd,0 3\nd,3 2\na,5 10\nc,-1\n'), table('three.csv', 'a,5 5\nb,\nc,-1\nd,-1\n')]
+def files(table):
+    return [table('one.csv', 'a,0 10\nb,-1\nc,0 10\nd,5 5\n'), table('two.csv', 'b,-1\nd,0 3\nd,3 2\na,5 10\nc,-1\n'),
+        table('three.csv', 'a,5 5\nb,\nc,-1\nd,-1\n')]
 
 MERGED = {('vote', None): ['5 5', '-1', '-1', '-1'], ('vote', 1): ['0 15', '-1', '0 10', '0 10'], ('vote', 3): ['5 5', '-1', '-1', '-1'],
     ('images', None): ['5 5', '-1', '-1', '0 10'], ('images', 1): ['5 5', '-1', '0 10', '0 10'], ('images', 3): ['5 5', '-1', '-1', '-1'],
-    ('agree', None): ['5 5', '-1', '-1', '5 5'], ('union', None): ['0 15', '-1', '0 10', '0 10'], ('intersection', None): ['5 5', '-1', '-1', '-1']}
+    ('agree', None): ['5 5', '-1', '-1', '5 5'], ('union', None): ['0 15', '-1', '0 10', '0 10'],
+    ('intersection', None): ['5 5', '-1', '-1', '-1']}
 
 @pytest.mark.parametrize(('how', 'votes'), MERGED)
 def test_merged_by_hand(files, tmp_path, how, votes):
@@ -414,14 +440,18 @@ def test_weights_and_their_sum(files, tmp_path):
     assert merged(weights=[2, 1, 1]) == merged()   # half is no majority
 
 def test_merging_takes_the_order_of_the_sample_submission(files, tmp_path, table):
-    df, said = quietly(merge_submissions, files, tmp_path/'m.csv', sample=table('sample.csv', 'd,-1\nz,-1\na,-1\nb,-1\nc,-1\n'), missing='empty')
+    df, said = quietly(merge_submissions, files, tmp_path/'m.csv',
+        sample=table('sample.csv', 'd,-1\nz,-1\na,-1\nb,-1\nc,-1\n'), missing='empty')
     assert df.ImageId.tolist() == list('dzabc') and 'nothing is known of them: z' in said
 
 def test_what_cannot_be_merged(files, tmp_path, table, capsys):
     less, bad = table('less.csv', 'a,-1\nb,-1\nx,-1\n'), table('bad.csv', 'a,1 2 3\nb,-1\nc,-1\nd,-1\n')
-    for fs, kw, why in ((files[:1], {}, 'at least two'), ([files[0], less], {}, r'1 image not in .*one.csv \(x\); 2 images not in .*less.csv \(c, d\)'), ([files[0], bad], {}, 'bad.csv: 1 faulty line'),
-        (files, {'how': 'mean'}, "how='mean'"), (files, {'votes': 4}, 'at most 3'), (files, {'votes': 0}, 'more than 0'), (files, {'how': 'union', 'votes': 2}, 'does not count votes'),
-        ([files[0], tmp_path/'none.csv'], {}, 'no such file'), (files, {'sample': table('sample.csv', 'a,-1\nb,-1\n')}, r'no line for 2 images of the submissions \(c, d\)')):
+    for fs, kw, why in ((files[:1], {}, 'at least two'),
+            ([files[0], less], {}, r'1 image not in .*one.csv \(x\); 2 images not in .*less.csv \(c, d\)'),
+            ([files[0], bad], {}, 'bad.csv: 1 faulty line'), (files, {'how': 'mean'}, "how='mean'"),
+            (files, {'votes': 4}, 'at most 3'), (files, {'votes': 0}, 'more than 0'),
+            (files, {'how': 'union', 'votes': 2}, 'does not count votes'), ([files[0], tmp_path/'none.csv'], {}, 'no such file'),
+            (files, {'sample': table('sample.csv', 'a,-1\nb,-1\n')}, r'no line for 2 images of the submissions \(c, d\)')):
         with pytest.raises(PtxError, match=why): merge_submissions(fs, tmp_path/'m.csv', **kw)
         refused(capsys, cli.ptx_merge, fs, tmp_path/'m.csv', **kw)
         assert not (tmp_path/'m.csv').exists()

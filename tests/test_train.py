@@ -60,8 +60,9 @@ def test_show_from_the_command_line():
     out = ok('ptx_train', '--recipe', 'progressive', '--size', '64,128', '--show').stdout
     assert re.search(r'^\* size +64,128$', out, re.MULTILINE) and re.search(r'^2 +128 +4 +4 ', out, re.MULTILINE)
 
-@pytest.mark.parametrize('bad', [{'size': '64,x'}, {'epochs': '0'}, {'lr': '-1'}, {'freeze': '-1'}, {'clip': float('nan')}, {'swa': 1.5}, {'ema': -.1}, {'opt': 'adan'},
-    {'sampling': 'sliding:2'}, {'swa_cycle': 2, 'swa': .5}, {'swa_lr': 1e-3}, {'schedule': 'cosine:3'}, {'precision': 'fp8'}, {'monitor': 'dise', 'patience': 1}, {'smooth': 1.}, {'bs': []}, {'smooth': .1, 'loss': 'dice'}])
+@pytest.mark.parametrize('bad', [{'size': '64,x'}, {'epochs': '0'}, {'lr': '-1'}, {'freeze': '-1'}, {'clip': float('nan')}, {'swa': 1.5},
+    {'ema': -.1}, {'opt': 'adan'}, {'sampling': 'sliding:2'}, {'swa_cycle': 2, 'swa': .5}, {'swa_lr': 1e-3}, {'schedule': 'cosine:3'},
+    {'precision': 'fp8'}, {'monitor': 'dise', 'patience': 1}, {'smooth': 1.}, {'bs': []}, {'smooth': .1, 'loss': 'dice'}])
 def test_values_that_cannot_be(bad, phantoms, tmp_path):
     with patch.object(t, 'xray_dls', None), pytest.raises(PtxError, match=next(iter(bad))): t.train(phantoms, tmp_path/'r', **{**KW, **bad})
     assert not (tmp_path/'r').exists()
@@ -79,7 +80,8 @@ def killed(phantoms, tmp_path_factory):
 def test_killed_at_any_moment_it_ends_with_the_same_bits(killed):
     assert len(killed['result']) == 7
     for moment, r in killed['result'].items(): assert r['kills'] > 0 and r['differ'] == [], moment
-    assert {'model.safetensors', 'model-swa.safetensors', 'model-ema.safetensors', 'model-avg.safetensors', 'run.json'} <= set(killed['files'])
+    assert {'model.safetensors', 'model-swa.safetensors', 'model-ema.safetensors', 'model-avg.safetensors',
+        'run.json'} <= set(killed['files'])
     assert not [f for f in killed['files'] if f.startswith('checkpoint') or f.endswith('.part')]
 
 def start(args): return subprocess.Popen([BIN/'ptx_train', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -101,7 +103,8 @@ def test_ctrl_c_then_kill_then_to_the_end(phantoms, tmp_path, monkeypatch):
     p.send_signal(signal.SIGINT)
     assert p.wait(60) == 130
     said = p.communicate()[1].strip().splitlines()
-    assert said[-1].startswith('interrupted; the weights after') and 'the same ptx_train again' in said[-1] and 'Traceback' not in '\n'.join(said)
+    assert (said[-1].startswith('interrupted; the weights after') and 'the same ptx_train again' in said[-1]
+        and 'Traceback' not in '\n'.join(said))
     before = last_state(run)
     assert before['epochs'] >= 1
     with pytest.warns(PtxNotice, match=r'of 6 epochs'): load_run(run)   # usable as it is
@@ -135,7 +138,8 @@ class Stop(Callback):
 def broken_off(phantoms, out, epoch=1, **kw):
     "A training that stops before an epoch"
     usual = t.recipe_callbacks
-    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Stop(epoch, RuntimeError('power cut'))]), pytest.raises(RuntimeError, match='power cut'):
+    with (patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Stop(epoch, RuntimeError('power cut'))]),
+            pytest.raises(RuntimeError, match='power cut')):
         t.train(phantoms, out, **{**KW, **kw})
     return out
 
@@ -173,7 +177,8 @@ def test_killed_before_a_worse_epoch_is_removed(phantoms, tmp_path):
     assert weights(tmp_path/'r') == weights(tmp_path/'whole')
 
 def test_full_disk_leaves_no_half_checkpoint(tmp_path):
-    with patch('os.fsync', side_effect=OSError(28, 'No space left on device')), pytest.raises(PtxError, match='full'): write_state({'epoch': 1}, tmp_path/'checkpoint.pt')
+    with patch('os.fsync', side_effect=OSError(28, 'No space left on device')), pytest.raises(PtxError, match='full'):
+        write_state({'epoch': 1}, tmp_path/'checkpoint.pt')
     assert not list(tmp_path.iterdir())
 
 def test_changed_images_are_refused(phantoms, tmp_path):
@@ -225,11 +230,13 @@ class Poison(Callback):
 
 def test_nan_names_the_images_and_keeps_good_weights(phantoms, tmp_path):
     usual = t.recipe_callbacks
-    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Poison()]), pytest.raises(DivergedError) as e: t.train(phantoms, tmp_path/'r', **KW)
+    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Poison()]), pytest.raises(DivergedError) as e:
+        t.train(phantoms, tmp_path/'r', **KW)
     named = re.findall(r'[\d.]{20,}|phantom[-\w]*', str(e.value))
     ids = set(siim_train(phantoms).ImageId)
     assert any(i in str(e.value) for i in ids), (str(e.value), named)
-    assert f'the weights after 1 epoch are in {tmp_path}/r' in str(e.value) and 'predict_maps' in str(e.value) and 'Exception occured' not in str(e.value)
+    assert (f'the weights after 1 epoch are in {tmp_path}/r' in str(e.value) and 'predict_maps' in str(e.value)
+        and 'Exception occured' not in str(e.value))
     with pytest.warns(PtxNotice, match='1 of 2 epochs'): model, _ = load_run(tmp_path/'r')
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -250,9 +257,11 @@ def test_early_stop_in_the_first_stage_ends_the_training(phantoms, tmp_path):
     kw = {'epochs': [9, 2], 'size': [32, 64], 'patience': 1, 'lr': 1e-9, 'swa': .95, 'keep': 1}
     with pytest.warns(PtxNotice) as said: t.train(phantoms, tmp_path/'r', **{**KW, **kw})
     said = [str(w.message) for w in said if issubclass(w.category, PtxNotice)]
-    assert sum('stopped early: after epoch 2 of 11, since dice was no better for 1 epoch' in s for s in said) == 1 and sum('before SWA began' in s for s in said) == 1
+    assert (sum('stopped early: after epoch 2 of 11, since dice was no better for 1 epoch' in s for s in said) == 1
+        and sum('before SWA began' in s for s in said) == 1)
     assert read_run(tmp_path/'r')['data']['size'] == 32 and pd.read_csv(tmp_path/'r'/'history.csv')['size'].tolist() == [32, 32]
-    with patch.object(t, 'save_run', side_effect=RuntimeError('power cut')), pytest.raises(RuntimeError, match='power cut'): t.train(phantoms, tmp_path/'s', **{**KW, **kw})
+    with patch.object(t, 'save_run', side_effect=RuntimeError('power cut')), pytest.raises(RuntimeError, match='power cut'):
+        t.train(phantoms, tmp_path/'s', **{**KW, **kw})
     t.train(phantoms, tmp_path/'s', **{**KW, **kw})
     assert weights(tmp_path/'s') == weights(tmp_path/'r')
 
@@ -263,8 +272,10 @@ def test_weights_that_were_validated_come_before_the_best_epochs(phantoms, tmp_p
 def test_a_score_without_images_cannot_choose(phantoms, tmp_path):
     data = siim_train(phantoms)
     none = data.ImageId[~data.has_ptx].head(3).tolist()
-    with pytest.raises(PtxError, match='monitor=dice_pos: no image of 3 held back'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': none, 'keep': 1}, monitor='dice_pos')
-    with pytest.raises(PtxError, match='keep=1, patience=2: .*valid=0 holds none back; give 0 there'): t.train(phantoms, tmp_path/'r', **{**KW, 'valid': 0, 'keep': 1, 'patience': 2})
+    with pytest.raises(PtxError, match='monitor=dice_pos: no image of 3 held back'):
+        t.train(phantoms, tmp_path/'r', **{**KW, 'valid': none, 'keep': 1}, monitor='dice_pos')
+    with pytest.raises(PtxError, match='keep=1, patience=2: .*valid=0 holds none back; give 0 there'):
+        t.train(phantoms, tmp_path/'r', **{**KW, 'valid': 0, 'keep': 1, 'patience': 2})
     learn = t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 1, 'valid': none, 'keep': 1})
     learn.recorder.values = [[1., float('nan'), 1., 1., 1.]]
     best = learn.checkpoint.best
@@ -277,7 +288,8 @@ def test_fixed_encoder_is_fixed_in_its_stage_alone(phantoms, tmp_path):
         order = 200
         def before_fit(self): seen.append(np.mean([p.requires_grad for p in self.learn.model.encoder.parameters()]))
     usual = t.recipe_callbacks
-    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Look()]): t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': [1, 1], 'freeze': [1, 0]})
+    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Look()]):
+        t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': [1, 1], 'freeze': [1, 0]})
     assert seen[0] < 1 and seen[1] == 1
 
 def test_optimiser_is_reset_or_kept_between_stages(phantoms, tmp_path):
@@ -312,7 +324,8 @@ def test_folds_from_the_command_line(phantoms, tmp_path):
     p = ptx('ptx_train', *args, '--lr', '1e-4')
     assert p.returncode == 1 and '--lr 0.002 (now 0.0001)' in p.stderr and 'Traceback' not in p.stderr
 
-@pytest.mark.parametrize(('args', 'why'), [(['--fold', 1], 'name it with --folds'), (['--folds', 'f.csv', '--valid', .3], 'leave one of the two out')])
+@pytest.mark.parametrize(('args', 'why'), [(['--fold', 1], 'name it with --folds'),
+    (['--folds', 'f.csv', '--valid', .3], 'leave one of the two out')])
 def test_folds_and_a_share_are_not_ignored(phantoms, tmp_path, args, why):
     (f := tmp_path/'f.csv').write_text('ImageId,fold\n')
     p = ptx('ptx_train', phantoms, *TINY, *[f if a == 'f.csv' else a for a in args], '--out', tmp_path/'r')
@@ -320,20 +333,22 @@ def test_folds_and_a_share_are_not_ignored(phantoms, tmp_path, args, why):
 
 def test_folds_that_do_not_match(phantoms, tmp_path):
     f = make_folds(siim_train(phantoms), n=2)
-    with pytest.raises(FoldError, match='no fold'): cross_validate(phantoms, tmp_path/'cv', f[1:], **{k: v for k, v in KW.items() if k != 'valid'})
+    with pytest.raises(FoldError, match='no fold'):
+        cross_validate(phantoms, tmp_path/'cv', f[1:], **{k: v for k, v in KW.items() if k != 'valid'})
 
 # --- two processes
 
 def launch(n, *args):
     "ptx_train in several processes, as `accelerate launch` starts them"
     env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'COLUMNS': '400'}
-    return subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-        '--main_process_port', '0', '--no_python', BIN/'ptx_train', *map(str, args)], capture_output=True, text=True, check=False, env=env, timeout=240)
+    return subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', str(n),
+        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
+        '--no_python', BIN/'ptx_train', *map(str, args)], capture_output=True, text=True, check=False, env=env, timeout=240)
 
 def test_two_processes_make_the_run_of_one(phantoms, tmp_path):
     "The same losses to 1e-4 and the same metrics, one run folder, said once"
-    args = [phantoms, *TINY, '--epochs', 2, '--bs', 4, '--valid', .5, '--augment', 0, '--sampling', 'sliding:0.6,0.5', '--swa', .5, '--keep', 1,
-        '--opt', 'radam']     # whose first steps are not divided: Adam makes whole steps of gradients that are rounding alone
+    args = [phantoms, *TINY, '--epochs', 2, '--bs', 4, '--valid', .5, '--augment', 0, '--sampling', 'sliding:0.6,0.5', '--swa', .5,
+        '--keep', 1, '--opt', 'radam']     # whose first steps are not divided: Adam makes whole steps of gradients that are rounding alone
     p = launch(2, *args, '--out', tmp_path/'two')
     assert p.returncode == 0, p.stdout[-1500:]+p.stderr[-3000:]
     assert p.stdout.count('run in ') == 1 and p.stdout.count('epoch 1/2') == 1
@@ -344,11 +359,13 @@ def test_two_processes_make_the_run_of_one(phantoms, tmp_path):
     assert {f.name for f in (tmp_path/'two').iterdir()} == {f.name for f in (tmp_path/'one').iterdir()}
     for which in ('plain', 'swa', 'avg'):
         for a, b in zip(*(load_run(tmp_path/k, which=which)[0].state_dict().values() for k in ('one', 'two'))):
-            if a.is_floating_point(): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)   # counts of batches are those of all processes
+            if a.is_floating_point():
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)   # counts of batches are those of all processes
 
 def test_a_rate_is_not_searched_by_two_processes(tmp_path):
     "Each would find its own, since what is drawn differs"
-    with patch.object(t, 'join_processes', lambda: 2), pytest.raises(PtxError, match='lr=find: each process'): t.train(tmp_path, tmp_path/'r', **{**KW, 'lr': 'find'})
+    with patch.object(t, 'join_processes', lambda: 2), pytest.raises(PtxError, match='lr=find: each process'):
+        t.train(tmp_path, tmp_path/'r', **{**KW, 'lr': 'find'})
 
 def test_two_processes_and_a_batch_that_cannot_be_shared(phantoms, tmp_path):
     p = launch(2, phantoms, *TINY, '--bs', 3, '--out', tmp_path/'r')
@@ -372,7 +389,8 @@ def test_a_finished_run_is_not_written_into(kw, phantoms, tmp_path):
     "Whatever its learner does afterwards; and what the callbacks know can still be asked"
     learn = t.train(phantoms, tmp_path/'r', **{**KW, **kw})
     before = all_files(tmp_path/'r')
-    assert [r['epoch'] for r in learn.watch.rows] == [0, 1] and not [c for c in learn.cbs if type(c).__name__ in ('Watch', 'Checkpoint', 'EMA', 'SWA', 'EarlyStop')]
+    assert ([r['epoch'] for r in learn.watch.rows] == [0, 1]
+        and not [c for c in learn.cbs if type(c).__name__ in ('Watch', 'Checkpoint', 'EMA', 'SWA', 'EarlyStop')])
     afterwards(learn)
     assert all_files(tmp_path/'r') == before and len(learn.watch.rows) == 2
 
@@ -388,8 +406,8 @@ def test_a_stopped_training_takes_all_steps(phantoms, tmp_path):
     assert t.train(phantoms, tmp_path/'whole', **kw).watch.steps == 18
     assert weights(tmp_path/'r') == weights(tmp_path/'whole')
 
-@pytest.mark.parametrize('kw, network', [({'ema': .7}, ['ema']*3), ({'swa': .4}, ['plain', 'swa', 'swa']), ({'ema': .7, 'swa': .4}, ['ema', 'swa', 'swa']), ({}, ['plain']*3)],
-    ids=['ema', 'swa', 'both', 'plain'])
+@pytest.mark.parametrize('kw, network', [({'ema': .7}, ['ema']*3), ({'swa': .4}, ['plain', 'swa', 'swa']),
+    ({'ema': .7, 'swa': .4}, ['ema', 'swa', 'swa']), ({}, ['plain']*3)], ids=['ema', 'swa', 'both', 'plain'])
 def test_the_file_of_an_epoch_holds_the_network_that_was_scored(kw, network, phantoms, tmp_path):
     learn = t.train(phantoms, tmp_path/'r', **{**KW, 'epochs': 3, 'lr': 5e-3, 'keep': 3, 'monitor': 'valid_loss', **kw})
     h = pd.read_csv(tmp_path/'r'/'history.csv')
@@ -400,8 +418,10 @@ def test_the_file_of_an_epoch_holds_the_network_that_was_scored(kw, network, pha
         np.testing.assert_allclose([loss, dice, pos, neg], [row.valid_loss, row.dice, row.dice_pos, row.dice_neg], rtol=1e-5, atol=1e-6)
 
 def test_a_training_that_outlined_nothing_says_what_to_try(phantoms, tmp_path):
-    with pytest.warns(PtxNotice, match=r'1 training outlined nothing: .*Dice on positives stayed 0 in 2 epochs, largest probability 0\.\d+; try more images with a pneumothorax '
-            r'\(so far \d+ of 6\); more epochs \(so far 2 steps\); trained weights'): t.train(phantoms, tmp_path/'r', **{**KW, 'lr': 1e-9})
+    with pytest.warns(PtxNotice, match=r'1 training outlined nothing: .*Dice on positives stayed 0 in 2 epochs, '
+            r'largest probability 0\.\d+; '
+            r'try more images with a pneumothorax \(so far \d+ of 6\); more epochs \(so far 2 steps\); trained weights'):
+        t.train(phantoms, tmp_path/'r', **{**KW, 'lr': 1e-9})
 
 def test_a_run_knows_whether_its_radiographs_were_synthetic(phantoms, tmp_path):
     "From a folder, from a cache, from a table that says otherwise, and from the run whose weights it began with"
@@ -411,7 +431,8 @@ def test_a_run_knows_whether_its_radiographs_were_synthetic(phantoms, tmp_path):
     t.train(tmp_path/'cache', tmp_path/'b', **{**KW, 'epochs': 1})
     assert said(tmp_path/'a') == said(tmp_path/'b') == (1., None)
     real = siim_train(phantoms).assign(synthetic=False)
-    with pytest.warns(PtxNotice, match='1 training has begun with weights of synthetic radiographs, on others: .*a .*lite0'): t.train(real, tmp_path/'c', **{**KW, 'epochs': 1, 'weights': tmp_path/'a'})
+    with pytest.warns(PtxNotice, match='1 training has begun with weights of synthetic radiographs, on others: .*a .*lite0'):
+        t.train(real, tmp_path/'c', **{**KW, 'epochs': 1, 'weights': tmp_path/'a'})
     assert said(tmp_path/'c') == (0., 1.)
     with warnings.catch_warnings():     # neither over phantoms nor from a run that has seen others
         warnings.filterwarnings('error', message='.*begun with weights')
@@ -430,13 +451,15 @@ def test_a_log_gets_lines_and_no_bar(phantoms, tmp_path, capsys):
     "One an epoch; and within a long one, one a minute"
     with patch('pneumothorax.watch.Watch.every', 0): t.train(phantoms, tmp_path/'r', **{**KW, 'bs': 2, 'progress': True})
     said = capsys.readouterr().out.splitlines()
-    assert [re.match(r'epoch \d/2  (step \d/3|64 px)', line).group(0) for line in said if 'of ' not in line] == [f'epoch {e}/2  {w}' for e in (1, 2) for w in ('step 1/3', 'step 2/3', 'step 3/3', '64 px')]
+    assert ([re.match(r'epoch \d/2  (step \d/3|64 px)', line).group(0) for line in said if 'of ' not in line]
+        == [f'epoch {e}/2  {w}' for e in (1, 2) for w in ('step 1/3', 'step 2/3', 'step 3/3', '64 px')])
     assert not any('\r' in line or '█' in line for line in said)
 
 def test_an_interrupted_training_takes_all_steps(phantoms, tmp_path):
     "Its learner is gone with the interruption; the resumed one goes through each step once"
     kw, usual = {**KW, 'epochs': 6, 'bs': 2}, t.recipe_callbacks
-    with patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Stop(4, KeyboardInterrupt())]), pytest.raises(KeyboardInterrupt, match='same `train` again'):
+    with (patch.object(t, 'recipe_callbacks', lambda *a: [*usual(*a), Stop(4, KeyboardInterrupt())]),
+            pytest.raises(KeyboardInterrupt, match='same `train` again')):
         t.train(phantoms, tmp_path/'r', **kw)
     assert read_state(tmp_path/'r'/'checkpoint.pt')['epochs'] == 4
     assert t.train(phantoms, tmp_path/'r', **kw).watch.steps == 18

@@ -1,4 +1,5 @@
-"Unlabelled radiographs as a user has them: from the command line, with folds, several teachers, other networks, too little time, and folders of the wrong kind"
+"""Unlabelled radiographs as a user has them: from the command line, with folds, several teachers, other networks, too little time, and
+folders of the wrong kind"""
 import json
 import shutil
 import warnings
@@ -70,17 +71,20 @@ def test_folds_have_a_teacher_each(phantoms, others, tmp_path):
     save_folds(make_folds(siim_train(phantoms), n=2), tmp_path/'folds.csv')
     kw = {k: v for k, v in KW.items() if k != 'valid'}
     cross_validate(phantoms, tmp_path/'cv', tmp_path/'folds.csv', unlabelled=others, **kw)
-    for k in (0, 1): assert set(read_run(tmp_path/'cv'/f'fold-{k}'/'teacher')['data']['valid']) == set(read_run(tmp_path/'cv'/f'fold-{k}')['data']['valid'])
+    for k in (0, 1):
+        assert (set(read_run(tmp_path/'cv'/f'fold-{k}'/'teacher')['data']['valid'])
+            == set(read_run(tmp_path/'cv'/f'fold-{k}')['data']['valid']))
     before = (tmp_path/'cv'/'fold-0'/'run.json').read_bytes()
     cross_validate(phantoms, tmp_path/'cv', tmp_path/'folds.csv', unlabelled=others, **kw)
     assert (tmp_path/'cv'/'fold-0'/'run.json').read_bytes() == before
     with pytest.raises(RunError): cross_validate(phantoms, tmp_path/'cv', tmp_path/'folds.csv', **kw)
-    with pytest.raises(PtxError, match='teacher=: set by the folds'): cross_validate(phantoms, tmp_path/'cv2', unlabelled=others, teacher=['x'], **kw)
+    with pytest.raises(PtxError, match='teacher=: set by the folds'):
+        cross_validate(phantoms, tmp_path/'cv2', unlabelled=others, teacher=['x'], **kw)
     said = told(lambda: train(phantoms, tmp_path/'distilled', unlabelled=others, teacher=tmp_path/'cv', **KW))
     assert len(read_run(tmp_path/'distilled')['args']['teacher']) == 2 and 'learnt from' in said
 
-@pytest.mark.parametrize('changes', [{'model': 'hyperunet:aux=True,deep_supervision=True'}, {'accumulate': 8}, {'precision': 'mixed'}, {'equalize': 'clahe', 'equalize_first': True},
-    {'size': [32, 64], 'epochs': [1, 1]}, {'swa': .5, 'epochs': 2, 'keep': 1}], ids=str)
+@pytest.mark.parametrize('changes', [{'model': 'hyperunet:aux=True,deep_supervision=True'}, {'accumulate': 8}, {'precision': 'mixed'},
+    {'equalize': 'clahe', 'equalize_first': True}, {'size': [32, 64], 'epochs': [1, 1]}, {'swa': .5, 'epochs': 2, 'keep': 1}], ids=str)
 def test_beside_everything_else(changes, taught, phantoms, others, tmp_path):
     learn = train(phantoms, tmp_path/'r', unlabelled=others, teacher=taught/'teacher', **{**KW, **changes})
     assert np.isfinite(float(learn.unlabelled.cost)) and read_run(tmp_path/'r')['data']['unlabelled']['n'] == 12
@@ -92,7 +96,8 @@ def test_a_teacher_that_marks_nothing_is_told(taught, phantoms, others, tmp_path
 def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path, capsys):
     said = told(lambda: train(phantoms, tmp_path/'r', unlabelled=others, max_hours=1e-6, **{**KW, 'epochs': 3}))
     assert 'stopped for want of time' in said and not (tmp_path/'r'/'run.json').exists()
-    cli.ptx_train.main([str(a) for a in (phantoms, '--out', tmp_path/'c', '--unlabelled', others, '--max_hours', 1e-6, *TINY, '--epochs', 3)])
+    cli.ptx_train.main([str(a) for a in (phantoms, '--out', tmp_path/'c', '--unlabelled', others,
+        '--max_hours', 1e-6, *TINY, '--epochs', 3)])
     said = capsys.readouterr().out
     assert f'run in {tmp_path/"c"/"teacher"}' in said and f'ptx_predict {tmp_path/"c"/"teacher"} IMAGES' in said
     train(phantoms, tmp_path/'r', unlabelled=others, **{**KW, 'epochs': 3})
@@ -100,22 +105,26 @@ def test_time_that_is_up_while_the_teacher_learns(phantoms, others, tmp_path, ca
 
 def test_folders_of_the_wrong_kind(taught, phantoms, others, tmp_path):
     go = lambda name, folder, **kw: train(phantoms, tmp_path/name, unlabelled=folder, teacher=taught/'teacher', **{**KW, **kw})
-    with pytest.raises(UnlabelledError, match='can be used beside the labelled ones; the first: .* (is held back|is labelled)'): go('own', phantoms/'dicom-images-train')
+    with pytest.raises(UnlabelledError, match='can be used beside the labelled ones; the first: .* (is held back|is labelled)'):
+        go('own', phantoms/'dicom-images-train')
     with pytest.raises(UnlabelledError, match='no such folder'): go('none', tmp_path/'nothing')
     (tmp_path/'torn').mkdir()
     (tmp_path/'torn'/'a.png').write_bytes(b'\x89PNG')
     with pytest.raises(UnlabelledError, match='none of 1 radiograph can be read'): go('torn', tmp_path/'torn')
     cache = tmp_path/'cache'
-    prepare(pd.DataFrame({'ImageId': ['a'], 'path': [next(others.rglob('*.dcm'))], 'rles': [[]], 'has_ptx': False, 'area': 0}), cache, 32, workers=0, progress=False)
+    prepare(pd.DataFrame({'ImageId': ['a'], 'path': [next(others.rglob('*.dcm'))], 'rles': [[]], 'has_ptx': False, 'area': 0}), cache, 32,
+        workers=0, progress=False)
     with pytest.raises(UnlabelledError, match='a cache of 32 px, training takes 64'): go('small', cache)
     assert go('one', cache, size=32).dls.xray['unlabelled']['n'] == 1
-    with pytest.raises(RunError, match='no such run'): train(phantoms, tmp_path/'norun', unlabelled=others, teacher=tmp_path/'nothing', **KW)
+    with pytest.raises(RunError, match='no such run'):
+        train(phantoms, tmp_path/'norun', unlabelled=others, teacher=tmp_path/'nothing', **KW)
     with pytest.raises(PtxError, match='give unlabelled='): train(phantoms, tmp_path/'x', teacher=taught, **KW)
 
 def test_a_teacher_of_another_training_is_not_taken_for_ours(taught, phantoms, others, tmp_path):
     "As after a stop between the two trainings, when the second call has other arguments"
     shutil.copytree(taught/'teacher', tmp_path/'r'/'teacher')
-    with pytest.raises(RunError, match=r'holds a teacher with .*lr=.* \(now 0.0007\)'): train(phantoms, tmp_path/'r', unlabelled=others, **{**KW, 'lr': 7e-4})
+    with pytest.raises(RunError, match=r'holds a teacher with .*lr=.* \(now 0.0007\)'):
+        train(phantoms, tmp_path/'r', unlabelled=others, **{**KW, 'lr': 7e-4})
 
 def test_two_processes_make_the_run_of_one(phantoms, others, tmp_path):
     "Each takes its part of the unlabelled radiographs, too"
@@ -140,7 +149,8 @@ def test_fresh_removes_nothing_of_the_user(taught, phantoms, others, tmp_path):
     train(phantoms, out, fresh=True, **kw)
     assert all(f.read_text() == 'mine' for f in mine)
     for inside in (out/'unlabelled', out/'unlabelled'/'radiographs'):
-        with pytest.raises(PtxError, match='where the run in .* keeps its own'): train(phantoms, out, fresh=True, **{**kw, 'unlabelled': inside})
+        with pytest.raises(PtxError, match='where the run in .* keeps its own'):
+            train(phantoms, out, fresh=True, **{**kw, 'unlabelled': inside})
     assert all(f.read_text() == 'mine' for f in mine)
 
 def test_fresh_keeps_a_run_that_only_lies_in_the_folder_teacher(phantoms, others, tmp_path):
@@ -152,7 +162,8 @@ def test_fresh_keeps_a_run_that_only_lies_in_the_folder_teacher(phantoms, others
 
 def cut(f): f.write_bytes(f.read_bytes()[:1000])
 
-@pytest.mark.parametrize('spoil', [lambda d: cut(d/'marks.npy'), lambda d: (d/'marks.json').write_text('{"di'), lambda d: np.save(d/'marks.npy', np.full_like(np.load(d/'marks.npy'), 200))], ids=['cut off', 'note', 'changed'])
+@pytest.mark.parametrize('spoil', [lambda d: cut(d/'marks.npy'), lambda d: (d/'marks.json').write_text('{"di'),
+    lambda d: np.save(d/'marks.npy', np.full_like(np.load(d/'marks.npy'), 200))], ids=['cut off', 'note', 'changed'])
 def test_damaged_marks_are_made_anew(taught, others, tmp_path, spoil):
     cache = open_unlabelled(others, tmp_path/'c', XrayInput.of(read_run(taught)['data']), 0, False)
     first = np.array(mark([taught/'teacher'], cache, cache.table, tmp_path/'m', workers=0, progress=False))
@@ -166,14 +177,17 @@ def test_a_teacher_that_has_diverged_is_no_teacher(taught, others, tmp_path):
     w = load_file(tmp_path/'t'/'model.safetensors')
     save_file({k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in w.items()}, tmp_path/'t'/'model.safetensors')
     cache = open_unlabelled(others, tmp_path/'c', XrayInput.of(read_run(taught)['data']), 0, False)
-    with pytest.raises(UnlabelledError, match='t: its probabilities are no numbers'): mark([tmp_path/'t'], cache, cache.table, tmp_path/'m', workers=0, progress=False)
+    with pytest.raises(UnlabelledError, match='t: its probabilities are no numbers'):
+        mark([tmp_path/'t'], cache, cache.table, tmp_path/'m', workers=0, progress=False)
 
 def test_what_teachers_of_teachers_have_learnt_from_is_told(taught, phantoms, others, tmp_path):
     train(phantoms, tmp_path/'all', **{**KW, 'valid': 0})
     ids = read_run(taught)['data']['valid']
     kw = {**KW, 'valid': ids}
-    assert 'learnt from images that are held back' in told(lambda: train(phantoms, tmp_path/'one', unlabelled=others, teacher=tmp_path/'all', **kw))
-    assert 'learnt from images that are held back' in told(lambda: train(phantoms, tmp_path/'two', unlabelled=others, teacher=tmp_path/'one', **kw))
+    assert ('learnt from images that are held back'
+        in told(lambda: train(phantoms, tmp_path/'one', unlabelled=others, teacher=tmp_path/'all', **kw)))
+    assert ('learnt from images that are held back'
+        in told(lambda: train(phantoms, tmp_path/'two', unlabelled=others, teacher=tmp_path/'one', **kw)))
 
 def test_what_is_left_out_is_listed(taught, phantoms, others, tmp_path):
     mine = shutil.copytree(others, tmp_path/'others')
@@ -198,7 +212,8 @@ def test_a_folder_may_be_named_from_elsewhere(phantoms, taught, others, tmp_path
     assert (tmp_path/'r'/'run.json').exists()
 
 def test_a_teacher_twice_and_a_weight_of_nothing(phantoms, taught, others, tmp_path):
-    with pytest.raises(PtxError, match='named twice'): train(phantoms, tmp_path/'r', unlabelled=others, teacher=[taught, f'{taught}/'], **KW)
+    with pytest.raises(PtxError, match='named twice'):
+        train(phantoms, tmp_path/'r', unlabelled=others, teacher=[taught, f'{taught}/'], **KW)
     with pytest.raises(PtxError, match='unlabelled_weight=1.0: of which'): train(phantoms, tmp_path/'r', unlabelled_weight=1., **KW)
 
 def test_weights_that_have_seen_what_is_held_back_are_told(phantoms, taught, tmp_path):
@@ -226,7 +241,8 @@ def test_radiographs_that_change_stop_a_training_that_goes_on(taught, phantoms, 
     f = next(mine.rglob('*.dcm'))
     kept = f.read_bytes()
     f.unlink()
-    with pytest.raises(RunError, match='unlabelled radiographs or the teachers changed since this training began'): train(phantoms, tmp_path/'r', **kw)
+    with pytest.raises(RunError, match='unlabelled radiographs or the teachers changed since this training began'):
+        train(phantoms, tmp_path/'r', **kw)
     f.write_bytes(kept)
     train(phantoms, tmp_path/'r', **kw)
     assert (tmp_path/'r'/'run.json').exists()

@@ -80,21 +80,29 @@ def test_no_patient_is_shown(page, files):
     said = page.facts.object+page.steps.object.to_string()+page.said.object
     assert 'ecret' not in said and '1950' not in said and b'ecret' not in page.take('png').getvalue()+page.take('rle').getvalue()
 
-BAD = {'text.dcm': (lambda f: b'hello', 'not a DICOM file'), 'empty.dcm': (lambda f: b'', 'empty (0 bytes)'), 'photo.png': (lambda f: png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), 'a colour image'),
-    'nopixels.dcm': (lambda f: changed(f, PixelData=None), 'no pixel data'), 'cut.dcm': (lambda f: f.read_bytes()[:len(f.read_bytes())//2], 'cut'), 'frames.dcm': (lambda f: changed(f, NumberOfFrames=2, PixelData=pydicom.dcmread(f).PixelData*2), '2 frames'),
-    'large.dcm': (lambda f: bytes(200*10**6), f'200 MB, at most {LIMIT}'), 'tiny.png': (lambda f: png(np.zeros((8, 8), np.uint8)), 'too few'), 'a&b<i>.dcm': (lambda f: b'hello', 'a&amp;b_i_.dcm: '), '\0.dcm': (lambda f: b'hello', '_.dcm: '), '..': (lambda f: b'hello', 'image: '), 300*'ü': (lambda f: b'hello', 120*'ü'+': ')}
+BAD = {'text.dcm': (lambda f: b'hello', 'not a DICOM file'), 'empty.dcm': (lambda f: b'', 'empty (0 bytes)'),
+    'photo.png': (lambda f: png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), 'a colour image'),
+    'nopixels.dcm': (lambda f: changed(f, PixelData=None), 'no pixel data'),
+    'cut.dcm': (lambda f: f.read_bytes()[:len(f.read_bytes())//2], 'cut'),
+    'frames.dcm': (lambda f: changed(f, NumberOfFrames=2, PixelData=pydicom.dcmread(f).PixelData*2), '2 frames'),
+    'large.dcm': (lambda f: bytes(200*10**6), f'200 MB, at most {LIMIT}'),
+    'tiny.png': (lambda f: png(np.zeros((8, 8), np.uint8)), 'too few'), 'a&b<i>.dcm': (lambda f: b'hello', 'a&amp;b_i_.dcm: '),
+    '\0.dcm': (lambda f: b'hello', '_.dcm: '), '..': (lambda f: b'hello', 'image: '), 300*'ü': (lambda f: b'hello', 120*'ü'+': ')}
 
 @pytest.mark.parametrize('name', BAD)
 def test_a_sentence_for_each_bad_file(page, files, name):
     make, why = BAD[name]
     page.take_in({name: make(files[0]), 'good.dcm': files[0].read_bytes()})
-    assert page.said.visible and why in page.said.object and page.folder not in page.said.object and '<i>' not in page.said.object, page.said.object
-    assert list(page.seen) == ['good.dcm'] and len(list(Path(page.folder).iterdir())) == 1     # the other is read all the same, and of the bad one nothing is left
+    assert (page.said.visible and why in page.said.object and page.folder not in page.said.object
+        and '<i>' not in page.said.object), page.said.object
+    # the other is read all the same, and of the bad one nothing is left
+    assert list(page.seen) == ['good.dcm'] and len(list(Path(page.folder).iterdir())) == 1
 
 def test_draw_first(page, files, tmp_path):
     page.take_in({files[0].name: files[0].read_bytes()})
     page.hide.value = True
-    assert page.facts.object == '' and page.steps.object is None and page.sources['lines'].data['xs'] == [] and all(b.visible for b in page.buttons.values())
+    assert (page.facts.object == '' and page.steps.object is None and page.sources['lines'].data['xs'] == []
+        and all(b.visible for b in page.buttons.values()))
     page.sources['drawn'].data = {'xs': [[10.5, 30.5, 30.5, 10.5]], 'ys': [[53.5, 53.5, 33.5, 33.5]]}
     page.compare()
     assert page.verdict.object.startswith('Dice 0.') and 'yours 441 px' in page.verdict.object
@@ -114,11 +122,13 @@ def test_while_one_draws_ones_own_outline_is_taken_away(page, files):
     assert not any(f.disabled for f in page.files)
     page.hide.value = True
     assert [f.disabled for f in page.files] == [False, False, True, True]
-    assert 'nothing is drawn' in page.take('png').getvalue().decode() and 'nothing is drawn' in page.verdict.object and not page.said.visible
+    assert ('nothing is drawn' in page.take('png').getvalue().decode() and 'nothing is drawn' in page.verdict.object
+        and not page.said.visible)
     page.sources['drawn'].data = {'xs': [[10.5, 30.5, 30.5, 10.5]], 'ys': [[53.5, 53.5, 33.5, 33.5]]}
     m = np.asarray(Image.open(page.take('png'))) > 0
     assert m.sum() == 441 and m[10:31, 10:31].all()
-    assert abs(rles_to_mask(read_labels(io_file(page, 'rle')).rles[0]).sum()/(441*16**2)-1) < .01     # corners are rounded where a mask becomes larger
+    # corners are rounded where a mask becomes larger
+    assert abs(rles_to_mask(read_labels(io_file(page, 'rle')).rles[0]).sum()/(441*16**2)-1) < .01
     assert 'can be taken as' in page.take('dicomseg').getvalue().decode()
 
 def test_what_is_not_in_dicom_has_no_dicom_objects(page, files):
@@ -177,7 +187,8 @@ def test_two_files_of_one_name_and_what_was_wrong_stays_until_it_is_read(room, f
     page.take_in({'same.dcm': files[1].read_bytes()})
     page.take_in({'same.dcm': files[2].read_bytes()})
     assert list(page.seen) == ['same.dcm', 'same (2).dcm', 'same (3).dcm'] == list(page.which.options) and page.now == 'same (3).dcm'
-    assert len({r.path.read_bytes() for r in page.seen.values()}) == len({r.image for r in page.seen.values()}) == 3     # what is kept of one is not the other's
+    # what is kept of one is not the other's
+    assert len({r.path.read_bytes() for r in page.seen.values()}) == len({r.image for r in page.seen.values()}) == 3
     page.take_in({'bad.dcm': b'hello'})
     page.take_in({'good.dcm': files[0].read_bytes()})
     assert 'bad.dcm' in page.said.object and page.said.visible and page.now == 'good.dcm'
@@ -249,7 +260,8 @@ def test_the_server_serves_a_page_on_this_machine_alone(cv, monkeypatch):
     monkeypatch.setattr(pn, 'serve', lambda panels, **kw: served.append((panels, kw)))
     view_server(cv, 5007, device='cpu', show=False)
     with pytest.warns(UserWarning, match='let in whoever reaches them'): view_server(cv, 5007, '0.0.0.0', device='cpu', show=False)
-    assert [(kw['address'], kw['websocket_origin']) for _, kw in served] == [('127.0.0.1', ['127.0.0.1:5007', 'localhost:5007']), ('0.0.0.0', '*')]
+    assert ([(kw['address'], kw['websocket_origin']) for _, kw in served]
+        == [('127.0.0.1', ['127.0.0.1:5007', 'localhost:5007']), ('0.0.0.0', '*')])
 
 def pages_of(monkeypatch, n, *args, fails=None, do=lambda pages: None, **kw):
     "Pages of visitors to a server that is then stopped, and their folders while it ran"
@@ -271,7 +283,8 @@ def test_each_visitor_has_a_page_and_nothing_of_it_stays_when_the_server_stops(c
     assert len(there) == 2 and not list(tmp_path.glob('ptx-view-*'))
     with pytest.raises(KeyboardInterrupt): pages_of(monkeypatch, 1, cv, fails=KeyboardInterrupt())
     assert not list(tmp_path.glob('ptx-view-*'))
-    with pytest.raises(PtxError, match='port=5006: something else answers there'): pages_of(monkeypatch, 0, cv, fails=OSError(errno.EADDRINUSE, 'in use'))
+    with pytest.raises(PtxError, match='port=5006: something else answers there'):
+        pages_of(monkeypatch, 0, cv, fails=OSError(errno.EADDRINUSE, 'in use'))
 
 def test_samples_can_be_picked(cv, files, monkeypatch, tmp_path):
     for k, f in enumerate(files[:2]): shutil.copy(f, tmp_path/f's{k}.dcm')
@@ -341,7 +354,8 @@ def test_a_visit(site, browser, files, tmp_path):
     m = np.asarray(Image.open(tmp_path/'m.png')) > 0
     back = read_masks(tmp_path/'s.dcm', {files[0].stem: files[0]})
     assert m.ndim == 2 and m.any() and (rles_to_mask(back.own.iloc[0], m.shape) == m).all()
-    assert len(read_labels(tmp_path/'r.csv')) == 1 and pydicom.dcmread(tmp_path/'c.dcm').SOPClassUID.name == 'Secondary Capture Image Storage'
+    assert (len(read_labels(tmp_path/'r.csv')) == 1
+        and pydicom.dcmread(tmp_path/'c.dcm').SOPClassUID.name == 'Secondary Capture Image Storage')
     page.get_by_role('button', name='hide the prediction').click()
     page.wait_for_selector('button:has-text("compare")')
     page.wait_for_selector('text=highest probability', state='detached')

@@ -101,7 +101,8 @@ def test_what_cannot_be_written_is_named(tmp_path):
         raise KeyboardInterrupt
     assert [f.name for f in tmp_path.iterdir()] == ['file']
 
-LINES = 'from pneumothorax.watch import _say\nread = [_say("loss 1.000 → 0.900 "+"x"*60+" ★") for _ in range(3000)]\nimport sys; sys.stderr.write(str(all(read)))'
+LINES = ('from pneumothorax.watch import _say\nread = [_say("loss 1.000 → 0.900 "+"x"*60+" ★") for _ in range(3000)]\n'
+    'import sys; sys.stderr.write(str(all(read)))')
 
 def test_a_reader_who_leaves_does_not_stop_it():
     env = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'PYTHONIOENCODING': 'ascii'}
@@ -128,7 +129,8 @@ class Told(Metric):
     @property
     def value(self): return self.values.pop(0)
 
-@pytest.mark.parametrize(('dice', 'epoch'), [([.3, .4, .02, .01, 0, 0], 4), ([.1, .2, .3, .02, .3, .01], None), ([0, .01, 0, 0, 0, 0], None), ([.2, .4, .1, .08, .06, .05], None)])
+@pytest.mark.parametrize(('dice', 'epoch'), [([.3, .4, .02, .01, 0, 0], 4), ([.1, .2, .3, .02, .3, .01], None),
+    ([0, .01, 0, 0, 0, 0], None), ([.2, .4, .1, .08, .06, .05], None)])
 def test_a_collapse_is_told_once_while_it_happens(tmp_path, dice, epoch):
     learn = synth_learner(n_trn=8, n_val=1, lr=.05, metrics=Told(dice), cbs=Watch(tmp_path, images=0, line=False), path=tmp_path)
     with warnings.catch_warnings(record=True) as told:

@@ -31,7 +31,8 @@ if __name__ == '__main__':
     (_, y, _, _), = xray_batches(files, LoadXray(64), workers=0)
     assert torch.equal(x, y)
     def trained(workers):
-        learn = xray_learner(xray_dls(c, 64, 4, stats=(.5, .25), workers=workers, valid=.5), encoder='mobilenetv3_small_050', weights='none', seed=1)
+        learn = xray_learner(xray_dls(c, 64, 4, stats=(.5, .25), workers=workers, valid=.5),
+            encoder='mobilenetv3_small_050', weights='none', seed=1)
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
     assert torch.equal(trained(1), trained(0))

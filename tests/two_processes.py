@@ -15,7 +15,8 @@ from torch import nn
 from pneumothorax import metrics as m
 from pneumothorax.losses import xray_loss
 
-METRICS = [m.KaggleDice, m.DicePos, m.DiceNeg, m.ImageIoU, m.Sensitivity, m.Specificity, m.AUROC, m.AveragePrecision, m.ImageECE, m.PixelECE, m.LesionF1]
+METRICS = [m.KaggleDice, m.DicePos, m.DiceNeg, m.ImageIoU, m.Sensitivity, m.Specificity, m.AUROC, m.AveragePrecision,
+    m.ImageECE, m.PixelECE, m.LesionF1]
 BATCHES = 1, 2, 3, 7
 
 def images():

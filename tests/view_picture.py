@@ -1,4 +1,5 @@
-"""The picture of the reading room, images/view.jpg: `python tests/view_picture.py RUN FILE` with Chromium and playwright; RUN and FILE of `make demo`
+"""The picture of the reading room, images/view.jpg: `python tests/view_picture.py RUN FILE` with Chromium and playwright; RUN and FILE of
+`make demo`
 
 A radiograph of the test part of the sample is dropped, and the layer of probabilities laid over it."""
 import io
@@ -26,7 +27,8 @@ if __name__ == '__main__':
                 break
             time.sleep(.1)
         with sync_playwright() as p:
-            page = p.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox']).new_page(viewport={'width': 1360, 'height': 900})
+            page = p.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox']).new_page(
+                viewport={'width': 1360, 'height': 900})
             page.goto(url)
             page.set_input_files('input[type=file]', sys.argv[2])
             page.wait_for_selector('text=highest probability')

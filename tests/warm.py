@@ -1,5 +1,5 @@
-"""Commands and notebooks, each a process of its own that does not pay for the import of torch and fastai: a copy of a process that has done it.
-This package is imported anew by each"""
+"""Commands and notebooks, each a process of its own that does not pay for the import of torch and fastai: a copy of a process that has done
+it. This package is imported anew by each"""
 import atexit
 import multiprocessing
 import os
@@ -33,4 +33,5 @@ def run(file, *args, cwd=None, env=None):
         p = context.Process(target=_script, args=(file, [*map(str, args)], cwd or os.getcwd(), env or dict(os.environ), streams))
         p.start()
         p.join()
-        return subprocess.CompletedProcess([file, *args], p.exitcode, *(s.read_bytes().decode() for s in streams))     # as it was written, carriage returns and all
+        # as it was written, carriage returns and all
+        return subprocess.CompletedProcess([file, *args], p.exitcode, *(s.read_bytes().decode() for s in streams))
