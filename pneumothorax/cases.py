@@ -150,10 +150,12 @@ def _of_folds(cv, kw):
 # %% ../nbs/36a_cases.ipynb #c36a0019
 def _learnt(runs, ids):
     "Images that runs were trained on, of those given"
-    out = set()
-    for r in map(run_record,runs):
-        if Path(r['args']['data']).exists(): out |= set(_data(r['args']).table.ImageId)-set(r['data']['valid'])
+    out,gone = set(),[]
+    for f,r in zip(runs, map(run_record,runs)):
+        if not Path(r['args']['data']).exists(): gone.append(f'{f} ({r["args"]["data"]})')
+        else: out |= set(_data(r['args']).table.ImageId)-set(r['data']['valid'])
     notice('radiographs were trained on by a network that predicts them, left out', sorted(out & set(ids)))
+    notice('networks have learnt from radiographs that lie elsewhere now, so some of those judged may be among them', gone)
     return out
 
 def _heads(index):

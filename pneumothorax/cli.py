@@ -456,6 +456,11 @@ def _sheet(f, out, arg='sheet'):
     if f.resolve()==out.resolve(): raise PtxError(f'--{arg} {f}: the submission has this name; give another')
     writable(f)
 
+def _not_ours(f, head):
+    "Refuse to replace a table of somebody else's"
+    if f.exists() and not f.read_text(encoding='utf-8',errors='replace').startswith(head):
+        raise PtxError(f'{f}: there is another table of this name; give another --out')
+
 def _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule, **parts):
     "What decides, as the options of a command say it: a note for a record, and arguments of `masks_of`"
     from pneumothorax.submission import decision_from, gate_verdict, open_gate
@@ -574,6 +579,7 @@ def ptx_compare(
     from pneumothorax.submission import decision_from
     how = decision_from(triplet, file=decision)
     _sheet(out, Path(out).with_suffix('.csv'), 'out')
+    _not_ours(Path(out).with_suffix('.csv'), 'name,minus,score')
     c = compare(paths, labels, how.get('decision'), device, thresh=thresh, min_area=min_area)
     print(c)
     write_index(c.rows(), Path(out).with_suffix('.csv'))

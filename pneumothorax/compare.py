@@ -23,7 +23,7 @@ from .groups import rank_auroc
 class Side:
     "One of those that are compared"
     name:str
-    table:pd.DataFrame # ImageId, patient_id, has_ptx, dice, prob
+    table:pd.DataFrame # ImageId, patient_id, has_ptx, area (of the true masks, pixels of the 1024² frame), dice, prob
     recipe:dict # arguments of the training; empty for a prediction
     parameters:float=np.nan # how many, of one network
     minutes:float=np.nan # of training, all folds together
@@ -33,7 +33,7 @@ def _side(path, labels, how, device):
     "What is compared, whatever it is"
     c = open_cases(path, labels, device=device, **how)
     if not c.labelled: raise PtxError(f'{path}: predictions have no labels of their own; name them with labels=')
-    return Side(c.name, c.judged.rename(columns=dict(max_prob='prob'))[['ImageId','patient_id','has_ptx','dice','prob']],
+    return Side(c.name, c.judged.rename(columns=dict(max_prob='prob'))[['ImageId','patient_id','has_ptx','area','dice','prob']],
         **{'recipe':{},**about_runs(c.runs)})
 
 # %% ../nbs/38a_compare.ipynb #c38a0018
@@ -118,6 +118,15 @@ def _unlike(sides, names):
     short = lambda v: f'{len(v)} images' if isinstance(v,list) and len(v)>6 else str(v)
     return pd.DataFrame({n:[short(r.get(k)) for k in fields] for n,r in recipes.items()}, index=fields)
 
+def _same_truth(sides):
+    "Refuse sides that are judged by other masks"
+    first = sides[0]
+    for s in sides[1:]:
+        other = first.table.ImageId[(first.table.area!=s.table.area)|(first.table.has_ptx!=s.table.has_ptx)]
+        if not len(other): continue
+        why = 'the masks that they are judged by differ, or these are other radiographs of the same names'
+        raise PtxError(f'{first.name} and {s.name}: {counted(len(other),"radiographs have")} another truth ({few(other,3)}); {why}; give both the same labels')
+
 def compare(
     paths:list, # runs, cross-validations or predictions, two or more; the first is what the others are compared with
     labels:object=None, # of predictions: a folder of radiographs with a label file (1024² frame), or what `labels_of` takes
@@ -135,6 +144,7 @@ def compare(
             'train them by the same folds (`make_folds`), or predict the same radiographs by all of them')
     notice('radiographs are not in all of them, left out', sorted(set().union(*(s.table.ImageId for s in sides))-common))
     for s in sides: s.table = s.table[s.table.ImageId.isin(common)].sort_values('ImageId', ignore_index=True)
+    _same_truth(sides)
     if not 0<sides[0].table.has_ptx.sum()<len(common):
         raise PtxError(f'{counted(len(common),"radiographs")} in common, all {"positive" if sides[0].table.has_ptx.all() else "healthy"}; '
             'both kinds are needed')

@@ -360,13 +360,14 @@ def _object(f):
 def told_apart(
     files:list, # paths
 )->dict: # path → identifier, those alone whose name is that of another radiograph: P1_IM0001
-    "Identifiers of DICOM files that are called alike in several folders, and are other objects; raises `PtxError` where they lie in one folder"
+    "Identifiers of DICOM files that are called alike in several folders, and are other objects; raises `PtxError` for those in one folder"
     by,out = {},{}
     for f in files: by.setdefault(image_id(f),[]).append(f)
     for i,fs in by.items():
         if len(fs)<2 or len({_object(f) for f in fs})<len(fs): continue     # copies of one radiograph stay one
         k = next((k for k in range(1,99) if len({f.parts[-1-k:-1] for f in fs})==len(fs)), None)
-        if k is None: raise PtxError(f'{few([f.name for f in fs],3)}: radiographs of one name in {fs[0].parent}; rename them, or take one away')
+        if k is None:
+            raise PtxError(f'{few([f.name for f in fs],3)}: radiographs of one name in {fs[0].parent}; rename them, or take one away')
         out |= {f:'_'.join([*f.parts[-1-k:-1],i]) for f in fs}
     return out
 

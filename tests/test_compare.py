@@ -83,3 +83,29 @@ def test_positives_without_an_outline_are_not_judged(runs, phantoms, tmp_path):
     with pytest.warns(UserWarning, match='have no outline, so they are not judged'):
         c = open_cases(tmp_path/'p', tmp_path/'t.csv:empty=skip', **RULE)
     assert set(c.table.ImageId) == set(t.ImageId)-set(pos[1:]) and c.table.has_ptx.sum() == 1
+
+def test_sides_with_another_truth_are_refused(runs, phantoms, tmp_path):
+    t = pd.read_csv(phantoms/'train-rle.csv', skipinitialspace=True, dtype=str).rename(columns=str.strip)
+    t['EncodedPixels'] = t.EncodedPixels.to_numpy()[::-1]
+    for f in phantoms.iterdir():
+        if f.name != 'train-rle.csv': (tmp_path/f.name).symlink_to(f)
+    t.to_csv(tmp_path/'train-rle.csv', index=False)
+    run = shutil.copytree(runs/'a', tmp_path/'other')
+    r = json.loads((run/'run.json').read_text())
+    (run/'run.json').write_text(json.dumps({**r, 'args': {**r['args'], 'data': str(tmp_path)}}))
+    with pytest.raises(PtxError, match=r'radiographs? ha(s|ve) another truth \(.*give both the same labels'):
+        compare([runs/'a', run], device='cpu', **RULE)
+
+def test_networks_whose_radiographs_are_gone_are_told(runs, phantoms, tmp_path):
+    run = shutil.copytree(runs/'a', tmp_path/'moved')
+    r = json.loads((run/'run.json').read_text())
+    (run/'run.json').write_text(json.dumps({**r, 'args': {**r['args'], 'data': str(tmp_path/'gone')}}))
+    t = siim_train(phantoms)
+    predict_maps(run, dict(zip(t.ImageId, t.path)), tmp_path/'p', workers=0, progress=False)
+    with pytest.warns(UserWarning, match='1 network has learnt from radiographs that lie elsewhere now.*gone'):
+        open_cases(tmp_path/'p', phantoms)
+
+def test_another_table_of_that_name_stays(runs, tmp_path):
+    (tmp_path/'q.csv').write_text('ImageId,EncodedPixels\n')
+    p = ptx('ptx_compare', runs/'a', runs/'cv', '--out', tmp_path/'q.png')
+    assert p.returncode and 'another table of this name' in p.stderr and (tmp_path/'q.csv').read_text() == 'ImageId,EncodedPixels\n'
