@@ -1,5 +1,6 @@
 "How the notebooks read: rhythm, prose, documented parameters, size; what is exported; README and index"
 import ast
+import base64
 import io
 import json
 import os
@@ -15,6 +16,8 @@ import nbformat
 import pytest
 import readme
 from conftest import ROOT
+from lessons import LONGEST, SOON, WIDE, lesson
+from PIL import Image
 
 NBS = sorted((ROOT/'nbs').glob('*.ipynb'))
 MODULE = re.compile(r'^#\|\s*default_exp\s+(\w+)', re.MULTILINE)
@@ -115,6 +118,32 @@ def test_each_check_can_fail():
         assert not check(fine), check.__name__
     assert len(docments([bad])) == 4   # no docstring, no type, and two parameters without a comment
 
+def shortcomings(cs):
+    "What keeps cells from being a lesson"
+    r = lesson(cs)
+    return [text for wrong, text in (
+        (not 0 < r.first <= SOON, f'the first result comes after {r.first or "all"} visible cells, {SOON} are allowed'),
+        (sum(w >= WIDE for w in r.widths) < 2, f'figures of {r.widths} pixels, two of {WIDE} are asked for'),
+        (r.columns > LONGEST, f'a line of code of {r.columns} columns, {LONGEST} are allowed'),
+        (not r.ends, 'the last cell does not say what to remember and two things to try, with hidden answers')) if wrong]
+
+@pytest.mark.parametrize('nb', NBS, ids=lambda f: f.stem)
+def test_a_notebook_is_a_lesson(nb): assert not shortcomings(cells(nb))
+
+def test_shortcomings_of_a_lesson_are_found():
+    v4, wide = nbformat.v4, io.BytesIO()
+    Image.new('L', (WIDE, 8)).save(wide, 'PNG')
+    picture = v4.new_output('display_data', data={'image/png': base64.b64encode(wide.getvalue()).decode()})
+    shown = v4.new_code_cell('show(x)', outputs=[picture, picture])
+    end = v4.new_markdown_cell('## What to remember\n\n## Try it\n\n' + '<details>'*2)
+    dull = [v4.new_code_cell('x = 0')]*SOON
+    title = v4.new_markdown_cell('# title')
+    assert not shortcomings([title, shown, end])
+    late, endless = shortcomings([title, *dull, shown, end]), shortcomings([title, shown])
+    plain = shortcomings([title, v4.new_markdown_cell('| a |\n|---|'), end])
+    long = shortcomings([title, shown, v4.new_code_cell('x'*(LONGEST+1)), end])
+    assert [len(c) for c in (late, plain, long, endless)] == [1]*4 and late[0].startswith('the first') and plain[0].startswith('figures')
+
 @pytest.mark.parametrize('nb', NBS, ids=lambda f: f.stem)
 def test_a_notebook_does_not_silence_the_next(nb):
     "nbdev_test may run all of them in one process; a filter for everything has to be taken back"
@@ -160,7 +189,7 @@ def text_files(root=ROOT):
 
 def test_sizes():
     for f in text_files():
-        limit = 300_000 if f.suffix == '.ipynb' else 1_000_000
+        limit = 400_000 if f.suffix == '.ipynb' else 1_000_000
         assert f.stat().st_size <= limit, f'{f.name}: {f.stat().st_size:,} bytes, at most {limit:,} are allowed'
 
 # folders of one machine; in two pieces, lest this file be found
