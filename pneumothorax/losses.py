@@ -24,7 +24,8 @@ def _plain(x): return x.as_subclass(torch.Tensor)
 def _pair(logits, targ):
     "Logits and masks as plain N×1×H×W tensors of one floating type"
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
-        raise LossError(f'logits of type {getattr(logits,"dtype",type(logits).__name__)}: give a floating tensor, before any sigmoid; the tuple of a training step with side outputs needs `AuxLoss`')
+        raise LossError(f'logits of type {getattr(logits,"dtype",type(logits).__name__)}: give a floating tensor, before any sigmoid; '
+            'the tuple of a training step with side outputs needs `AuxLoss`')
     if not isinstance(targ, torch.Tensor): raise LossError(f'masks of type {type(targ).__name__}: give a tensor N×H×W')
     l,t = _plain(logits),_plain(targ)
     if t.ndim==3: t = t[:,None]
@@ -116,7 +117,7 @@ def dice_loss(
     targ:torch.Tensor, # N×H×W in {0,1}
     eps:float=1., # pixels added to both sides of the fraction, above 0; makes empty masks well defined
     reduction:str='mean', # 'mean', or 'none' for one value per image
-    over:str='image', # 'image': each by itself; 'positives': the same, but images without a mask cost nothing; 'batch': areas of all images together
+    over:str='image', # 'image': each by itself; 'positives': likewise, those without a mask cost nothing; 'batch': all areas together
 )->torch.Tensor: # a scalar or N values in [0,1]
     "Soft Dice loss, 1 − (2·TP+`eps`)/(P+T+`eps`), of each image by itself unless `over` says otherwise; raises `LossError`"
     return _reduce(_dice(*_pair(logits,targ), eps, over), reduction)
@@ -213,7 +214,8 @@ def _known(what, names, among):
     "Refuse unknown names, offering the nearest"
     for name in names:
         close = difflib.get_close_matches(str(name), among, n=2, cutoff=.5)
-        if name not in among: raise LossError(f'{what} {name!r} is unknown'+(f', did you mean {" or ".join(close)}?' if close else ':')+f' choose among {", ".join(among) or "none at all"}')
+        meant = f', did you mean {" or ".join(close)}?' if close else ':'
+        if name not in among: raise LossError(f'{what} {name!r} is unknown{meant} choose among {", ".join(among) or "none at all"}')
 
 class ComboLoss(nn.Module):
     "Weighted sum of the losses in `TERMS` by name, such as `ComboLoss(bce=3, dice=1, focal=4)`; raises `LossError`"
@@ -231,7 +233,9 @@ class ComboLoss(nn.Module):
         self.weights = {k:_positive(k,w) for k,w in weights.items() if isinstance(w,bool) or w!=0}
         if not self.weights: raise LossError(f'a loss without a term: give a weight above 0 to at least one of {", ".join(TERMS)}')
         self.smooth = smooth if smooth==0 and not isinstance(smooth,bool) else _positive('smooth',smooth,below=1)
-        if self.smooth and not any(k in SMOOTHED for k in self.weights): raise LossError(f'smooth={smooth}: {" and ".join(self.weights)} keep the hard mask, there is nothing to smooth; leave it at 0, or add one of {", ".join(SMOOTHED)}')
+        if self.smooth and not any(k in SMOOTHED for k in self.weights):
+            raise LossError(f'smooth={smooth}: {" and ".join(self.weights)} keep the hard mask, there is nothing to smooth; '
+                f'leave it at 0, or add one of {", ".join(SMOOTHED)}')
         self.options,self.thresh,self.reduction = dict(options or {}),_positive('thresh',thresh,below=1),reduction
         _known('options of', self.options, list(self.weights))
         for k,o in self.options.items(): _known(f'option of {k}', o, list(inspect.signature(TERMS[k]).parameters)[2:])
@@ -276,7 +280,8 @@ class ComboLoss(nn.Module):
 
     def extra_repr(self):
         "What printing shows"
-        return ', '.join([*(f'{k}={w:g}' for k,w in self.weights.items()), *([f'options={self.options}'] if self.options else []), *([f'smooth={self.smooth:g}'] if self.smooth else []), f'thresh={self.thresh:g}'])
+        more = [f'options={self.options}']*bool(self.options)+[f'smooth={self.smooth:g}']*bool(self.smooth)
+        return ', '.join([*(f'{k}={w:g}' for k,w in self.weights.items()), *more, f'thresh={self.thresh:g}'])
 
 # %% ../nbs/20_losses.ipynb #d0500028
 PRESETS = {k:dict(bce=b,batch_dice=d,focal=f) for k,(b,d,f) in {'3:1:4':(3,1,4), '2:1:2':(2,1,2), '1:1:1':(1,1,1)}.items()}
@@ -294,7 +299,9 @@ def xray_loss(
     weights = {}
     for part in name.split('+'):
         m = re.fullmatch(r'(?:(\d+\.?\d*|\.\d+)\*)?([a-z]\w*)', part)
-        if not m: raise LossError(f'loss {name!r}: {part!r} is no term; join terms with +, as in 3*bce+dice, or choose a preset: {", ".join(PRESETS)}')
+        if not m:
+            raise LossError(f'loss {name!r}: {part!r} is no term; join terms with +, as in 3*bce+dice, '
+                f'or choose a preset: {", ".join(PRESETS)}')
         if m[2] in weights: raise LossError(f'loss {name!r}: {m[2]} stands there twice; give it once, with the sum of its weights')
         weights[m[2]] = float(m[1] or 1)
     _known('loss term', weights, list(TERMS))
@@ -333,11 +340,13 @@ class AuxLoss(nn.Module):
     )->torch.Tensor: # a scalar, or N values
         "`main` of the map, plus what the tuple has; raises `LossError`"
         if isinstance(out, torch.Tensor): return self.main(out, targ)
-        if not isinstance(out, (tuple,list)) or len(out)!=3: raise LossError(f'model output of type {type(out).__name__}: give logits N×1×H×W, or the tuple (logits, image, deep)')
+        if not isinstance(out, (tuple,list)) or len(out)!=3:
+            raise LossError(f'model output of type {type(out).__name__}: give logits N×1×H×W, or the tuple (logits, image, deep)')
         logits,image,deep = out
         loss,mask = self.main(logits,targ),_plain(targ)>0
         if self.image and image is not None and image.numel():
-            if image.ndim!=2 or len(image)!=len(mask): raise LossError(f'image-level logits of shape {tuple(image.shape)} for {len(mask)} masks: give N×K')
+            if image.ndim!=2 or len(image)!=len(mask):
+                raise LossError(f'image-level logits of shape {tuple(image.shape)} for {len(mask)} masks: give N×K')
             i = _plain(image).float() if image.dtype!=torch.float64 else _plain(image)
             has = mask.flatten(1).any(1)[:,None].expand_as(i).to(i)
             loss = loss+self.image*_reduce(F.binary_cross_entropy_with_logits(i, has, reduction='none').mean(1), self.reduction)
