@@ -40,9 +40,12 @@ def _pixels(
     a = np.asarray(to_cpu(x.detach().as_subclass(torch.Tensor)) if isinstance(x,torch.Tensor) else x)
     a = a[0] if a.ndim==3 and len(a)==1 else a
     top = {'uint8':255,'uint16':65535}.get(a.dtype.name, 1 if a.dtype.kind=='f' else 0)
-    if a.ndim!=2 or not a.size or not top: raise XrayError(f'pixels of type {a.dtype} and shape {a.shape}: give one radiograph H×W, as float in [0,1], uint8 or uint16')
+    if a.ndim!=2 or not a.size or not top:
+        raise XrayError(f'pixels of type {a.dtype} and shape {a.shape}: give one radiograph H×W, as float in [0,1], uint8 or uint16')
     y = a.astype(np.float32)/np.float32(top)
-    if not 0<=y.min()<=y.max()<=1: raise XrayError(f'pixels from {y.min():g} to {y.max():g}: give numbers in [0,1] (or uint8 or uint16, whose range is known), none of them NaN')
+    if not 0<=y.min()<=y.max()<=1:
+        raise XrayError(f'pixels from {y.min():g} to {y.max():g}: give numbers in [0,1] '
+            '(or uint8 or uint16, whose range is known), none of them NaN')
     return y
 
 class LoadXray(Transform):
@@ -66,7 +69,7 @@ class LoadXray(Transform):
         small = shrink(x, self.size, 'stretch' if row else self.fit)
         return TensorXray(torch.from_numpy(small if row else from_grey16(to_grey16(small)))[None]),x.shape
     def encodes(self,
-        f:str|Path|int|np.integer|np.ndarray|torch.Tensor|Image.Image, # a radiograph, its pixels, or row of the cache; other types pass through untouched, as fastai's dispatch has it
+        f:str|Path|int|np.integer|np.ndarray|torch.Tensor|Image.Image, # file, pixels, or row of the cache; other types pass untouched
                )->TensorXray: # 1×size×size, float32 in [0,1]
         "Read and resize; raises `XrayError`"
         return self.read(f)[0]
@@ -119,7 +122,8 @@ def xray_tfms(
 def before_fit(self:CutMix):
     "Refuse masks, which fastai does not cut along with the images"
     if isinstance(self.dls.train,XrayDL) and isinstance(self.dls.one_batch()[-1],TensorXrayMask):
-        raise PtxError('CutMix pastes pieces of radiographs and leaves their masks where they were, so it cannot train a segmentation; take MixUp, or augment with xray_tfms')
+        raise PtxError('CutMix pastes pieces of radiographs and leaves their masks where they were, '
+            'so it cannot train a segmentation; take MixUp, or augment with xray_tfms')
 
 # %% ../nbs/11_data.ipynb #5f9a26f3
 def split_by_patient(
@@ -129,12 +133,17 @@ def split_by_patient(
 )->np.ndarray: # positions of the rows held back, sorted
     "Hold back whole patients, with a like share of positives; raises `PtxError` if that is impossible"
     if not 0<valid<=.5: raise PtxError(f'valid={valid!r}: hold back a share above 0 and up to 0.5, or name the images')
-    who = without_shared(df.patient_id.set_axis(df.ImageId)).set_axis(df.index) if 'patient_id' in df else pd.Series([None]*len(df), index=df.index)
+    known = 'patient_id' in df
+    who = without_shared(df.patient_id.set_axis(df.ImageId)).set_axis(df.index) if known else pd.Series([None]*len(df), index=df.index)
     none = who.isna()
     notice('radiographs of unknown patient: a split cannot keep their patients together', df.ImageId[none].tolist())
     who[none] = ['?'+i for i in df.ImageId[none]]
     n = max(2,round(1/valid))
-    if who.nunique()<n: raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs'+(', or a larger valid=' if n>2 else '')+(', or a metadata.csv with ImageId and patient_id beside the radiographs, if the ids there are not those of patients' if len(df)>who.nunique() else ''))
+    if who.nunique()<n:
+        larger = ', or a larger valid=' if n>2 else ''
+        table = ', or a metadata.csv with ImageId and patient_id beside the radiographs, if the ids there are not those of patients'
+        if len(df)==who.nunique(): table = ''
+        raise PtxError(f'{counted(who.nunique(),"patients")} cannot be split {n} ways; give more radiographs{larger}{table}')
     o,fold = np.argsort(df.ImageId.to_numpy(str), kind='stable'),np.zeros(len(df),int)   # the order of rows must not matter
     fold[o] = spread(fold_strata(df.iloc[o],n), who.iloc[o], n, seed)
     off = lambda v: (abs(df.has_ptx.iloc[v].mean()-df.has_ptx.mean()), abs(len(v)-valid*len(df)))
@@ -157,8 +166,8 @@ def collate(
     items:list, # from `XrayFiles`
 )->tuple: # positions read, their batch n×1×H×W (or None), their shapes before the resize, and (position, error) of the others
     "A batch of what could be read"
-    ok = [o for o in items if o[1] is not None]
-    return [o[0] for o in ok],torch.stack([o[1] for o in ok]) if ok else None,[o[2] for o in ok],[(o[0],o[3]) for o in items if o[1] is None]
+    ok,bad = [o for o in items if o[1] is not None],[(o[0],o[3]) for o in items if o[1] is None]
+    return [o[0] for o in ok],torch.stack([o[1] for o in ok]) if ok else None,[o[2] for o in ok],bad
 
 def xray_batches(
     files:list, # paths, or rows of the cache of `load`
@@ -187,7 +196,7 @@ def _any_data(source):
 @dataclass
 class XrayStats:
     "What `xray_stats` measured"
-    images:pd.DataFrame # one row per radiograph: mean, square (mean of the squared pixels), coverage (share of the mask; NaN without labels), error ('' if the file is sound)
+    images:pd.DataFrame # one row each: mean, square (mean of squared pixels), coverage (of the mask, or NaN), error ('' if sound)
     counts:torch.Tensor # 65,536 counts of grey values, over all sound radiographs
     def norm(self,
         rows:list=None, # positions of the images; all if None
@@ -198,7 +207,9 @@ class XrayStats:
         return round(float(mean),6),round(float(np.sqrt(max(square-mean**2,1e-8))),6)
     def __repr__(self):
         ok = self.images.error==''
-        return f'{counted(ok.sum(),"radiographs")} ({(~ok).sum()} broken): mean {self.norm()[0]:.4f}, deviation {self.norm()[1]:.4f}, mask coverage {self.images.coverage.mean():.4f}'
+        mean,std = self.norm()
+        return (f'{counted(ok.sum(),"radiographs")} ({(~ok).sum()} broken): mean {mean:.4f}, deviation {std:.4f}, '
+            f'mask coverage {self.images.coverage.mean():.4f}')
 
 def xray_stats(
     source:object, # what `open_data` takes, or radiographs without labels: a folder, or a list of files
@@ -213,7 +224,8 @@ def xray_stats(
     cache,t,eq = data.cache,data.table,equalizer(tfms)
     if cache and before: _resized(cache)
     load = LoadXray(size, before=eq if before else None, cache=cache)
-    out = pd.DataFrame(dict(mean=np.nan,square=np.nan,coverage=[np.nan]*len(t) if 'area' not in t else t.area/2**20,error=''), index=range(len(t)))
+    coverage = [np.nan]*len(t) if 'area' not in t else t.area/2**20
+    out = pd.DataFrame(dict(mean=np.nan,square=np.nan,coverage=coverage,error=''), index=range(len(t)))
     counts = torch.zeros(65536, dtype=torch.long)
     dl = xray_batches(t.row if cache else t.path, load, workers=workers)
     for idx,xb,_,bad in bar(dl, progress):
@@ -271,7 +283,8 @@ def _held_back(df, valid, seed):
     "Positions of the validation rows"
     if valid is None: return np.arange(0)
     if isinstance(valid,(int,float)) and not isinstance(valid,bool) and valid==0:
-        notice('trainings on all images, nothing held back: what stands under validation is of some training images, and says nothing about others', ['valid=0'])
+        notice('trainings on all images, nothing held back: what stands under validation is of some training images, '
+            'and says nothing about others', ['valid=0'])
         return np.arange(0)
     if isinstance(valid,(int,float)) and not isinstance(valid,bool): return split_by_patient(df, valid, seed)
     want = set(map(str,valid))
@@ -298,7 +311,8 @@ def _input(cache, size, equalize, first):
     size = size or (cache.size if cache else 256)
     if size<32: raise PtxError(f'size={size}: give at least 32 pixels')
     if cache and size>cache.size: raise PtxError(f'size={size}: {cache.path} has {cache.size} px; give at most that, or prepare anew')
-    if made and not isinstance(made,dict): raise PtxError(f'{cache.path} was made with {made}, which prediction cannot repeat; prepare with an Equalize')
+    if made and not isinstance(made,dict):
+        raise PtxError(f'{cache.path} was made with {made}, which prediction cannot repeat; prepare with an Equalize')
     return XrayInput(size, cache.fit if cache else 'stretch', made or (eq and eq.spec()), bool(made) or first)
 
 # %% ../nbs/11_data.ipynb #639020f2
@@ -309,7 +323,8 @@ class XrayDataLoaders(DataLoaders):
         if x is None or not hasattr(self.train.items,'has_ptx'): return super().__repr__()
         held = f'validation {_who(self.valid.items)}' if x['valid'] else 'nothing held back'
         eq = f'{x["equalize"]["name"]} {"before" if x["equalize_first"] else "after"} the resize' if x['equalize'] else 'not equalised'
-        return f'training {_who(self.train.items)}; {held}\n{x["size"]} px ({x["fit"]}), batches of {self.train.bs}, {eq}, mean {x["stats"][0]:.3f} and deviation {x["stats"][1]:.3f}'
+        return (f'training {_who(self.train.items)}; {held}\n{x["size"]} px ({x["fit"]}), batches of {self.train.bs}, {eq}, '
+            f'mean {x["stats"][0]:.3f} and deviation {x["stats"][1]:.3f}')
 
 def xray_dls(
     path:object=None, # what `open_data` takes: a folder of radiographs with labels, a table, a cache, …; found by `find_siim` if None
@@ -331,12 +346,15 @@ def xray_dls(
     cache,df = data.cache,data.table
     how,broken = _input(cache, size, equalize, equalize_first),[]
     if not stats:
-        s = xray_stats(data, None if cache and how.equalize_first else how.equalize, how.size, how.equalize_first and not cache, workers, progress)
+        done = cache and how.equalize_first
+        s = xray_stats(data, None if done else how.equalize, how.size, how.equalize_first and not cache, workers, progress)
         df,looks,broken = _sound(df, s.images)
     held = _held_back(df, valid, seed)
     train = df.drop(index=held)
     if not len(train): raise PtxError('every image is held back for validation; nothing is left for training')
-    if not train.has_ptx.any(): raise PtxError(f'no training image of {len(train):,} has a pneumothorax; give positives'+(', or another seed= (all that there are were held back)' if df.has_ptx.any() else ''))
+    if not train.has_ptx.any():
+        other = ', or another seed= (all that there are were held back)' if df.has_ptx.any() else ''
+        raise PtxError(f'no training image of {len(train):,} has a pneumothorax; give positives{other}')
     how.stats = tuple(stats) if stats else XrayStats(looks,None).norm(train.index)
     bs = min(bs, len(train))
     rows = df if len(held) else pd.concat([df,df.head(bs)], ignore_index=True)
@@ -361,7 +379,8 @@ def _show(xs, trues, preds, max_n, ncols, figsize, ctxs, titles=None):
     ncols = ncols or max(1,min(n,4,int(12/size)))
     titles = titles[:n] if titles else ['']*n
     if preds is not None: titles = [f'{t} Dice {_dice(a,b):.2f}'.strip() for t,a,b in zip(titles,trues,preds)]
-    return xray_sheet([x.float().squeeze(0).clamp(0,1).numpy() for x in xs], trues, preds, titles, ncols, figsize[0]/ncols if figsize else size, axs=ctxs)
+    if figsize: size = figsize[0]/ncols
+    return xray_sheet([x.float().squeeze(0).clamp(0,1).numpy() for x in xs], trues, preds, titles, ncols, size, axs=ctxs)
 
 # %% ../nbs/11_data.ipynb #a22a734f
 @dispatch
@@ -370,7 +389,8 @@ def show_batch(x:TensorXray, y:TensorXrayMask, samples, ctxs=None, max_n=8, nrow
     return _show([s[0] for s in samples], [s[1] for s in samples], None, max_n, ncols, figsize, ctxs, names)
 
 @dispatch
-def show_results(x:TensorXray, y:TensorXrayMask, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, names=None, **kwargs):
+def show_results(x:TensorXray, y:TensorXrayMask, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None,
+    names=None, **kwargs):
     "Radiographs with true and predicted masks outlined, and their Dice"
     return _show([s[0] for s in samples], [s[1] for s in samples], [o[0] for o in outs], max_n, ncols, figsize, ctxs, names)
 
