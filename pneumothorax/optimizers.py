@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from fastcore.foundation import L
-from fastai.optimizer import Lookahead, Optimizer, adam_step, average_grad, average_sqr_grad, momentum_step, radam_step, step_stat, weight_decay
+from fastai.optimizer import Lookahead, Optimizer
+from fastai.optimizer import adam_step, average_grad, average_sqr_grad, momentum_step, radam_step, step_stat, weight_decay
 from .rle import PtxError
 
 # %% ../nbs/17_optimizers.ipynb #f1700051
@@ -22,7 +23,9 @@ def _plain(v): return v.item() if hasattr(v,'item') else v
 def _copied(state, p):
     "The state of one parameter, its tensors copied to where that is"
     wrong = [(k,tuple(v.shape)) for k,v in state.items() if isinstance(v,torch.Tensor) and v.shape!=p.shape]
-    if wrong: raise OptimizerError(f'state {wrong[0][0]} of shape {wrong[0][1]} for a weight of shape {tuple(p.shape)}: it was saved with another network')
+    if wrong:
+        raise OptimizerError(f'state {wrong[0][0]} of shape {wrong[0][1]} for a weight of shape {tuple(p.shape)}: '
+            'it was saved with another network')
     return {k:v.to(p.device, copy=True) if isinstance(v,torch.Tensor) else v for k,v in state.items()}
 
 # %% ../nbs/17_optimizers.ipynb #f1700017
@@ -60,7 +63,8 @@ class XrayOptimizer(Optimizer):
         ps = [p for p,*_ in self.all_params()]
         mine,theirs = ([sorted(h) for h in hs] for hs in (self.hypers,sd['hypers']))
         if mine!=theirs or len(ps)!=len(sd['state']):
-            raise OptimizerError(f'state of {len(sd["state"])} weights in groups with {theirs}; here are {len(ps)} with {mine}: it was saved with another optimiser or network')
+            raise OptimizerError(f'state of {len(sd["state"])} weights in groups with {theirs}; here are {len(ps)} with {mine}: '
+                'it was saved with another optimiser or network')
         self.state = defaultdict(dict, {p:_copied(s,p) for p,s in zip(ps,sd['state'])})
         self.hypers = L(dict(h) for h in sd['hypers'])
 
@@ -105,11 +109,13 @@ def _option(name, text):
     k,_,v = (o.strip() for o in text.partition('='))
     if k=='lr': raise OptimizerError(f'optimizer {name}: lr is not its option; give the learning rate to the training')
     if k not in OPTIMIZERS[name]:
-        raise OptimizerError(f'optimizer {name}: {k!r} is not an option; there are {", ".join(f"{o}={d:g}" for o,d in OPTIMIZERS[name].items())}')
+        there = ', '.join(f'{o}={d:g}' for o,d in OPTIMIZERS[name].items())
+        raise OptimizerError(f'optimizer {name}: {k!r} is not an option; there are {there}')
     try: number = float(v)
     except ValueError: number = math.nan
     ok,what = _RANGES[k]
-    if not math.isfinite(number) or not ok(number): raise OptimizerError(f'optimizer {name}: {k}={v!r}; give a number {what}, such as {k}={OPTIMIZERS[name][k]:g}')
+    if not math.isfinite(number) or not ok(number):
+        raise OptimizerError(f'optimizer {name}: {k}={v!r}; give a number {what}, such as {k}={OPTIMIZERS[name][k]:g}')
     return k,int(number) if k=='k' else number
 
 # %% ../nbs/17_optimizers.ipynb #f1700021
@@ -131,7 +137,8 @@ def xray_optimizer(
     name = name.strip().lower()
     if name not in OPTIMIZERS:
         close = difflib.get_close_matches(name, OPTIMIZERS, n=2, cutoff=.5)
-        raise OptimizerError(f'optimizer {name!r} is unknown'+(f', did you mean {" or ".join(close)}?' if close else ':')+f' choose among {", ".join(OPTIMIZERS)}')
+        meant = f', did you mean {" or ".join(close)}?' if close else ':'
+        raise OptimizerError(f'optimizer {name!r} is unknown{meant} choose among {", ".join(OPTIMIZERS)}')
     options = [_option(name,o) for o in rest.split(',') if o.strip()]
     twice = [k for i,(k,_) in enumerate(options) if k in dict(options[:i])]
     if twice: raise OptimizerError(f'optimizer {spec!r}: {twice[0]} stands there twice; give it once')
