@@ -68,12 +68,13 @@ def mean_score(
     v = image_scores(pred, true, what)
     keep = ~np.isnan(v)
     if not keep.any(): raise MetricError(f'{what}: no image of {len(v):,} counts for it, so it has no mean')
-    if groups is not None and len(groups)!=len(v): raise MetricError(f'{len(v):,} images and {len(groups):,} groups: give one label per image')
+    if groups is not None and len(groups)!=len(v):
+        raise MetricError(f'{len(v):,} images and {len(groups):,} groups: give one label per image')
     return bootstrap_ci(v[keep], None if groups is None else np.asarray(groups,dtype=object)[keep], **kwargs)
 
 # %% ../nbs/21_metrics.ipynb #aeb9bca4
 class ImageMetric(Metric):
-    "Base of fastai metrics of one-channel logits, exact over batches and processes; a subclass has `_name`, `_rows` (a row of numbers per image) and `_value` (of all rows)"
+    "Base of fastai metrics of one-channel logits, exact over batches and processes; a subclass has `_name`, `_rows` and `_value`"
 
     def reset(self):
         "Forget all images"
@@ -85,8 +86,11 @@ class ImageMetric(Metric):
         "Add the images of one batch, those of other processes too"
         logits,true = learn.pred.detach().as_subclass(torch.Tensor),_binary(learn.y, 'the true mask')
         if logits.ndim!=4 or logits.shape[1]!=1: raise MetricError(f'logits of shape {tuple(logits.shape)}: expected one channel, N×1×H×W')
-        if logits[:,0].shape!=true.shape: raise MetricError(f'logits of shape {tuple(logits.shape)} and true masks of shape {tuple(true.shape)}: expected N×1×H×W and N×H×W')
-        if logits.isnan().any(): raise MetricError('NaN among the logits: the model has diverged; lower the learning rate, or train without mixed precision')
+        if logits[:,0].shape!=true.shape:
+            raise MetricError(f'logits of shape {tuple(logits.shape)} and true masks of shape {tuple(true.shape)}: '
+                'expected N×1×H×W and N×H×W')
+        if logits.isnan().any():
+            raise MetricError('NaN among the logits: the model has diverged; lower the learning rate, or train without mixed precision')
         self.rows.append(learn.to_detach(self._rows(logits[:,0].float(), true)).cpu().numpy())
 
     @property
@@ -157,7 +161,8 @@ def _probs(x, what='probabilities'):
     "A float tensor of probabilities, NaN and values outside [0,1] refused"
     t = x.detach().as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(x))
     if t.isnan().any(): raise MetricError(f'NaN among the {what}')
-    if len(t) and not (t.min()>=0 and t.max()<=1): raise MetricError(f'{what} from {t.min():.3g} to {t.max():.3g}: expected 0 to 1; logits need `sigmoid()` first')
+    if len(t) and not (t.min()>=0 and t.max()<=1):
+        raise MetricError(f'{what} from {t.min():.3g} to {t.max():.3g}: expected 0 to 1; logits need `sigmoid()` first')
     return t
 
 def _check_top(top, maps):
@@ -179,11 +184,13 @@ def image_prob(
 def _ranking(score, true):
     "Ranks of the scores, equal ones sharing one, and labels as a bool vector"
     s,t = (np.asarray(o.detach().cpu() if isinstance(o, torch.Tensor) else o) for o in (score,true))
-    if s.ndim!=1 or s.shape!=t.shape: raise MetricError(f'scores of shape {s.shape} and labels of shape {t.shape}: give one of each per image')
+    if s.ndim!=1 or s.shape!=t.shape:
+        raise MetricError(f'scores of shape {s.shape} and labels of shape {t.shape}: give one of each per image')
     if not np.isin(t, (0,1)).all(): raise MetricError('labels other than 0 and 1')
     if s.dtype.kind not in 'buif': raise MetricError(f'scores of type {s.dtype}: give one number per image')
     if np.isnan(s).any(): raise MetricError('NaN among the scores')
-    if len(np.unique(t))<2: raise MetricError(f'no image of {len(t):,} is {"negative" if t.all() else "positive"}: nothing to rank, the value is undefined')
+    if len(np.unique(t))<2:
+        raise MetricError(f'no image of {len(t):,} is {"negative" if t.all() else "positive"}: nothing to rank, the value is undefined')
     return np.unique(s, return_inverse=True)[1],t.astype(bool)
 
 def auroc(
@@ -351,7 +358,8 @@ def lesion_counts(
     min_iou:float=.1, # as in `match_lesions`
 )->np.ndarray: # N×3 int: TP, FP, FN of each image
     "Lesions found, invented and missed, per image"
-    if np.shape(pred)!=np.shape(true) or np.ndim(pred)!=3: raise MetricError(f'masks of shape {tuple(np.shape(pred))} and {tuple(np.shape(true))}: give both as N×H×W')
+    if np.shape(pred)!=np.shape(true) or np.ndim(pred)!=3:
+        raise MetricError(f'masks of shape {tuple(np.shape(pred))} and {tuple(np.shape(true))}: give both as N×H×W')
     return np.array([match_lesions(p, t, min_iou) for p,t in zip(pred,true)], dtype=np.int64).reshape(-1,3)
 
 def lesion_f1(
