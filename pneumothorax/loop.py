@@ -31,11 +31,14 @@ class XrayLearner(Learner):
         self.first_step = 0
     def __repr__(self):
         "Network, loss, optimiser, loaders and folder, a line each"
-        c,n,loss = getattr(self.model,'config',{}),sum(p.numel() for p in self.model.parameters()),getattr(self.loss_func,'main',self.loss_func)
+        c,n = getattr(self.model,'config',{}),sum(p.numel() for p in self.model.parameters())
+        loss = getattr(self.loss_func,'main',self.loss_func)
         opt = getattr(self.opt_func,'keywords',{}).get('name') or getattr(self.opt_func,'__name__',str(self.opt_func))
         net = c.get('name',type(self.model).__name__)+(f' with encoder {c["encoder"]}' if c.get('encoder') else '')
-        loaders = repr(self.dls) if hasattr(self.dls,'xray') else f'{len(self.dls.train)} batches for training, {len(self.dls.valid)} for validation'
-        lines = dict(network=f'{net}, {n:,} parameters', loss=getattr(loss,'__name__',type(loss).__name__), optimiser=f'{opt}, learning rate {self.lr}', loaders=loaders, folder=self.path)
+        batches = f'{len(self.dls.train)} batches for training, {len(self.dls.valid)} for validation'
+        loaders = repr(self.dls) if hasattr(self.dls,'xray') else batches
+        lines = dict(network=f'{net}, {n:,} parameters', loss=getattr(loss,'__name__',type(loss).__name__),
+            optimiser=f'{opt}, learning rate {self.lr}', loaders=loaders, folder=self.path)
         return '\n'.join(f'{k:10} {v}'.replace('\n','\n'+' '*11) for k,v in lines.items())
 
 # %% ../nbs/14_loop.ipynb #c8000051
