@@ -47,7 +47,8 @@ def to_bytes(
     "Probabilities as whole numbers; raises `PtxError` for what is no probability"
     if dtype not in DTYPES: raise PtxError(f'dtype={dtype!r}: there are {", ".join(DTYPES)}')
     p = p.detach().float().cpu().numpy() if hasattr(p,'detach') else np.asarray(p,np.float32)
-    if p.size and not (p.min()>=0 and p.max()<=1): raise PtxError(f'probabilities from {p.min():.3g} to {p.max():.3g}: give 0 to 1; NaN comes from a model that has diverged')
+    if p.size and not (p.min()>=0 and p.max()<=1):
+        raise PtxError(f'probabilities from {p.min():.3g} to {p.max():.3g}: give 0 to 1; NaN comes from a model that has diverged')
     return (p*np.iinfo(dtype).max).round().astype(dtype)
 
 def from_bytes(
@@ -75,7 +76,8 @@ def _array(f, n=None):
     "A stored array of at least `n` rows, memory-mapped"
     try: a = np.load(f, mmap_mode='r')
     except (OSError,ValueError,EOFError) as e: raise RunError(f'{f}: cannot be read ({e}); it is damaged, predict again') from None
-    if n is not None and len(a)<n: raise RunError(f'{f}: {len(a)} maps, and {f.parent}/index.csv speaks of {n}; one of them is damaged, predict again')
+    if n is not None and len(a)<n:
+        raise RunError(f'{f}: {len(a)} maps, and {f.parent}/index.csv speaks of {n}; one of them is damaged, predict again')
     return a
 
 # %% ../nbs/12_records.ipynb #rec0000e
@@ -84,13 +86,17 @@ def open_maps(
 )->tuple: # DataFrame with ImageId, path, row, max_prob; N×size×size uint8 or uint16, memory-mapped; DataFrame of what failed
     "Predictions, as they were stored; raises `RunError`"
     p = Path(pred)
-    if (p/'asked.json').exists() and not (p/'predict.json').exists(): raise RunError(f'{p}: a prediction that was interrupted; predict again into this folder, and it goes on')
+    if (p/'asked.json').exists() and not (p/'predict.json').exists():
+        raise RunError(f'{p}: a prediction that was interrupted; predict again into this folder, and it goes on')
     if not (p/'predict.json').exists(): raise RunError(f'{p}: no predict.json; give a folder of `predict_maps` that finished')
     r = read_record(p/'predict.json')
-    if r.get('format')!=FORMAT: raise RunError(f"{p}: predictions of format {r.get('format')!r}, this version reads {FORMAT}; predict again")
+    if r.get('format')!=FORMAT:
+        raise RunError(f"{p}: predictions of format {r.get('format')!r}, this version reads {FORMAT}; predict again")
     index,failed = _index(p/'index.csv'),_index(p/'failed.csv')
-    if gone := [k for k in ('ImageId','path','row','max_prob') if k not in index]: raise RunError(f'{p}/index.csv: no column {gone[0]}; it is damaged, predict again')
-    if len(index)!=r.get('n',len(index)): raise RunError(f'{p}/index.csv: {len(index)} radiographs, and predict.json speaks of {r["n"]}; it is damaged, predict again')
+    if gone := [k for k in ('ImageId','path','row','max_prob') if k not in index]:
+        raise RunError(f'{p}/index.csv: no column {gone[0]}; it is damaged, predict again')
+    if len(index)!=r.get('n',len(index)):
+        raise RunError(f'{p}/index.csv: {len(index)} radiographs, and predict.json speaks of {r["n"]}; it is damaged, predict again')
     return index,_array(p/'maps.npy', int(index.row.max())+1 if len(index) else 0),failed
 
 def open_each(
@@ -111,9 +117,11 @@ def oof_folder(
     "Where the out-of-fold predictions are; raises `RunError`"
     p = Path(folder)
     if (p/'crossval.json').exists():
-        if not (p/'oof'/'predict.json').exists(): raise RunError(f'{p}: not all folds are trained and predicted; start the cross-validation again, it goes on')
+        if not (p/'oof'/'predict.json').exists():
+            raise RunError(f'{p}: not all folds are trained and predicted; start the cross-validation again, it goes on')
         p = p/'oof'
-    if (p/'predict.json').exists() and not (p/'labels.csv').exists(): raise RunError(f'{p}: no labels.csv, so no out-of-fold predictions; give a folder of `cross_validate`, or of `predict_oof` on one')
+    if (p/'predict.json').exists() and not (p/'labels.csv').exists():
+        raise RunError(f'{p}: no labels.csv, so no out-of-fold predictions; give a folder of `cross_validate`, or of `predict_oof` on one')
     return p
 
 def open_oof(
