@@ -15,7 +15,9 @@ from .states import CheckpointError, bare, save_weights, write_state
 from .loop import TimeUp
 
 # %% ../nbs/18_checkpoints.ipynb #c8000031
-def _stateful(learn): return {type(c).__name__:c for c in learn.cbs if hasattr(type(c),'state_dict')}   # an instance would pass the question on to the network
+def _stateful(learn):
+    "Callbacks that keep a state; an instance would pass the question on to the network, so its class is asked"
+    return {type(c).__name__:c for c in learn.cbs if hasattr(type(c),'state_dict')}
 
 def _recorded(learn):
     "What the recorder holds"
@@ -28,8 +30,8 @@ def training_state(
 )->dict: # for `write_state`
     "All that a training needs to go on"
     return dict(epoch=learn.epoch+(step==0), epochs=overall(learn)[0]+(step==0), step=step,
-        model=bare(learn.model).state_dict(), opt=learn.opt.state_dict(), recorder=_recorded(learn), pct_train=learn.pct_train, train_iter=learn.train_iter,
-        callbacks={k:c.state_dict() for k,c in _stateful(learn).items()})
+        model=bare(learn.model).state_dict(), opt=learn.opt.state_dict(), recorder=_recorded(learn),
+        pct_train=learn.pct_train, train_iter=learn.train_iter, callbacks={k:c.state_dict() for k,c in _stateful(learn).items()})
 
 # %% ../nbs/18_checkpoints.ipynb #c8000036
 def _restore_recorder(learn, s):
@@ -50,9 +52,12 @@ def restore_training(
 ): # changes the learner
     "Put a state back; raises `CheckpointError` where it does not fit"
     cbs = _stateful(learn)
-    if other := set(cbs)^set(state['callbacks']): raise CheckpointError(f'the checkpoint was made with other callbacks ({", ".join(sorted(other))}); train with the same, or begin anew with fresh=True')
+    if other := set(cbs)^set(state['callbacks']):
+        raise CheckpointError(f'the checkpoint was made with other callbacks ({", ".join(sorted(other))}); '
+            'train with the same, or begin anew with fresh=True')
     try: bare(learn.model).load_state_dict(state['model'])
-    except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another network ({str(e).splitlines()[0]}); begin anew with fresh=True') from None
+    except RuntimeError as e:
+        raise CheckpointError(f'the checkpoint is of another network ({str(e).splitlines()[0]}); begin anew with fresh=True') from None
     learn.opt.load_state_dict(_on(state['opt'], next(learn.model.parameters()).device))
     _restore_recorder(learn, state['recorder'])
     for k,c in cbs.items(): c.load_state_dict(state['callbacks'][k])
@@ -108,7 +113,8 @@ class Checkpoint(Callback):
         self.trains,self.run = False,not hasattr(self.learn,'lr_finder') and not hasattr(self.learn,'gather_preds')
         if not self.run: return
         names = self.recorder.metric_names[1:-1]
-        if self.best.n and self.best.monitor not in names: raise CheckpointError(f'monitor={self.best.monitor!r}: no such column; there are {", ".join(names)}')
+        if self.best.n and self.best.monitor not in names:
+            raise CheckpointError(f'monitor={self.best.monitor!r}: no such column; there are {", ".join(names)}')
         if not self.state: return
         restore_training(self.learn, self.state)
         self.learn.first_epoch,self.learn.first_step = self.state['epoch'],self.state['step']
