@@ -92,7 +92,8 @@ class Accumulate(Callback):
     def before_fit(self):
         "Drop what a broken fit left; slow batch norm down"
         self.after_fit()
-        if self.bn_momentum: self._norms = [(m,m.momentum) for m in self.model.modules() if isinstance(m,_BatchNorm) and m.momentum is not None]
+        if self.bn_momentum:
+            self._norms = [(m,m.momentum) for m in self.model.modules() if isinstance(m,_BatchNorm) and m.momentum is not None]
         for m,v in self._norms: m.momentum = v*min(1, self.dls.train.bs*world()/self.n_acc)
 
     def before_batch(self):
@@ -149,7 +150,8 @@ def load_state_dict(self:Accumulate,
 ):
     "Go on with a gradient that waited; raises `CallbackError` if it is another network's, or of another `n_acc`"
     ps = dict(get_model(self.model).named_parameters())
-    if d['n_acc']!=self.n_acc: raise CallbackError(f'n_acc={self.n_acc}, but the state was saved with n_acc={d["n_acc"]}; go on with that, or begin anew')
+    if d['n_acc']!=self.n_acc:
+        raise CallbackError(f'n_acc={self.n_acc}, but the state was saved with n_acc={d["n_acc"]}; go on with that, or begin anew')
     if unknown := [n for n in d['grads'] if n not in ps or ps[n].shape!=d['grads'][n].shape]:
         raise CallbackError(f'the state has gradients of {few(unknown)}, which this network has not; it was saved with another one')
     for n,v in d['grads'].items(): ps[n].grad = v.to(ps[n].device, copy=True)
@@ -171,7 +173,8 @@ class XrayPrecision(MixedPrecision):
 
     def before_fit(self):
         "Autocast and scaler; the scale is that of the latest fit"
-        if self.kind=='cuda' and self.half==torch.bfloat16 and not torch.cuda.is_bf16_supported(): raise CallbackError('this GPU has no bfloat16; choose torch.float16')
+        if self.kind=='cuda' and self.half==torch.bfloat16 and not torch.cuda.is_bf16_supported():
+            raise CallbackError('this GPU has no bfloat16; choose torch.float16')
         self.kept = self.state_dict()['scaler']
         self._leave()
         self.autocast,self.scales = autocast(self.kind, dtype=self.half),L()
@@ -211,7 +214,8 @@ class XrayPrecision(MixedPrecision):
     ):
         "Go on with that scale"
         self.kept = d['scaler']
-        if self.kept and getattr(self.learn,'scaler',None) is not None and self.learn.scaler.is_enabled(): self.learn.scaler.load_state_dict(self.kept)
+        if self.kept and getattr(self.learn,'scaler',None) is not None and self.learn.scaler.is_enabled():
+            self.learn.scaler.load_state_dict(self.kept)
 
 # %% ../nbs/23_callbacks.ipynb #f2300073
 def mixed_precision(
@@ -261,7 +265,8 @@ class StopNaN(Callback):
         if not self.value.isfinite().all(): self._stop(f'loss {self.value.mean():g}')
         scaler = getattr(self.learn,'scaler',None)
         if self.grads is False or self.grads is None and self.loss.is_cuda or scaler is not None and scaler.is_enabled(): return
-        if not nn.utils.get_total_norm([p.grad for p in _live(self.opt)]).isfinite(): self._stop(f'loss {self.value.mean():g}, but a gradient that is not finite')
+        if not nn.utils.get_total_norm([p.grad for p in _live(self.opt)]).isfinite():
+            self._stop(f'loss {self.value.mean():g}, but a gradient that is not finite')
 
     def _images(self):
         "Names of the images of this batch, or None"
@@ -277,8 +282,11 @@ class StopNaN(Callback):
         if not all(p.isfinite().all() for p in self.model.parameters()): wrong.append('weights were not finite before this step')
         self.opt.zero_grad()
         if self.stats: torch._foreach_copy_(self.stats, self.kept)
-        raise DivergedError(f'{what} in epoch {epoch}, step {self.iter}'+(f', images {few(images)}' if images else '')+f': {"; ".join(wrong) or "its images and the weights are finite"}. '
-            'The weights are those before this step. '+('Mend or leave out what is named' if wrong else 'Give a lower learning rate, or clip gradients')+', and train again')
+        which = f', images {few(images)}' if images else ''
+        why = '; '.join(wrong) or 'its images and the weights are finite'
+        do = 'Mend or leave out what is named' if wrong else 'Give a lower learning rate, or clip gradients'
+        raise DivergedError(f'{what} in epoch {epoch}, step {self.iter}{which}: {why}. '
+            f'The weights are those before this step. {do}, and train again')
 
 # %% ../nbs/23_callbacks.ipynb #f2300053
 class EarlyStop(Callback):
@@ -302,7 +310,8 @@ class EarlyStop(Callback):
         "Find the column; raises `CallbackError`"
         names = list(self.recorder.metric_names[1:])
         self.trained,self.column = False,names.index(self.monitor) if self.monitor in names[:-1] else None
-        if self.column is None: raise CallbackError(f'monitor={self.monitor!r} is no column of the history; choose among {", ".join(names[:-1])}')
+        if self.column is None:
+            raise CallbackError(f'monitor={self.monitor!r} is no column of the history; choose among {", ".join(names[:-1])}')
 
     def before_epoch(self):
         "Stop"

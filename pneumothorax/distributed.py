@@ -42,7 +42,8 @@ def join_processes(
     n = max(num_distrib(),1)
     if n==1: return n
     try: from accelerate import PartialState
-    except ImportError as e: raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
+    except ImportError as e:
+        raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
     PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=timeout))
     atexit.unregister(_leave)      # once, however often it is asked
     atexit.register(_leave)
@@ -57,7 +58,8 @@ def run_device(
     if d=='auto': d = there[0]
     if not re.fullmatch(r'cpu|mps(:0)?|cuda(:\d+)?', d): raise PtxError(f'device={d}: no such device; give auto, cpu, cuda, cuda:1 or mps')
     kind,_,n = d.partition(':')
-    if kind not in there or (n and int(n)>=max(torch.cuda.device_count(),1)): raise PtxError(f'device={d}: not available here; give auto or {" or ".join(there)}')
+    if kind not in there or (n and int(n)>=max(torch.cuda.device_count(),1)):
+        raise PtxError(f'device={d}: not available here; give auto or {" or ".join(there)}')
     return f'cuda:{os.environ.get("LOCAL_RANK",0)}' if d=='cuda' and world()>1 else d
 
 # %% ../nbs/19_distributed.ipynb #a9000012
@@ -116,12 +118,16 @@ class SharedBatches:
     ):
         super().__init__(dl, rank, world_size, device)
         self.n,self.at,self._total = dl.n,-1,0
-        if self.bs%self.world_size: raise DistributedError(f'bs={self.bs} for {self.world_size} processes: give a batch size that all processes together can share evenly, such as {-(-self.bs//self.world_size)*self.world_size}')
-        if dl.shuffle and not dl.drop_last: raise DistributedError('a training loader that is shared needs drop_last=True: the last batch would be uneven')
+        if self.bs%self.world_size:
+            fits = -(-self.bs//self.world_size)*self.world_size
+            raise DistributedError(f'bs={self.bs} for {self.world_size} processes: '
+                f'give a batch size that all processes together can share evenly, such as {fits}')
+        if dl.shuffle and not dl.drop_last:
+            raise DistributedError('a training loader that is shared needs drop_last=True: the last batch would be uneven')
 
     def __setattr__(self, k, v): setattr(self.dl,k,v) if k in _lent else super().__setattr__(k,v)
     def __len__(self): return len(self.dl)
-    def __reduce__(self): return _sent,(),self.__dict__   # to workers that are not forked: its class is made below, and has no name of its own
+    def __reduce__(self): return _sent,(),self.__dict__   # to workers that are not forked: its class is made below, without a name
 
     def get_idxs(self)->list: # positions
         "The images of all processes, which agree on them"
@@ -180,7 +186,8 @@ class SharedBatches:
 def _with_fastai(ours, theirs):
     "A class of fastai's module with ours in front"
     try: import fastai.distributed
-    except (ImportError,NameError) as e: raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
+    except (ImportError,NameError) as e:
+        raise DistributedError('several processes need the package accelerate: '+to_install('pneumothorax[distributed]')) from e
     return type(ours.__name__, (ours,getattr(fastai.distributed,theirs)), {})
 
 def _sent():
@@ -252,7 +259,8 @@ class _SyncNorm(torch.autograd.Function):
         sums = (sums/ctx.total).view(2,*shape)
         scale = invstd if weight is None else invstd*weight.float()
         dx = (g-sums[0]-xhat*sums[1])*scale.view(shape)
-        return dx.to(dy.dtype),None if weight is None else dw.to(weight.dtype),None if weight is None else db.to(weight.dtype),None,None,None
+        dw,db = (None if weight is None else o.to(weight.dtype) for o in (dw,db))
+        return dx.to(dy.dtype),dw,db,None,None,None
 
 def _pooled(x):
     "Mean, variance and number of values of each channel, over all processes"
@@ -354,7 +362,8 @@ class SharedTraining:
             if self.sync_bn: undo.enter_context(synced(plain))
             self.learn.dls.loaders = [self._wrap_dl(dl) for dl in old]
             with warnings.catch_warnings():
-                warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning)     # newer torch has another name for it, which older torch and Accelerate do not know
+                # newer torch has another name for it, which older torch and Accelerate do not know
+                warnings.filterwarnings('ignore', '.*broadcast_buffers', FutureWarning)
                 self.learn.model = self.accelerator.prepare(plain)
             self.undo = undo.pop_all()
 

@@ -34,7 +34,9 @@ def _library(f): return (getattr(f,'__module__',None) or '').partition('.')[0]
 def _timm():
     "timm, where a network of it is asked for; raises `ModelError`"
     try: import timm
-    except ImportError as e: raise ModelError(f"timm is not there ({e}), and without it there are only torchvision's encoders, such as resnet18: {to_install('timm')}") from e
+    except ImportError as e:
+        raise ModelError(f"timm is not there ({e}), and without it there are only torchvision's encoders, "
+            f"such as resnet18: {to_install('timm')}") from e
     return timm
 
 # %% ../nbs/15_encoders.ipynb #timm0004
@@ -85,7 +87,8 @@ def _fold_stem(model, n_in):
     c = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if c is None: raise ModelError('it has no convolution; choose a convolutional network')
     w = _adapt(c.weight.data, n_in) if c.in_channels in (1,3,n_in) and c.groups==1 else None
-    if w is None: raise ModelError(f'its first convolution takes {c.in_channels} channels, the images have {n_in}; build it for n_in={n_in}')
+    if w is None:
+        raise ModelError(f'its first convolution takes {c.in_channels} channels, the images have {n_in}; build it for n_in={n_in}')
     if w is not c.weight.data: c.weight,c.in_channels = nn.Parameter(w.contiguous(), c.weight.requires_grad),n_in
 
 # %% ../nbs/15_encoders.ipynb #f95ba5ef
@@ -121,7 +124,8 @@ class StageEncoder(nn.Module):
                 self.add_module(name, m)
         self.names = list(strides)
         self.cuts = [n for n,nxt in zip(self.names, [*self.names[1:],None]) if nxt is None or strides[n]<strides[nxt]]
-        if not self._agrees(model, n_in): raise ModelError('its layers are no chain, its own `forward` does more; give a network that returns a list of maps')
+        if not self._agrees(model, n_in):
+            raise ModelError('its layers are no chain, its own `forward` does more; give a network that returns a list of maps')
 
     def _agrees(self, model, n_in):
         "Does the last layer return here what it returns in `model`?"
@@ -140,7 +144,8 @@ class StageEncoder(nn.Module):
         maps = []
         for name in self.names:
             layer = getattr(self,name)
-            x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training and len(list(layer.children())) else layer(x)
+            twice = self.grad_checkpointing and self.training and len(list(layer.children()))
+            x = checkpoint(layer, x, use_reentrant=False) if twice else layer(x)
             if name in self.cuts: maps.append(x)
         return maps
 
@@ -161,11 +166,15 @@ def encoder_levels(
             with _trial(encoder, n_in, k) as x: maps = encoder(x)
             break
         except (RuntimeError,AssertionError,ValueError) as e: error = e
-    else: raise ModelError(f'the encoder does not run on images of 96×288 and 192×576 pixels ({str(error)[:120]}); choose one that is not bound to a size')
-    if not isinstance(maps,(list,tuple)): raise ModelError(f'the encoder returns a {type(maps).__name__}, not a list of maps; see `create_encoder`')
+    else:
+        raise ModelError(f'the encoder does not run on images of 96×288 and 192×576 pixels ({str(error)[:120]}); '
+            'choose one that is not bound to a size')
+    if not isinstance(maps,(list,tuple)):
+        raise ModelError(f'the encoder returns a {type(maps).__name__}, not a list of maps; see `create_encoder`')
     at = {o[1]:(i,*o) for i,m in enumerate(maps) if (o := _layout(m,k))}       # of one stride, the last stays
-    if (n := sum(s>1 for s in at))<2: raise ModelError(f"the encoder has maps at {counted(n,'resolutions')} below the image's, a U-Net needs two or more; "
-        'choose a convolutional network')
+    if (n := sum(s>1 for s in at))<2:
+        raise ModelError(f"the encoder has maps at {counted(n,'resolutions')} below the image's, a U-Net needs two or more; "
+            'choose a convolutional network')
     return [at[s] for s in sorted(at)]
 
 # %% ../nbs/15_encoders.ipynb #0bd81a28
@@ -236,8 +245,10 @@ def _load(path):
         found = re.search(r'GLOBAL (\S+)', str(e))
         with open(path,'rb') as f: pickled = f.read(1)==b'\x80'
         if not (found or pickled): raise
-        raise ModelError(f'weights={path.name!r} holds code or objects beside tensors{f" ({found[1]})" if found else ""} and was refused; nothing in it was executed. '
-            'Whoever made the file can save the `state_dict()` alone, best as .safetensors; in fastai, `learn.save(…, with_opt=False)`') from e
+        what = f' ({found[1]})' if found else ''
+        raise ModelError(f'weights={path.name!r} holds code or objects beside tensors{what} and was refused; nothing in it was executed. '
+            'Whoever made the file can save the `state_dict()` alone, best as .safetensors; '
+            'in fastai, `learn.save(…, with_opt=False)`') from e
 
 def read_weights(
     weights:str, # path of a .safetensors, .pth, .pt or .bin file, or of a run folder, or 'lite0'
@@ -246,13 +257,18 @@ def read_weights(
     path = Path(_lite0_file() if str(weights)=='lite0' else weights)
     if path.is_dir():
         path /= 'model.safetensors'
-        if not path.is_file(): raise ModelError(f'weights={str(weights)!r} is a folder without model.safetensors; give the folder of a finished run, or a file')
-    if not path.is_file(): raise ModelError(f"weights={str(weights)!r}: no such file; give a .safetensors or .pth file, the folder of a run, 'lite0' or 'imagenet'")
+        if not path.is_file():
+            raise ModelError(f'weights={str(weights)!r} is a folder without model.safetensors; '
+                'give the folder of a finished run, or a file')
+    if not path.is_file():
+        raise ModelError(f"weights={str(weights)!r}: no such file; "
+            "give a .safetensors or .pth file, the folder of a run, 'lite0' or 'imagenet'")
     if path.stat().st_size==0: raise ModelError(f'weights={path.name!r} is an empty file; copy or download it again')
     try: sd = _load(path)
     except ModelError: raise
     except Exception as e:
-        raise ModelError(f'weights={path.name!r} could not be read ({type(e).__name__}): it is damaged, or no file of torch or safetensors; copy or download it again') from e
+        raise ModelError(f'weights={path.name!r} could not be read ({type(e).__name__}): it is damaged, '
+            'or no file of torch or safetensors; copy or download it again') from e
     for key in ('state_dict','model_state_dict','model'):
         if isinstance(sd,dict) and isinstance(sd.get(key),dict): sd = sd[key]
     sd = {k:v for k,v in sd.items() if isinstance(k,str) and isinstance(v,torch.Tensor)} if isinstance(sd,dict) else {}
@@ -299,7 +315,8 @@ class WeightsReport:
         if not self.found: return [f'{self.file} → {self.part}: no tensor of {self.total} fits']
         lists = {'missing':self.missing, 'more in blocks of the model':self.extra, 'unused':[k for k in self.unused if k not in self.extra]}
         lists['of another shape'] = [f'{k} {"×".join(map(str,a))} (file: {"×".join(map(str,b))})' for k,(a,b) in self.shapes.items()]
-        return [f'{self.file} → {self.part}: {len(self.found)} of {self.total} tensors, {self.how}']+[f'{len(v)} {k}: {few(v)}' for k,v in lists.items() if v]
+        head = f'{self.file} → {self.part}: {len(self.found)} of {self.total} tensors, {self.how}'
+        return [head]+[f'{len(v)} {k}: {few(v)}' for k,v in lists.items() if v]
 
     def __repr__(self): return '\n'.join(self.lines())
 
@@ -319,7 +336,8 @@ def _match(own, sd, file, part):
     how = 'by name'+(f', after {s[:len(theirs)]!r} in the file' if theirs else f', after {k[:len(ours)]!r} in the model' if ours else '')
     order = dict(zip(keys, (k for k in sd if not _counter(k))))
     found = {k:t for k,s in source.items() if (t := fit(k,s)) is not None}
-    if any(k not in found for k in keys) and len(order)==len(keys) and all(fit(k,s) is not None and (k not in found or source[k]==s) for k,s in order.items()):
+    agrees = lambda k,s: fit(k,s) is not None and (k not in found or source[k]==s)
+    if any(k not in found for k in keys) and len(order)==len(keys) and all(agrees(k,s) for k,s in order.items()):
         source,how = order,'by order'
         found = {k:fit(k,s) for k,s in order.items()}
     used = set(source.values())
@@ -357,19 +375,24 @@ def load_weights(
     found,report,target = best
     if not report.complete and (strict or not found):
         made = _made_for(weights)
-        raise ModelError('weights do not fit, '+(f'the file was made for encoder={made!r}: ' if made else 'is the file for another encoder? ')+'; '.join(report.lines()))
+        whose = f'the file was made for encoder={made!r}: ' if made else 'is the file for another encoder? '
+        raise ModelError(f'weights do not fit, {whose}'+'; '.join(report.lines()))
     nan = [k for k,v in found.items() if v.is_floating_point() and not v.isfinite().all()]
-    if nan: raise ModelError(f'weights={file!r}: {counted(len(nan),"tensors")} with values that are not finite ({few(nan)}); the training that wrote them diverged, take an earlier file')
+    if nan:
+        raise ModelError(f'weights={file!r}: {counted(len(nan),"tensors")} with values that are not finite ({few(nan)}); '
+            'the training that wrote them diverged, take an earlier file')
     target.load_state_dict(found, strict=False)
     notice(f'tensors keep their values, {file} has none that fit', report.missing+list(report.shapes))
     notice(f'tensors of {file} have no place, it is of a larger network', report.extra)
-    if best is not tries[0] and size(tries[0])>size(best): notice(f'tensors of {file} are not used, only its encoder fits this model', report.unused)
+    if best is not tries[0] and size(tries[0])>size(best):
+        notice(f'tensors of {file} are not used, only its encoder fits this model', report.unused)
     return report
 
 def _name_of(model):
     "The encoder of a model, by name"
     name = getattr(getattr(model,'encoder',model),'origin',None) or getattr(model,'config',{}).get('encoder')
-    if not isinstance(name,str): raise ModelError("weights='imagenet': this encoder was not made from a name, so its weights are not known; give a file")
+    if not isinstance(name,str):
+        raise ModelError("weights='imagenet': this encoder was not made from a name, so its weights are not known; give a file")
     return name
 
 # %% ../nbs/15_encoders.ipynb #e1500028
@@ -382,12 +405,15 @@ def imagenet_file(
     if lib=='timm': cfg = _timm().get_pretrained_cfg(name)
     else: cfg = next(iter([w.DEFAULT for w in [torchvision.models.get_model_weights(name)] if len(w)]), None)
     hub,url = getattr(cfg,'hf_hub_id',None),getattr(cfg,'url',None)
-    if not hub and not url: raise ModelError(f"{lib} has no pretrained weights for {name}; `timm.list_models(pretrained=True)` lists encoders that have, or give a file with `weights=`")
+    if not hub and not url:
+        raise ModelError(f'{lib} has no pretrained weights for {name}; `timm.list_models(pretrained=True)` lists encoders that have, '
+            'or give a file with `weights=`')
     if hub:
         from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
         repo,_,revision = hub.partition('@')
         at = dict(repo_id=repo, filename=cfg.hf_hub_filename or 'model.safetensors', revision=revision or None)
-        have,url,put = try_to_load_from_cache(**at),hf_hub_url(**at),f'copy the folder $HF_HOME/hub/models--{repo.replace("/","--")} of a machine that has it'
+        have,url = try_to_load_from_cache(**at),hf_hub_url(**at)
+        put = f'copy the folder $HF_HOME/hub/models--{repo.replace("/","--")} of a machine that has it'
         get = partial(hf_hub_download, **at)
     else:
         f = Path(torch.hub.get_dir())/'checkpoints'/Path(urlparse(url).path).name
@@ -401,8 +427,9 @@ def imagenet_file(
         with urlopen(Request(url, method='HEAD'), timeout=timeout): pass
         return Path(get())
     except Exception as e:
-        raise ModelError(f"the pretrained weights of {name} are not on this machine and could not be fetched ({type(e).__name__}: {str(e)[:120]}). Fetch {url} "
-            f"elsewhere and give its path as `weights=`, or {put}; weights='lite0', for tf_efficientnet_lite0, needs no network") from e
+        raise ModelError(f"the pretrained weights of {name} are not on this machine and could not be fetched "
+            f"({type(e).__name__}: {str(e)[:120]}). Fetch {url} elsewhere and give its path as `weights=`, or {put}; "
+            "weights='lite0', for tf_efficientnet_lite0, needs no network") from e
 
 # %% ../nbs/15_encoders.ipynb #e1500031
 def imagenet_weights(
@@ -412,4 +439,6 @@ def imagenet_weights(
     (lib,name),sd = find_encoder(encoder),read_weights(imagenet_file(encoder))
     if lib=='torchvision': return sd
     try: return _timm_encoder(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=sd)).state_dict()
-    except Exception as e: raise ModelError(f'timm could not use the pretrained weights of {name} ({type(e).__name__}: {str(e)[:120]}); remove the file from its cache, or give another with `weights=`') from e
+    except Exception as e:
+        raise ModelError(f'timm could not use the pretrained weights of {name} ({type(e).__name__}: {str(e)[:120]}); '
+            'remove the file from its cache, or give another with `weights=`') from e

@@ -53,7 +53,8 @@ def _smp(name):
 def _smp_net(name, encoder, n_in, options):
     "smp's network, the encoder inside it, and its deepest stride"
     cls,(lib,timm_name) = _smp(name),find_encoder(encoder)
-    if lib!='timm': raise ModelError(f"encoder={encoder!r}: {name} takes its encoders from timm; torchvision's work with hyperunet and fastai_unet")
+    if lib!='timm':
+        raise ModelError(f"encoder={encoder!r}: {name} takes its encoders from timm; torchvision's work with hyperunet and fastai_unet")
     cfg = _timm().get_pretrained_cfg(timm_name)
     free = dict(strict_img_size=False) if cfg is not None and cfg.fixed_input_size else {}
     net = cls(f'tu-{timm_name}', encoder_weights=None, in_channels=n_in, classes=1, **options, **free)
@@ -80,8 +81,9 @@ def _fastai_net(name, encoder, n_in, options):
     try:
         with torch.no_grad(): same = torch.equal(body.eval()(x), enc.eval()(x)[-1])
     except Exception as e: same,error = False,e
-    if last or not same: raise ModelError(f'encoder={encoder!r}: fastai_unet needs a sequential encoder, in which each layer feeds the next, channels first; '
-        'choose one like resnet34 or tf_efficientnet_lite0, or another model') from error
+    if last or not same:
+        raise ModelError(f'encoder={encoder!r}: fastai_unet needs a sequential encoder, in which each layer feeds the next, '
+            'channels first; choose one like resnet34 or tf_efficientnet_lite0, or another model') from error
     net = _FastaiUnet(body, 1, (128,128), **options)
     net.forget()
     net.layers = nn.ModuleList([_Borrowed(body), *net.layers[1:-1]])          # the last one only sets fastai's tensor type
@@ -89,7 +91,8 @@ def _fastai_net(name, encoder, n_in, options):
 
 # %% ../nbs/22_models.ipynb #e2200043
 MODELS = ('hyperunet','fastai_unet',*SMP)
-_OURS = {'self','encoder','weights','n_in','prior','kwargs','encoder_name','encoder_weights','in_channels','classes','activation','aux_params'}
+_OURS = {'self','encoder','weights','n_in','prior','kwargs',
+    'encoder_name','encoder_weights','in_channels','classes','activation','aux_params'}
 
 def _options(name):
     "What can be chosen for a model, beside its encoder"
@@ -108,12 +111,14 @@ def _rival(name, encoder, n_in, prior=0.01, **options):
     if prior is not None: check_prior(prior)
     try:
         net,enc,stride = (_fastai_net if name=='fastai_unet' else _smp_net)(name, encoder, n_in, options)
-        model = Rival(net, enc, stride, dict(name=name, encoder=encoder if isinstance(encoder,str) else enc.origin, n_in=n_in, prior=prior, **options))
+        known = encoder if isinstance(encoder,str) else enc.origin
+        model = Rival(net, enc, stride, dict(name=name, encoder=known, n_in=n_in, prior=prior, **options))
         model.eval()                # all of it: what `net` has borrowed does not follow its mode
         with torch.no_grad(): shape = net(torch.zeros(1,n_in,128,128)).shape
     except ModelError: raise
     except Exception as e:
-        raise ModelError(f'{name} cannot be built with encoder={encoder!r}{f" and {options}" if options else ""} ({type(e).__name__}: {str(e)[:120]}); '
+        also = f' and {options}' if options else ''
+        raise ModelError(f'{name} cannot be built with encoder={encoder!r}{also} ({type(e).__name__}: {str(e)[:120]}); '
             'choose a convolutional encoder such as resnet34 or tf_efficientnet_lite0' + (', or other options' if options else '')) from e
     if shape!=(1,1,128,128): raise ModelError(f'{name} with {options or "this encoder"} gives {tuple(shape)} for an image of 128×128; '
         'depth of the encoder and upsampling have to agree')
@@ -130,7 +135,8 @@ def _spec(name):
     "Name and options of 'name:key=value,…'"
     name,_,rest = str(name).partition(':')
     pairs = [o.partition('=') for o in re.split(r',(?![^(\[]*[)\]])', rest) if o]
-    if bad := [k for k,eq,_ in pairs if not eq]: raise ModelError(f'{bad[0]!r}: write options as key=value, such as hyperunet:attention=scse,aux=True')
+    if bad := [k for k,eq,_ in pairs if not eq]:
+        raise ModelError(f'{bad[0]!r}: write options as key=value, such as hyperunet:attention=scse,aux=True')
     return name,{k.strip():_value(v.strip()) for k,_,v in pairs}
 
 # %% ../nbs/22_models.ipynb #e2200005
@@ -146,7 +152,8 @@ def xray_model(
     options = {**more,**options}
     if name not in MODELS:
         close = difflib.get_close_matches(str(name).lower().replace('+','plus'), MODELS, n=3, cutoff=0.4)
-        raise ModelError(f'name={name!r}: no such model' + (f'; did you mean {", ".join(close)}?' if close else f'; there are {", ".join(MODELS)}'))
+        there = f'did you mean {", ".join(close)}?' if close else f'there are {", ".join(MODELS)}'
+        raise ModelError(f'name={name!r}: no such model; {there}')
     unknown = [o for o in options if o not in _options(name)]
     if unknown: raise ModelError(f'{", ".join(unknown)}: not an option of {name}, which has {", ".join(_options(name))}')
     if name=='hyperunet': model = HyperUnet(encoder, n_in=n_in, **{k:v for k,v in options.items() if (k,v)!=('prior',None)})
