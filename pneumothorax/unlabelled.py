@@ -63,12 +63,16 @@ def open_unlabelled(
         t = pd.DataFrame(dict(ImageId=ids, path=[files.images[i] for i in ids], rles=[[] for _ in ids], has_ptx=False, area=0))
         t = pd.concat([t, find_patients(files,ids,progress and watched()).reset_index(drop=True)], axis=1)
         c = prepare(t, out, how.size, how.fit, before=equalizer(first), workers=workers, progress=progress)
-        if not len(c): raise UnlabelledError(f'{p}: none of {counted(len(t),"radiographs")} can be read; look at the notice above, and give others')
+        if not len(c):
+            raise UnlabelledError(f'{p}: none of {counted(len(t),"radiographs")} can be read; look at the notice above, and give others')
         return c
     c = XrayCache(p)
     made = c.settings['before']
-    if c.size<how.size: raise UnlabelledError(f'{p}: a cache of {c.size} px, training takes {how.size}; give a folder of radiographs, or prepare anew')
-    if c.fit!=how.fit or made!=first: raise UnlabelledError(f'{p}: fit {c.fit}, equalised by {made}; the labelled radiographs have fit {how.fit} and {first}; prepare both alike')
+    if c.size<how.size:
+        raise UnlabelledError(f'{p}: a cache of {c.size} px, training takes {how.size}; give a folder of radiographs, or prepare anew')
+    if c.fit!=how.fit or made!=first:
+        raise UnlabelledError(f'{p}: fit {c.fit}, equalised by {made}; the labelled radiographs have fit {how.fit} and {first}; '
+            'prepare both alike')
     return c
 
 # %% ../nbs/28_unlabelled.ipynb #a28000131
@@ -110,13 +114,18 @@ def usable(
     def leave(rows, text): why[rows&(why=='')] = text
     leave(t.ImageId.isin(held.ImageId), 'is held back')
     leave(t.ImageId.isin(names), 'is labelled')
-    for i in np.flatnonzero(same>=0): leave(t.index==t.index[i], f'the same picture as {names[same[i]]}, which is '+('held back' if same[i]>=len(dls.train.items) else 'labelled'))
-    if 'patient_id' in t and 'patient_id' in held: leave(t.patient_id.notna()&_plain(t.patient_id).isin(_plain(held.patient_id.dropna())), 'of a patient who is held back')
+    for i in np.flatnonzero(same>=0):
+        what = 'held back' if same[i]>=len(dls.train.items) else 'labelled'
+        leave(t.index==t.index[i], f'the same picture as {names[same[i]]}, which is {what}')
+    if 'patient_id' in t and 'patient_id' in held:
+        leave(t.patient_id.notna()&_plain(t.patient_id).isin(_plain(held.patient_id.dropna())), 'of a patient who is held back')
     for i in np.flatnonzero(first!=np.arange(len(t))): leave(t.index==t.index[i], f'the same picture as {t.ImageId.iloc[first[i]]}')
     left = pd.DataFrame(dict(ImageId=t.ImageId, why=why))[why!='']
     notice('unlabelled radiographs are not used', [f'{i} ({w})' for i,w in left.itertuples(index=False)])
     if out is not None: left.to_csv(Path(out)/'left_out.csv', index=False)
-    if (why!='').all(): raise UnlabelledError(f'{cache.path}: none of {counted(len(t),"radiographs")} can be used beside the labelled ones; the first: {t.ImageId.iloc[0]} {why.iloc[0]}')
+    if (why!='').all():
+        raise UnlabelledError(f'{cache.path}: none of {counted(len(t),"radiographs")} can be used beside the labelled ones; the first: '
+            f'{t.ImageId.iloc[0]} {why.iloc[0]}')
     return t[why==''].reset_index(drop=True)
 
 # %% ../nbs/28_unlabelled.ipynb #a2800019
@@ -136,7 +145,8 @@ def _teachers(runs, fit, device):
     for r in runs:
         model,record = load_run(r, device)
         how = XrayInput.of(record['data'])
-        if how.fit!=fit: raise UnlabelledError(f'{r}: trained with fit {how.fit}, and the radiographs here have fit {fit}; train both alike')
+        if how.fit!=fit:
+            raise UnlabelledError(f'{r}: trained with fit {how.fit}, and the radiographs here have fit {fit}; train both alike')
         out.append((model,how))
     return out
 
@@ -187,8 +197,10 @@ def mark(
             n = min(bs, len(table)-done)
             bad = [f'{table.ImageId[done+i]} ({e})' for p in parts for i,e in p[3]]
             if bad: raise UnlabelledError(f'{bad[0]}: was readable when the cache was made; prepare the cache again')
-            ps = [F.interpolate(m(how.batch(x.to(device))).sigmoid(), (cache.size,)*2, mode='bilinear') for (m,how),(_,x,_,_) in zip(nets,parts)]
-            if mad := [str(r) for r,p in zip(runs,ps) if not p.isfinite().all()]: raise UnlabelledError(f'{mad[0]}: its probabilities are no numbers, it has diverged; give another teacher')
+            ps = [F.interpolate(m(how.batch(x.to(device))).sigmoid(), (cache.size,)*2, mode='bilinear')
+                for (m,how),(_,x,_,_) in zip(nets,parts)]
+            if mad := [str(r) for r,p in zip(runs,ps) if not p.isfinite().all()]:
+                raise UnlabelledError(f'{mad[0]}: its probabilities are no numbers, it has diverged; give another teacher')
             marks[done:done+n] = (torch.stack(ps).mean(0)[:,0]*255).round().byte().cpu().numpy()
             summed.update(np.ascontiguousarray(marks[done:done+n]))
             done += n
@@ -196,7 +208,8 @@ def mark(
             note = dict(digest=digest, teachers=[str(r) for r in runs], done=done, sum=summed.hexdigest())
             with written(Path(out)/'marks.json') as part: part.write_text(json.dumps(note), encoding='utf-8')
     top = marks.max()/255
-    notice(f'teachers have marked nothing on {counted(len(table),"unlabelled radiographs")}, and a student learns nothing from that; train them longer, or give others', [f'{few([str(r) for r in runs])} (largest probability {top:.2g})'] if top<_TINY else [])
+    notice(f'teachers have marked nothing on {counted(len(table),"unlabelled radiographs")}, and a student learns nothing from that; '
+        'train them longer, or give others', [f'{few([str(r) for r in runs])} (largest probability {top:.2g})'] if top<_TINY else [])
     return marks
 
 # %% ../nbs/28_unlabelled.ipynb #a2800020
@@ -215,7 +228,8 @@ class Unlabelled(Callback):
         weight:float=15., # of their cross-entropy beside the loss
         seed:int=0, # of their order and augmentation
     ):
-        if len(rows)!=len(marks): raise UnlabelledError(f'{counted(len(rows),"radiographs")} and {counted(len(marks),"marks")}: give one for each')
+        if len(rows)!=len(marks):
+            raise UnlabelledError(f'{counted(len(rows),"radiographs")} and {counted(len(marks),"marks")}: give one for each')
         self.cache,self.rows,self.marks,self.weight,self.seed = cache,list(rows),marks,weight,seed
 
     def before_fit(self):
@@ -268,7 +282,8 @@ class Unlabelled(Callback):
 def _line(run):
     "Records of a run, of its teachers, of theirs and so on, as far as they are there"
     r = read_run(run)
-    if not isinstance(r.get('data'),dict): raise UnlabelledError(f'{run}/run.json: nothing in it about its data; it is damaged, train the teacher again')
+    if not isinstance(r.get('data'),dict):
+        raise UnlabelledError(f'{run}/run.json: nothing in it about its data; it is damaged, train the teacher again')
     yield r
     for t in (r['data'].get('unlabelled') or {}).get('teachers',()):
         if (Path(t)/'run.json').exists(): yield from _line(t)
@@ -278,7 +293,9 @@ def _told(runs, held, synthetic):
     notice('teachers know synthetic radiographs only, and mark others; what they believe of these is seldom right', [r for r in runs if not synthetic and _synthetic_only(next(_line(r)))])
     for r in runs*bool(held):
         known = set().union(*(set(held)-set(o['data'].get('valid') or []) for o in _line(r)))
-        notice('teachers have, or may have, learnt from images that are held back here; scores on these are too good, unless they are held back from the teacher too', [f'{r} ({counted(len(known),"images")} of {len(held)})'] if known else [])
+        notice('teachers have, or may have, learnt from images that are held back here; '
+            'scores on these are too good, unless they are held back from the teacher too',
+            [f'{r} ({counted(len(known),"images")} of {len(held)})'] if known else [])
 
 def with_unlabelled(
     path:str, # folder of unlabelled radiographs, or a cache of them
