@@ -16,7 +16,8 @@ from .rle import LabelError, PtxError, rle_encode, rle_to_frame, rles_runs, rles
 from .dicom import XrayError, read_xray, xray_meta, xray_sheet
 from .siim import _NO, _TABLES, _YES, _files, _has_rles, _marked
 from .siim import SiimFiles, bar, counted, few, find_siim, image_id, notice, read_labels, siim_train, write_index
-from .mask_files import _CALLED, _PIXELS, FaultyMasks, MaskFault, _Said, _by_hand, _end, _from_json, _from_seg, _from_table, _meant, mask_pixels
+from .mask_files import _CALLED, _PIXELS, _Said, _by_hand, _end, _from_json, _from_seg, _from_table, _meant
+from .mask_files import FaultyMasks, MaskFault, mask_pixels
 
 # %% ../nbs/03b_masks.ipynb #a3a0000f
 _VIEWS = {'pa','ap','lat','lateral','ll','rl','supine','erect','followup'}
@@ -32,8 +33,12 @@ def _name(key):
 def _fit(s, ids, numbered, kinds):
     "The identifier that a name is, begins with, or ends with; '' if there is none"
     if s in ids: return s
-    cuts,word = [i for i,c in enumerate(s) if c in _SEPS],lambda t: t.strip(_SEPS).lower() in _WORDS or re.fullmatch('[0-9a-f]{8}',t)     # Label Studio's
-    other = lambda i: s[:i] in numbered and s[i+1:i+2].isdigit() or re.split(f'[{re.escape(_SEPS)}]',s[i+1:].lower())[0] in _VIEWS or any(s[i+1:].lower().startswith(k) for k in kinds)
+    cuts = [i for i,c in enumerate(s) if c in _SEPS]
+    word = lambda t: t.strip(_SEPS).lower() in _WORDS or re.fullmatch('[0-9a-f]{8}',t)     # Label Studio's
+    def other(i):
+        rest = s[i+1:].lower()
+        view = re.split(f'[{re.escape(_SEPS)}]',rest)[0] in _VIEWS
+        return s[:i] in numbered and rest[:1].isdigit() or view or any(map(rest.startswith,kinds))
     found = {s[:i] for i in cuts if s[:i] in ids and not other(i)}
     found |= {s[i+1:] for i in cuts if s[i+1:] in ids and word(s[:i])}
     return max(found, key=len, default='')
@@ -48,10 +53,12 @@ def match_names(
     low = {k:v[0] for k,v in low.items() if len(v)==1}     # told apart by more than capitals
     numbered = {i[:k] for i in ids for k,c in enumerate(i) if c in _SEPS and i[k+1:].isdigit()}
     known = set(ids)
-    kinds = {r for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known and not (r := i[k+1:].lower())[:1].isdigit() and r not in _WORDS}     # P1 and P1_followup
+    ends = {i[k+1:].lower() for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known}
+    kinds = {r for r in ends if not r[:1].isdigit() and r not in _WORDS}     # P1 and P1_followup
     def of(name):
         folders = [f for f in str(name).replace('\\','/').split('/')[:-1] if f not in ('','.','..')]
-        tries = ['_'.join([*folders[len(folders)-k:],_name(name)]) for k in range(min(3,len(folders)),-1,-1)]     # P1/IM0001 is P1_IM0001, where names repeat
+        # P1/IM0001 is P1_IM0001, where names repeat
+        tries = ['_'.join([*folders[len(folders)-k:],_name(name)]) for k in range(min(3,len(folders)),-1,-1)]
         exact = next((f for s in tries if (f := _fit(s,known,numbered,kinds))), None)
         return exact or next((low[f] for s in tries if (f := _fit(s.lower(),set(low),{n.lower() for n in numbered},kinds))), None)
     return {name:of(name) for name in names}
@@ -96,7 +103,8 @@ def _mask_files(path, ids, faults):
     faults += [MaskFault('files of masks are of a kind that cannot be read', 'save them as PNG, TIFF, NPY or NIfTI', f.name) for f in odd]
     notice('files are no masks by name or content, left out', [f for f in other if f not in odd])
     names = {_name(f.name) for f in fs}
-    maps = [f for f in fs if _name(f.name).lower().endswith('_prob') and {_name(f.name)[:-5],_name(f.name)[:-5]+'_mask'}&names]     # of `export_masks`
+    beside = lambda s: s.lower().endswith('_prob') and {s[:-5],s[:-5]+'_mask'}&names     # of `export_masks`
+    maps = [f for f in fs if beside(_name(f.name))]
     notice('files are probabilities beside their masks, left out', [f.name for f in maps])
     return [f for f in fs if kind(f) and f not in maps]
 
@@ -105,9 +113,11 @@ def _pixels_of(f, value, faults):
     "A mask from a file of pixels; one in which something is drawn that does not count is noted"
     a = _PIXELS[_end(f)](f)
     m = mask_pixels(a, value)
-    if value is not None and np.any(a) and not m.any(): faults.note(f'masks are empty, for what is drawn in them is not value={value}', f.name)
+    if value is not None and np.any(a) and not m.any():
+        faults.note(f'masks are empty, for what is drawn in them is not value={value}', f.name)
     if _end(f) in ('.nii','.nii.gz') and m.shape[0]==m.shape[1] and m.any() and _by_hand(f):
-        faults.note('square NIfTI files are read as x first, since they say nothing of their axes; if they were saved with rows first, they lie on their side (look at the sheet)', f.name)
+        faults.note('square NIfTI files are read as x first, since they say nothing of their axes; '
+            'if they were saved with rows first, they lie on their side (look at the sheet)', f.name)
     return m
 
 def _reads(f, name, value, keep, faults):
@@ -119,14 +129,19 @@ def _reads(f, name, value, keep, faults):
 def _caught(f, faults, where):
     "Call `f`; what is wrong with a mask goes to `faults`"
     try: return f()
-    except MaskFault as e: faults.append(MaskFault(e.kind, e.remedy, e.detail if re.search(rf'(^|[ :,]){re.escape(where)}($|[ :,])',e.detail) else ': '.join(filter(None,(where,e.detail)))))
+    except MaskFault as e:
+        named = re.search(rf'(^|[ :,]){re.escape(where)}($|[ :,])', e.detail)
+        faults.append(MaskFault(e.kind, e.remedy, e.detail if named else ': '.join(filter(None,(where,e.detail)))))
     except PtxError: raise
-    except Exception as e: faults.append(MaskFault('files cannot be read as masks', 'export them again', f'{where}: {type(e).__name__}, {e}'[:120]))
+    except Exception as e:
+        faults.append(MaskFault('files cannot be read as masks', 'export them again', f'{where}: {type(e).__name__}, {e}'[:120]))
 
 # %% ../nbs/03b_masks.ipynb #a3a0002d
 _DRAWN = re.compile(rf'(?:^|[_\-. ])(?:{"|".join(_WORDS)})(?:[_\-. ]|\d*$)', re.IGNORECASE)
 
-def _is_seg(f): return _marked(f) and pydicom.dcmread(f, stop_before_pixels=True, specific_tags=['Modality']).get('Modality') in ('SEG','RTSTRUCT')
+def _is_seg(f):
+    if not _marked(f): return False
+    return pydicom.dcmread(f, stop_before_pixels=True, specific_tags=['Modality']).get('Modality') in ('SEG','RTSTRUCT')
 
 def without_masks(
     images:dict, # identifier → path
@@ -149,9 +164,11 @@ def radiographs(
     labels:object=None, # where its labels are, as for `labels_of`
 )->SiimFiles: # without the masks that lie among them
     "The radiographs of a folder; raises `PtxError`"
-    if labels is None or isinstance(labels,pd.DataFrame): return path if isinstance(path,SiimFiles) else find_siim(path, 'a table' if labels is not None else None)
+    found = isinstance(path, SiimFiles)
+    if labels is None or isinstance(labels,pd.DataFrame):
+        return path if found else find_siim(path, 'a table' if labels is not None else None)
     at = mask_options(labels)[0]
-    files = path if isinstance(path,SiimFiles) else find_siim(path, at, [at] if str(at)!=str(path) else [])
+    files = path if found else find_siim(path, at, [at] if str(at)!=str(path) else [])
     return replace(files, images=without_masks(files.images, at))
 
 # %% ../nbs/03b_masks.ipynb #a3a00033
@@ -178,7 +195,8 @@ def _lone(said, images):
     of = {}
     for i,p in images.items(): of.setdefault(_folder(p),[]).append(i)
     plain = lambda n: all(w in _WORDS or w.isdigit() for w in re.split(f'[{re.escape(_SEPS)}]+', _name(n).lower()) if w)
-    mine = lambda n: of.get(_folder(n),()) if plain(n) else [i for i in of.get(_name(n).rsplit('_',1)[0],()) if _name(n).lower().endswith(_WORDS)]
+    worded = lambda s: of.get(s.rsplit('_',1)[0],()) if s.lower().endswith(_WORDS) else ()
+    mine = lambda n: of.get(_folder(n),()) if plain(n) else worded(_name(n))
     return {s.name:found[0] for s in said if s.file and len(found := mine(s.name))==1}
 
 def _strays(by, images):
@@ -186,7 +204,9 @@ def _strays(by, images):
     known = {_folder(p) for p in images.values()}
     agree = [(s,_folder(s.name),Path(images[i]).parent.parts) for i,of in by.items() for s in of if s.file and _folder(s.name)]
     mostly = any(f in parts for _,f,parts in agree)
-    return [MaskFault('masks are in the folder of another radiograph than the one they are called after', 'correct the name or the folder', str(s.name)) for s,f,parts in agree if f not in parts and (f in known or mostly and len(known)>1)]
+    odd = [s for s,f,parts in agree if f not in parts and (f in known or mostly and len(known)>1)]
+    kind = 'masks are in the folder of another radiograph than the one they are called after'
+    return [MaskFault(kind, 'correct the name or the folder', str(s.name)) for s in odd]
 
 # %% ../nbs/03b_masks.ipynb #a3b00p02
 def _placed(said, images, faults):
@@ -197,15 +217,20 @@ def _placed(said, images, faults):
     named = {n:i or lone.get(n) for n,i in named.items()}
     for s in said:
         mine = uids.get(s.name,[]) if s.uid else list({i:0 for i in (named[s.name],s.also and named[s.also]) if i})
-        if len(mine)>1 and not s.uid: faults.append(MaskFault('files are called after one radiograph and name another', 'correct the name, or what is in it', f'{s.where}: {few(mine)}'))
+        if len(mine)>1 and not s.uid:
+            kind,remedy = 'files are called after one radiograph and name another','correct the name, or what is in it'
+            faults.append(MaskFault(kind, remedy, f'{s.where}: {few(mine)}'))
         for i in mine: by.setdefault(i,[]).append(s)
         if not mine and (s.draw or s.label): lost[f'{s.where} ({s.name})' if s.uid else str(s.name)] = s
     faults += _strays(by, images.paths)
     for i,of in by.items():
-        twice = [k for k,n in Counter(_name(s.name) for s in of if s.file).items() if n>1]
-        faults += [MaskFault('masks are there twice', 'keep one of each', few([s.name for s in of if s.file and _name(s.name)==k])) for k in twice]
+        files = [s.name for s in of if s.file]
+        twice = [k for k,n in Counter(map(_name,files)).items() if n>1]
+        faults += [MaskFault('masks are there twice', 'keep one of each', few([f for f in files if _name(f)==k])) for k in twice]
     if lost and not by and not faults:
-        raise LabelError(f'no mask is of any of these {counted(len(images.paths),"radiographs")}: the masks are called {few(lost,2)}, the radiographs {few(images.paths,2)}; are they of the same set? a mask is called after its radiograph, as in {next(iter(images.paths))}_mask.png')
+        these = counted(len(images.paths), 'radiographs')
+        raise LabelError(f'no mask is of any of these {these}: the masks are called {few(lost,2)}, the radiographs {few(images.paths,2)}; '
+            f'are they of the same set? a mask is called after its radiograph, as in {next(iter(images.paths))}_mask.png')
     notice('masks are of no radiograph here, left out', list(lost))
     return by
 
@@ -213,11 +238,13 @@ def _placed(said, images, faults):
 _FRAMED = 1024,1024
 
 def _fits(m, size, name, copies=None):
-    "A mask at the size of its radiograph, or a `MaskFault`; masks of copies are brought to it where they may be, and counted if the proportions differ"
+    "A mask at the size of its radiograph, or a `MaskFault`; masks of copies are brought to it, and counted if the proportions differ"
     if size is None or m.shape==tuple(size): return m
     say = f'{name}: {m.shape[0]}×{m.shape[1]}, radiograph {size[0]}×{size[1]}'
     if m.shape==tuple(size)[::-1]: raise MaskFault('masks have rows and columns exchanged', 'turn them, or export them again', say)
-    if copies is None: raise MaskFault('masks have another size than their radiograph', 'export them at that size, or say that they were drawn on a copy of the whole of it (resize=True)', say)
+    if copies is None:
+        remedy = 'export them at that size, or say that they were drawn on a copy of the whole of it (resize=True)'
+        raise MaskFault('masks have another size than their radiograph', remedy, say)
     if abs(np.log(m.shape[0]/m.shape[1]*size[1]/size[0]))>.02: copies.append(say)
     return cv2.resize(m, tuple(size)[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
@@ -231,7 +258,9 @@ def _drawn(i, said, size, faults, copies):
         if s.label is False: faults.append(MaskFault('rows that say no have a mask', 'correct the table', i))
         rle = rle_encode(m)
         if not s.framed and rle in own: continue     # the same once more
-        if any(runs_overlap(rles_runs([o],size=m.size),rles_runs([rle],size=m.size))>0 for o in own if o and not s.framed): faults.note('radiographs have masks that overlap, which are united; if one corrects the other, keep that one', i)
+        overlaps = lambda o: runs_overlap(*(rles_runs([r],size=m.size) for r in (o,rle)))>0
+        if any(overlaps(o) for o in own if o and not s.framed):
+            faults.note('radiographs have masks that overlap, which are united; if one corrects the other, keep that one', i)
         frame.append(rle if s.framed else rle_to_frame(rle, m.shape))
         own.append('' if s.framed and size!=_FRAMED else rle)
     return own,frame
@@ -239,7 +268,8 @@ def _drawn(i, said, size, faults, copies):
 def _row(i, said, images, faults, copies=None):
     "A row of the table"
     meta,labels = images.meta(i),{s.label for s in said}-{None}
-    faults += [MaskFault('labels are not understood', 'write yes or no, or a finding such as Pneumothorax', f'{i}: {l}') for l in sorted(l for l in labels if isinstance(l,str))]
+    odd,remedy = sorted(l for l in labels if isinstance(l,str)),'write yes or no, or a finding such as Pneumothorax'
+    faults += [MaskFault('labels are not understood', remedy, f'{i}: {l}') for l in odd]
     labels = {l for l in labels if isinstance(l,bool)}
     size,spacing = meta['size'],meta['pixel_spacing']
     own,frame = _drawn(i, said, size, faults, copies)
@@ -247,16 +277,19 @@ def _row(i, said, images, faults, copies=None):
     if len(patients)>1: faults.append(MaskFault('radiographs are of several patients', 'correct the table', f'{i}: {few(patients)}'))
     if len(labels)>1: faults.append(MaskFault('radiographs are said to be positive and to be healthy', 'correct the table', i))
     area,weak = int(rles_runs(frame)[1].sum()),True in labels and not frame
-    mm2 = 0. if not own else float(rles_runs(own,size=size[0]*size[1])[1].sum()*np.prod(spacing)) if all(own) and size and spacing else np.nan
     h,w = size or (0,0)
-    return dict(ImageId=i, rles=frame, n_masks=len(frame), area=area, has_ptx=area>0 or weak, outlined=not weak, height=h, width=w, own=own, area_mm2=mm2,
-        patient_id=patients[0] if patients else None)
+    known = all(own) and size and spacing
+    mm2 = 0. if not own else float(rles_runs(own,size=h*w)[1].sum()*np.prod(spacing)) if known else np.nan
+    return dict(ImageId=i, rles=frame, n_masks=len(frame), area=area, has_ptx=area>0 or weak, outlined=not weak,
+        height=h, width=w, own=own, area_mm2=mm2, patient_id=patients[0] if patients else None)
 
 # %% ../nbs/03b_masks.ipynb #a3a00038
 def _unlike(files):
     "Refuse radiographs of one name: whose is a mask of that name?"
     same = [f for f in (files.spare if files else ()) if f.suffix.lower()==Path(files.images.get(image_id(f),'')).suffix.lower()]
-    if same: raise PtxError(f'{counted(len(same),"radiographs have the name of another one")} ({few(same,3)}): whose is a mask of that name? rename them, or give one folder at a time')
+    if same:
+        raise PtxError(f'{counted(len(same),"radiographs have the name of another one")} ({few(same,3)}): '
+            'whose is a mask of that name? rename them, or give one folder at a time')
 
 def _told(path, value, columns, faults, progress, but):
     "What a source says, in order"
@@ -266,22 +299,25 @@ def _told(path, value, columns, faults, progress, but):
     files = [f for f in _mask_files(path, but, faults) if os.path.abspath(f) not in ours]
     if not files and path.is_file(): raise PtxError(f'{path}: neither masks nor a table; save a table as CSV, with commas')
     there = [f.name for f in _files(path,('',)) if f.name[0]!='.' and os.path.abspath(f) not in ours] if path.is_dir() else []
-    if not files: raise PtxError(f'{path}: no masks (pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme)'+(f', only {few(there)}' if there else '')+'; give their folder or file')
+    if not files:
+        only = f', only {few(there)}' if there else ''
+        raise PtxError(f'{path}: no masks (pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme){only}; give their folder or file')
     keep,top = _meant(files, value, path),path if path.is_dir() else path.parent
     return [s for f in bar(files,progress) for s in _caught(lambda: _reads(f,f.relative_to(top),value,keep,faults), faults, f.name) or []]
 
 def read_masks(
-    source:str, # a folder of pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme files, one such file, or a table; maybe with options as in 'masks:empty=negative'
+    source:str, # a folder of files that `mask_files` reads, one such file, or a table; maybe with options as in 'masks:empty=negative'
     images:object, # the radiographs: a folder, its `SiimFiles`, or a dict identifier → path
-    value:object=None, # what counts: a value of the pixels, text as '>127', or a label; None: the only one, or the one that speaks of a pneumothorax
+    value:object=None, # what counts: a value of the pixels, text as '>127', or a label; None: the only one, or pneumothorax
     empty:str='error', # radiographs without a mask: 'error', 'negative' (they are healthy), or 'skip' (leave them out)
     columns:dict={}, # of a table, where their names do not tell: image, mask, label, patient → name of the column
     resize:bool=False, # were masks of another size drawn on copies that show the whole radiograph?
     progress:bool=False, # show a bar?
-)->pd.DataFrame: # ImageId, rles (of the 1024² frame), n_masks, area (pixels of the frame), has_ptx, outlined, height, width, own (run-lengths at the radiograph's size), area_mm2 (NaN where unknown), and patient_id where a table names it
+)->pd.DataFrame: # as of `read_labels`, and outlined, height, width, own (run-lengths at the radiograph's size), area_mm2 (NaN: unknown)
     "One row per radiograph, as `read_labels` gives it; raises `FaultyMasks`, which lists what is wrong, or `PtxError`"
     path,options = mask_options(source)
-    value,empty,columns = options.get('value',value),options.get('empty',empty),{**columns,**{k:v for k,v in options.items() if k in _CALLED}}
+    value,empty = options.get('value',value),options.get('empty',empty)
+    columns = {**columns, **{k:v for k,v in options.items() if k in _CALLED}}
     copies = [] if _said_yes(options.get('resize',resize)) else None
     if empty not in _EMPTY: raise PtxError(f'empty={empty!r}: give one of {", ".join(_EMPTY)}')
     files,faults = None if isinstance(images,dict) else radiographs(images,path),_Heard()
@@ -292,13 +328,16 @@ def read_masks(
     exempt = files.test if files else ()     # nobody outlines those of a test folder
     notice('radiographs lie in folders of test images, so they need no mask', [i for i in pics.paths if i in exempt and i not in told])
     none = [i for i in pics.paths if i not in told and i not in exempt]
-    if empty=='error': faults += [MaskFault('radiographs have no mask', 'if they are healthy say so (empty=negative), else leave them out (empty=skip)', i) for i in none]
-    rows = [_row(i, by.get(i,[]), pics, faults, copies) for i in bar(list(pics.paths),progress) if i in told or empty=='negative' and i not in exempt]
+    remedy = 'if they are healthy say so (empty=negative), else leave them out (empty=skip)'
+    if empty=='error': faults += [MaskFault('radiographs have no mask', remedy, i) for i in none]
+    counts = lambda i: i in told or empty=='negative' and i not in exempt
+    rows = [_row(i, by.get(i,[]), pics, faults, copies) for i in bar(list(pics.paths),progress) if counts(i)]
     if faults: raise FaultyMasks(path, faults)
     faults.tell()
     t = pd.DataFrame(rows)
     if value is not None and not t.area.any(): raise PtxError(f'{path}: no mask holds value={value}')
-    notice('masks have other proportions than their radiograph, and were stretched over it; if the copies were padded or cropped that is wrong', copies or [])
+    notice('masks have other proportions than their radiograph, and were stretched over it; '
+        'if the copies were padded or cropped that is wrong', copies or [])
     notice('masks are larger than half of the radiograph; is the inside outside?', t.ImageId[t.area>_FRAMED[0]**2/2].tolist())
     return t if t.patient_id.notna().any() else t.drop(columns='patient_id')
 
@@ -329,8 +368,9 @@ def labelled(
     files = radiographs(path, labels)
     t = labels_of(labels, files, frame, progress)
     if 'outlined' not in t: return siim_train(files, t)
-    notice('radiographs are known to be positive and have no outline, left out; a training can learn from them as unlabelled= ones', t.ImageId[~t.outlined].tolist())
-    files = replace(files, images={i:f for i,f in files.images.items() if i not in set(t.ImageId[~t.outlined])})
+    weak = t.ImageId[~t.outlined].tolist()
+    notice('radiographs are known to be positive and have no outline, left out; a training can learn from them as unlabelled= ones', weak)
+    files = replace(files, images={i:f for i,f in files.images.items() if i not in set(weak)})
     t = siim_train(files, t[t.outlined].drop(columns=['outlined','height','width','own']).reset_index(drop=True))
     if not t.has_ptx.any(): notice('sets have no outline at all', [str(labels)])
     return t
@@ -359,5 +399,6 @@ def mask_sheet(
     small = lambda x: cv2.resize(x, None, fx=size/max(x.shape), fy=size/max(x.shape), interpolation=cv2.INTER_AREA)
     xs = [small(read_xray(images[i],square=True)) for i in t.ImageId]
     fig = Figure(dpi=100)
-    xray_sheet(xs, [rles_to_mask(r) for r in t.rles], titles=[f'{i}\n{a:,} px' for i,a in zip(t.ImageId,t.area)], fig=fig, names=('mask',''))
+    titles = [f'{i}\n{a:,} px' for i,a in zip(t.ImageId,t.area)]
+    xray_sheet(xs, [rles_to_mask(r) for r in t.rles], titles=titles, fig=fig, names=('mask',''))
     return fig
