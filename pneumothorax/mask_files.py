@@ -7,9 +7,10 @@ __all__ = ['MaskFault', 'FaultyMasks', 'mask_pixels']
 
 # %% ../nbs/03a_mask_files.ipynb #a3f00002
 import base64, io, json, re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pydicom
+import cv2, numpy as np, pydicom
 from PIL import Image, ImageOps
 from .rle import LabelError, PtxError, _whole, rles_to_mask, to_install
 from .siim import _NO, _YES, _known, _says, _text_table, counted, few, notice
@@ -117,18 +118,21 @@ def _flat(a):
 def _from_picture(f):
     if not f.stat().st_size: raise MaskFault('files are empty (0 bytes)', 'copy them again', f.name)
     with Image.open(f) as im:
+        if ';16' in str(im.tile) and len(im.getbands())>1: return cv2.imread(str(f), cv2.IMREAD_UNCHANGED)     # Pillow takes the upper byte
         if getattr(im,'n_frames',1)>1: raise MaskFault('files have several pages', 'give one picture for each radiograph', f.name)
         a,im = np.asarray(im),ImageOps.exif_transpose(im)
         if im.mode!='P': return np.asarray(im)
         # a palette of greys is what it looks like, one of colours a list of labels, if 0 is black
         rgb,labels = np.asarray(im.convert('RGB')),np.asarray(im)
+        if len(np.unique(rgb.reshape(-1,3),axis=0))<len(np.unique(labels)): return labels     # colours do not tell them apart
         return rgb[...,0] if (rgb==rgb[...,:1]).all() else labels if not any((im.getpalette() or [0])[:3]) else rgb
 
 # %% ../nbs/03a_mask_files.ipynb #a3a000xc
 def _by_hand(f):
-    "Has a NIfTI file the axes of np.eye(4), or a spacing alone? Nobody meant a patient's then"
-    affine = _needs('nibabel','masks').load(f).affine
-    return not affine[:2,3].any() and (np.diag(affine)[:2]>0).all()
+    "Has a NIfTI file no axes, those of np.eye(4), or a spacing alone? Nobody meant a patient's then"
+    im = _needs('nibabel','masks').load(f)
+    affine,codes = im.affine,[int(im.header[k]) for k in ('qform_code','sform_code') if k in im.header]
+    return not any(codes) and bool(codes) or not affine[:2,3].any() and (np.diag(affine)[:2]>0).all()
 
 def _from_nifti(f):
     nib = _needs('nibabel','masks')
@@ -154,7 +158,7 @@ def _low(name): return str(name).strip().lower()
 def _is_ours(name):
     "Does a label say pneumothorax, and nothing besides but where and of which kind?"
     words = set(re.findall(r'[^\W\d_]+', _low(name)))
-    return bool(words&_OURS) and words<=_OURS|_WHICH
+    return bool(words&_OURS) and words<=_OURS|_WHICH and not re.search(r'\b0\b|[-−]\s*$', _low(name))     # PTX-, ptx: 0
 
 def _json(f): return json.loads(f.read_text(encoding='utf-8-sig'))     # some editors begin with a byte order mark
 
@@ -172,16 +176,18 @@ def _labels_in(f):
 def _meant(files, value, source):
     "Which labels count, of all that stand in the files; raises `PtxError` where that is open"
     names = {_low(n):n for f in files for n in _labels_in(f)}
-    if value is not None and not str(value).strip().startswith('>') and names:
+    by_label = value is not None and not str(value).strip().startswith('>')     # else a grey value, which labels do not have
+    if by_label and names:
         keep = {_low(v) for v in str(value).split('|')}
         if not keep&set(names) and not all(v.isdigit() for v in keep):
             raise PtxError(f'{source}: no label value={value!r}; there are {few(names.values(),9)}')
-    elif value is not None or len(names)<2: return set(names)
+    elif len(names)<2: return set(names)
     elif not (keep := {n for n in names if _is_ours(n)}):
         one,two = next(iter(names.values())),'|'.join(list(names.values())[:2])
         raise PtxError(f'{source}: the masks have several labels ({few(names.values())}), none of them pneumothorax; '
             f'say which count, as in value={one!r}, or several as value={two!r}')
     counts = [names[k] for k in names if k in keep]
+    if not keep&set(names): return {f'number {k}' for k in keep}     # nothing is called so: a number
     notice(f'labels are not counted, only {few(counts,9) or value}', [names[k] for k in names if k not in keep])
     return keep
 
@@ -201,11 +207,14 @@ def _from_seg(f, keep):
     seg = hd.Segmentation.from_dataset(ds, copy=False)
     about = {n:seg.get_segment_description(n) for n in seg.segment_numbers}
     coded = lambda o: _low(o.segment_label).startswith('segment') and _is_ours(o.segmented_property_type.meaning)     # Slicer's Segment_1
-    n = [k for k,o in about.items() if keep&{_low(o.segment_label),str(k)} or any(map(_is_ours,keep)) and coded(o)]
+    n = [k for k,o in about.items() if keep&{_low(o.segment_label),f'number {k}'} or any(map(_is_ours,keep)) and coded(o)]
     how = dict(segment_numbers=n, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
     drawn = lambda uid: seg.get_pixels_by_source_instance([uid], **how)[0]
     mask = lambda uid: (drawn(uid)>=.5).any(-1).astype(np.uint8) if n else np.zeros((seg.Rows,seg.Columns),np.uint8)
-    return [_Said(uid, lambda uid=uid: mask(uid), f.name, uid=True) for _,_,uid in seg.get_source_image_uids()]
+    derived = [d for o in ds.get('PerFrameFunctionalGroupsSequence',[]) for d in o.get('DerivationImageSequence',[])]
+    framed = {str(s.ReferencedSOPInstanceUID) for d in derived for s in d.get('SourceImageSequence',[])}
+    said = lambda uid: (lambda: mask(uid)) if not framed or str(uid) in framed else None     # named without a frame: nothing is said of it
+    return [_Said(uid, said(uid), f.name, uid=True) for _,_,uid in seg.get_source_image_uids()]
 
 # %% ../nbs/03a_mask_files.ipynb #a3a0001a
 def _filled(polygons, h, w, where):
@@ -224,14 +233,30 @@ def _filled(polygons, h, w, where):
     if not m.any(): raise MaskFault('polygons are so thin that they cover no pixel', 'draw them wider, or remove them', where)
     return m
 
+def _total(counts):
+    "Pixels of run-lengths, as a list or packed as COCO does it: five bits a letter, from the third on less the last but one"
+    if isinstance(counts,list): return sum(counts)
+    out,x,k = [],0,0
+    for c in (ord(l)-48 for l in counts):
+        x |= (c&31)<<5*k
+        k += 1
+        if c&32: continue
+        x -= (1<<5*k)*bool(c&16)
+        out.append(x+(out[-2] if len(out)>2 else 0))
+        x = k = 0
+    return sum(out) if not k else -1
+
 def _coco_mask(seg, h, w, where):
     "What `segmentation` of an annotation means: polygons, counts, or packed counts"
     if not isinstance(seg,dict): return _filled(seg, h, w, where)
     if list(seg.get('size',()))!=[h,w]:
         detail = f'{where}: {seg.get("size")}, {h}×{w}'
         raise MaskFault('run-lengths have another size than their image in the file', 'export again', detail)
-    coco = _needs('pycocotools.mask','masks')
-    return coco.decode(coco.frPyObjects(seg,h,w) if isinstance(seg['counts'],list) else seg)
+    coco,counts = _needs('pycocotools.mask','masks'),seg.get('counts')
+    if isinstance(counts,bytes): counts = counts.decode()
+    if not isinstance(counts,(list,str)) or _total(counts)!=h*w:
+        raise MaskFault('run-lengths have another sum than their image has pixels', 'export again', where)
+    return coco.decode(coco.frPyObjects(seg,h,w) if isinstance(counts,list) else seg)
 
 def _from_coco(j, keep, where):
     "What a COCO file says of its images"
@@ -241,6 +266,9 @@ def _from_coco(j, keep, where):
     if names and (odd := sorted({str(a['category_id']) for a in j['annotations'] if a['category_id'] not in names})):
         raise MaskFault('COCO files have annotations of categories that they do not list', 'export again', f'{where}: category {few(odd)}')
     images = {i['id']:i for i in j['images']}
+    if len(images)<len(j['images']):
+        twice = [str(k) for k,n in Counter(i['id'] for i in j['images']).items() if n>1]
+        raise MaskFault('COCO files have several images of one id', 'merge them with a tool that numbers them anew', f'{where}: id {few(twice)}')
     if odd := [str(i.get('file_name',i['id'])) for i in j['images'] if not (i.get('height') and i.get('width') and i.get('file_name'))]:
         raise MaskFault('COCO files have images without name, height or width', 'complete them, or export again', f'{where}: {few(odd)}')
     if lost := [str(a['image_id']) for a in j['annotations'] if a['image_id'] not in images]:
@@ -249,7 +277,7 @@ def _from_coco(j, keep, where):
         i = images[a['image_id']]
         if not a.get('segmentation'): raise MaskFault('annotations have a box and no outline', 'export segmentations', i['file_name'])
         return _coco_mask(a['segmentation'], i['height'], i['width'], i['file_name'])
-    meant = [a for a in j['annotations'] if not names or keep&{_low(names.get(a['category_id'])),str(a['category_id'])}]
+    meant = [a for a in j['annotations'] if not names or keep&{_low(names.get(a['category_id'])),f'number {a["category_id"]}'}]
     said = [_Said(images[a['image_id']]['file_name'], lambda a=a: drawn(a), where) for a in meant]
     return said+[_Said(i['file_name'], None, where) for i in images.values()]
 
@@ -275,7 +303,8 @@ def _from_labelme(j, keep, f):
     h,w = int(j['imageHeight']),int(j['imageWidth'])
     meant = [s for s in j['shapes'] if _low(s.get('label')) in keep]
     drawn = lambda: np.maximum.reduce([np.zeros((h,w),np.uint8),*(_shape_mask(s,h,w,f.name) for s in meant)])
-    return [_Said(j.get('imagePath') or f.name, drawn, f.name, also=f.name)]
+    flagged = any(v is True and _is_ours(k) for k,v in (j.get('flags') or {}).items())
+    return [_Said(j.get('imagePath') or f.name, drawn, f.name, also=f.name, label=flagged or None)]
 
 def _from_json(f, keep):
     "What a COCO or labelme file says"
@@ -340,10 +369,12 @@ def _from_table(f, columns, value):
         if not l: return
         if _low(l) in _LABELS: return _LABELS[_low(l)]
         if _is_ours(l): return True
+        if _says(l,yes_no) is True and re.search(r'\bno\b|\bnormal\b',_low(l)): return l
         said,parts = _says(l,yes_no),[re.sub(r'[\s-]+','_',_low(p)) for p in re.split('[|;,]',l) if p.strip()]
         known = said is not False or _low(l) in _NO or set(parts)<=_FINDINGS|{'no_pneumothorax'}
         return said if known else l     # a word that is not known is asked about
     def row(i, m, l, p):
         m = _known(m)
-        return _Said(i, m and (lambda: _cell_mask(m,f,value)), Path(f).name, label=yes(l), patient=_known(p), framed=bool(m) and _is_rle(m))
+        label = False if m=='-1' and not l else yes(l)
+        return _Said(i, m and (lambda: _cell_mask(m,f,value)), Path(f).name, label=label, patient=_known(p), framed=bool(m) and _is_rle(m))
     return [row(*o) for o in zip(*(t[c[k]] if c[k] else ['']*len(t) for k in _CALLED))]

@@ -7,21 +7,23 @@ __all__ = ['match_names', 'mask_options', 'without_masks', 'radiographs', 'read_
            'mask_sheet']
 
 # %% ../nbs/03b_masks.ipynb #a3a00002
-import os, re
+import os, re, unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 import cv2, numpy as np, pandas as pd, pydicom
 from .rle import LabelError, PtxError, rle_encode, rle_to_frame, rles_runs, rles_to_mask, runs_overlap
 from .dicom import XrayError, read_xray, xray_meta, xray_sheet
-from .siim import _NO, _TABLES, _YES, _files, _has_rles, _marked
+from .siim import _NO, _TABLES, _YES, _files, _frame_of, _has_rles, _marked
 from .siim import SiimFiles, bar, counted, few, find_siim, image_id, notice, read_labels, siim_train, write_index
-from .mask_files import _CALLED, _PIXELS, _Said, _by_hand, _end, _from_json, _from_seg, _from_table, _meant
+from .mask_files import _CALLED, _PIXELS, _Said, _by_hand, _end, _from_json, _from_seg, _from_table, _meant, _plane
 from .mask_files import FaultyMasks, MaskFault, mask_pixels
 
 # %% ../nbs/03b_masks.ipynb #a3a0000f
 _VIEWS = {'pa','ap','lat','lateral','ll','rl','supine','erect','followup'}
 _SEPS,_WORDS = '_-. ',('mask','masks','seg','segmentation','label','labels','outline','annotation','gt','ptx','pneumothorax')
+
+def _composed(s): return unicodedata.normalize('NFC', s)     # macOS writes ü as u and two dots
 
 def _name(key):
     "What a name of a file says, without folder and endings"
@@ -30,15 +32,16 @@ def _name(key):
         if s.lower().endswith(e) and len(s)>len(e): s = image_id(s[:-len(e)])
     return s
 
-def _fit(s, ids, numbered, kinds):
+def _fit(s, ids, numbered, kinds, kin):
     "The identifier that a name is, begins with, or ends with; '' if there is none"
     if s in ids: return s
     cuts = [i for i,c in enumerate(s) if c in _SEPS]
     word = lambda t: t.strip(_SEPS).lower() in _WORDS or re.fullmatch('[0-9a-f]{8}',t)     # Label Studio's
     def other(i):
         rest = s[i+1:].lower()
-        view = re.split(f'[{re.escape(_SEPS)}]',rest)[0] in _VIEWS
-        return s[:i] in numbered and rest[:1].isdigit() or view or any(map(rest.startswith,kinds))
+        parts = re.split(f'[{re.escape(_SEPS)}]+', rest)
+        sibling = s[:i] in kin and not all(p.isdigit() or p in _WORDS for p in parts)
+        return s[:i] in numbered and rest[:1].isdigit() or sibling or parts[0] in _VIEWS or any(map(rest.startswith,kinds))
     found = {s[:i] for i in cuts if s[:i] in ids and not other(i)}
     found |= {s[i+1:] for i in cuts if s[i+1:] in ids and word(s[:i])}
     return max(found, key=len, default='')
@@ -55,12 +58,16 @@ def match_names(
     known = set(ids)
     ends = {i[k+1:].lower() for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known}
     kinds = {r for r in ends if not r[:1].isdigit() and r not in _WORDS}     # P1 and P1_followup
+    kin = {i[:k] for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known and i[k+1:].lower() in kinds}
+    plain,lower = (known,numbered,kinds,kin),(set(low),*({n.lower() for n in ns} for ns in (numbered,kinds,kin)))
     def of(name):
-        folders = [f for f in str(name).replace('\\','/').split('/')[:-1] if f not in ('','.','..')]
-        # P1/IM0001 is P1_IM0001, where names repeat
-        tries = ['_'.join([*folders[len(folders)-k:],_name(name)]) for k in range(min(3,len(folders)),-1,-1)]
-        exact = next((f for s in tries if (f := _fit(s,known,numbered,kinds))), None)
-        return exact or next((low[f] for s in tries if (f := _fit(s.lower(),set(low),{n.lower() for n in numbered},kinds))), None)
+        folders = [_composed(f) for f in str(name).replace('\\','/').split('/')[:-1] if f not in ('','.','..')]
+        # P1/IM0001 is P1_IM0001, where names repeat; else the name of the file alone says more than that of its folder
+        whole = ['_'.join([*folders[len(folders)-k:],_name(name)]) for k in range(min(3,len(folders)),-1,-1)]
+        exact = next((s for s in whole if s in known), None) or next((low[s.lower()] for s in whole if s.lower() in low), None)
+        tries = [whole[-1],*whole[:-1]]
+        begins = exact or next((f for s in tries if (f := _fit(s,*plain))), None)
+        return begins or next((low[f] for s in tries if (f := _fit(s.lower(),*lower))), None)
     return {name:of(name) for name in names}
 
 # %% ../nbs/03b_masks.ipynb #a3a00026
@@ -87,10 +94,18 @@ _EMPTY = 'error','negative','skip'
 
 class _Heard(list):
     "Faults, and notes: kind → names"
-    def __init__(self): self.notes = {}
-    def note(self, kind, name): self.notes.setdefault(kind,[]).append(name)
+    def __init__(self): self.notes,self.values = {},{}
+    def note(self, kind, name, once=False):
+        if not once or name not in self.notes.get(kind,()): self.notes.setdefault(kind,[]).append(name)
     def tell(self):
         for kind,names in self.notes.items(): notice(kind, names)
+    def several(self):
+        "Greys or colours that files hold, one each, may be several things, unless they are 1 and 255"
+        greys,colours = ([v for v in self.values if (v[0]=='#')==c] for c in (False,True))
+        for vs in (greys,colours):
+            if len(vs)<2 or set(vs)<={'1','255','65535'}: continue
+            remedy = f'say which counts, as in value={vs[-1]}, or several as value={"|".join(vs[:2])}'
+            self.append(MaskFault('sets of masks have another value in each file', remedy, few([f'{v} in {self.values[v][0]}' for v in vs],3)))
 
 def _mask_files(path, ids, faults):
     "Files of masks at a path; what is of no known kind and has the name of a radiograph is a fault"
@@ -109,10 +124,16 @@ def _mask_files(path, ids, faults):
     return [f for f in fs if kind(f) and f not in maps]
 
 # %% ../nbs/03b_masks.ipynb #a3a000x0
+def _drawn_value(a):
+    "The one value that is drawn in a file, as `mask_pixels` names it"
+    plane,coloured = _plane(np.asarray(a))
+    return f'#{plane.max():06x}' if coloured else f'{plane.max():g}' if plane.max() else f'{plane.min():g}'
+
 def _pixels_of(f, value, faults):
     "A mask from a file of pixels; one in which something is drawn that does not count is noted"
     a = _PIXELS[_end(f)](f)
     m = mask_pixels(a, value)
+    if value is None and m.any(): faults.values.setdefault(_drawn_value(a),[]).append(f.name)
     if value is not None and np.any(a) and not m.any():
         faults.note(f'masks are empty, for what is drawn in them is not value={value}', f.name)
     if _end(f) in ('.nii','.nii.gz') and m.shape[0]==m.shape[1] and m.any() and _by_hand(f):
@@ -188,7 +209,9 @@ class _Images:
         return out
 
 # %% ../nbs/03b_masks.ipynb #a3a000xc
-def _folder(p): return Path(str(p).replace('\\','/')).parent.name
+def _above(p): return [_composed(f) for f in Path(p).parent.parts]
+
+def _folder(p): return _composed(Path(str(p).replace('\\','/')).parent.name)
 
 def _lone(said, images):
     "Names such as mask.png in the folder of a single radiograph → that radiograph"
@@ -202,13 +225,26 @@ def _lone(said, images):
 def _strays(by, images):
     "Masks in the folder of another patient than their radiograph, where folders are patients"
     known = {_folder(p) for p in images.values()}
-    agree = [(s,_folder(s.name),Path(images[i]).parent.parts) for i,of in by.items() for s in of if s.file and _folder(s.name)]
+    agree = [(s,_folder(s.name),_above(images[i])) for i,of in by.items() for s in of if s.file and _folder(s.name)]
     mostly = any(f in parts for _,f,parts in agree)
     odd = [s for s,f,parts in agree if f not in parts and (f in known or mostly and len(known)>1)]
     kind = 'masks are in the folder of another radiograph than the one they are called after'
     return [MaskFault(kind, 'correct the name or the folder', str(s.name)) for s in odd]
 
 # %% ../nbs/03b_masks.ipynb #a3b00p02
+def _same_uid(images, ids):
+    "Faults of radiographs that share a UID and are different pictures; copies may share it"
+    if len(ids)<2: return []
+    xs = [read_xray(images.paths[i]) for i in ids]
+    if all(x.shape==xs[0].shape and np.abs(x-xs[0]).max()<.02 for x in xs): return []
+    return [MaskFault('segmentations have a UID that different radiographs share', 'give each radiograph its own', few(ids))]
+
+def _misled(by, images):
+    "Faults of masks that are called after one radiograph and lie in a folder called after another"
+    at = [(s,i,_folder(s.name)) for i,of in by.items() for s in of if s.file]
+    return [MaskFault('masks are called after one radiograph and lie in a folder called after another', 'rename one of the two', str(s.name))
+        for s,i,f in at if f in images and f!=i and f not in _above(images[i]) and not i.startswith(f'{f}_')]
+
 def _placed(said, images, faults):
     "Identifier → what is said of it; what is of no radiograph is noticed"
     uids,by,lost = images.by_uid() if any(s.uid for s in said) else {},{},{}
@@ -217,12 +253,13 @@ def _placed(said, images, faults):
     named = {n:i or lone.get(n) for n,i in named.items()}
     for s in said:
         mine = uids.get(s.name,[]) if s.uid else list({i:0 for i in (named[s.name],s.also and named[s.also]) if i})
+        if s.uid: faults += _same_uid(images, mine)
         if len(mine)>1 and not s.uid:
             kind,remedy = 'files are called after one radiograph and name another','correct the name, or what is in it'
             faults.append(MaskFault(kind, remedy, f'{s.where}: {few(mine)}'))
         for i in mine: by.setdefault(i,[]).append(s)
         if not mine and (s.draw or s.label): lost[f'{s.where} ({s.name})' if s.uid else str(s.name)] = s
-    faults += _strays(by, images.paths)
+    faults += _strays(by, images.paths)+_misled(by, images.paths)
     for i,of in by.items():
         files = [s.name for s in of if s.file]
         twice = [k for k,n in Counter(map(_name,files)).items() if n>1]
@@ -255,12 +292,11 @@ def _drawn(i, said, size, faults, copies):
         name = s.where if s.uid else Path(str(s.name)).name
         m = s.draw and _caught(lambda: s.draw() if s.framed else _fits(s.draw(),size,name,copies), faults, name)
         if m is None or not m.any(): continue
-        if s.label is False: faults.append(MaskFault('rows that say no have a mask', 'correct the table', i))
         rle = rle_encode(m)
         if not s.framed and rle in own: continue     # the same once more
         overlaps = lambda o: runs_overlap(*(rles_runs([r],size=m.size) for r in (o,rle)))>0
         if any(overlaps(o) for o in own if o and not s.framed):
-            faults.note('radiographs have masks that overlap, which are united; if one corrects the other, keep that one', i)
+            faults.note('radiographs have masks that overlap, which are united; if one corrects the other, keep that one', i, once=True)
         frame.append(rle if s.framed else rle_to_frame(rle, m.shape))
         own.append('' if s.framed and size!=_FRAMED else rle)
     return own,frame
@@ -275,6 +311,9 @@ def _row(i, said, images, faults, copies=None):
     own,frame = _drawn(i, said, size, faults, copies)
     patients = sorted({s.patient for s in said if s.patient})
     if len(patients)>1: faults.append(MaskFault('radiographs are of several patients', 'correct the table', f'{i}: {few(patients)}'))
+    if labels=={False} and frame: faults.append(MaskFault('masks have a row that says no', 'correct the table', i))
+    if sum(s.file for s in said)>1:
+        faults.note('radiographs have several files of masks, which are united; if they are of several readers, give one at a time', i)
     if len(labels)>1: faults.append(MaskFault('radiographs are said to be positive and to be healthy', 'correct the table', i))
     area,weak = int(rles_runs(frame)[1].sum()),True in labels and not frame
     h,w = size or (0,0)
@@ -332,9 +371,12 @@ def read_masks(
     if empty=='error': faults += [MaskFault('radiographs have no mask', remedy, i) for i in none]
     counts = lambda i: i in told or empty=='negative' and i not in exempt
     rows = [_row(i, by.get(i,[]), pics, faults, copies) for i in bar(list(pics.paths),progress) if counts(i)]
+    faults.several()
     if faults: raise FaultyMasks(path, faults)
     faults.tell()
     t = pd.DataFrame(rows)
+    h,why = _frame_of(t) if any(s.framed for said in by.values() for s in said) else (None,'')
+    if why: raise LabelError(f'{path}: {why}; write the run-lengths of the 1024×1024 frame (`rle_to_frame`)')
     if value is not None and not t.area.any(): raise PtxError(f'{path}: no mask holds value={value}')
     notice('masks have other proportions than their radiograph, and were stretched over it; '
         'if the copies were padded or cropped that is wrong', copies or [])

@@ -368,7 +368,7 @@ def told_apart(
         k = next((k for k in range(1,99) if len({f.parts[-1-k:-1] for f in fs})==len(fs)), None)
         if k is None:
             raise PtxError(f'{few([f.name for f in fs],3)}: radiographs of one name in {fs[0].parent}; rename them, or take one away')
-        out |= {f:'_'.join([*f.parts[-1-k:-1],i]) for f in fs}
+        out |= {f:unicodedata.normalize('NFC','_'.join([*f.parts[-1-k:-1],i])) for f in fs}
     return out
 
 # %% ../nbs/02_siim.ipynb #23082a1d

@@ -2,6 +2,7 @@
 import base64
 import io
 import json
+import unicodedata
 import warnings
 
 import numpy as np
@@ -504,3 +505,174 @@ def test_a_table_may_know_who_is_ill_and_no_more(tmp_path):
     refused(tmp_path/'t.csv', tmp_path/'s', '1 run-length is not of the 1024×1024 frame: b', 'a run ends at pixel 1,048,600')
     (tmp_path/'t.csv').write_text('filename,file_size,region_shape_attributes\na.png,1,{}\n')
     refused(tmp_path/'t.csv', tmp_path/'s', 'VGG annotator')
+
+def pictures(d, names, shape=(120, 100), endings='.png'):
+    "Radiographs of noise, and a mask of the same size for each"
+    rng, out = np.random.default_rng(0), {}
+    for k, name in enumerate(names):
+        f = d/f'{name}{endings}'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(f)
+        out[name] = np.zeros(shape, np.uint8)
+        out[name][10+3*k:60, 20:70] = 1
+    return out
+
+def test_the_name_of_a_mask_says_more_than_that_of_its_folder(tmp_path):
+    "Readers whose folders are numbered, as the radiographs are"
+    ms = pictures(tmp_path/'s', [str(k) for k in range(1, 5)])
+    for reader, k in (('1', '3'), ('2', '4')):
+        (tmp_path/'m'/reader).mkdir(parents=True)
+        Image.fromarray(ms[k]*255).save(tmp_path/'m'/reader/f'{k}.png')
+    refused(f'{tmp_path/"m"}:empty=negative', tmp_path/'s',
+        '2 masks are called after one radiograph and lie in a folder called after another: 1/3.png, 2/4.png')
+    for reader in '12': (tmp_path/'m'/reader).rename(tmp_path/'m'/f'reader{reader}')
+    t = read_masks(f'{tmp_path/"m"}:empty=negative', tmp_path/'s').set_index('ImageId')
+    assert t.has_ptx.to_dict() == {'1': False, '2': False, '3': True, '4': True}
+    assert (rles_to_mask(t.own['3'], (120, 100)) == ms['3']).all()
+
+def test_a_mask_of_a_relative_is_of_nobody(tmp_path):
+    ms = pictures(tmp_path/'s', ['P1', 'P1_b', 'IM-0031', 'IM-0031-R'])
+    (tmp_path/'m').mkdir()
+    for name in ('P1_c_mask', 'IM-0031-L_mask', 'P1_b_mask', 'P1_mask_2'):
+        Image.fromarray(ms['P1']*255).save(tmp_path/'m'/f'{name}.png')
+    with pytest.warns(UserWarning, match='2 masks are of no radiograph here, left out: IM-0031-L_mask.png, P1_c_mask.png'):
+        t = read_masks(f'{tmp_path/"m"}:empty=skip', tmp_path/'s')
+    assert t.ImageId.tolist() == ['P1', 'P1_b']
+
+def test_umlauts_of_folders_in_two_ways_of_writing(tmp_path):
+    for k, name in enumerate(('Müller', 'Mayer')):
+        ms = pictures(tmp_path/'s', [f'{unicodedata.normalize("NFC", name)}/IM{k}'])
+        d = tmp_path/'m'/unicodedata.normalize('NFD', name)
+        d.mkdir(parents=True)
+        Image.fromarray(next(iter(ms.values()))*255).save(d/f'IM{k}.png')
+    assert read_masks(tmp_path/'m', tmp_path/'s').has_ptx.all()
+
+@pytest.mark.parametrize('low', [1, 255])
+def test_sixteen_bits_in_three_channels(tmp_path, low):
+    import cv2
+    ms = pictures(tmp_path/'s', ['a', 'b'])
+    (tmp_path/'m').mkdir()
+    for i, m in ms.items():
+        cv2.imwrite(str(tmp_path/'m'/f'{i}.{"png" if i == "a" else "tif"}'), np.repeat(m[..., None].astype(np.uint16)*low, 3, 2))
+    t = read_masks(tmp_path/'m', tmp_path/'s')
+    assert [(rles_to_mask(r, (120, 100)) == ms[i]).all() for i, r in zip(t.ImageId, t.own)] == [True, True]
+
+def test_a_palette_whose_colours_are_alike(tmp_path):
+    ms = pictures(tmp_path/'s', ['a'])
+    (tmp_path/'m').mkdir()
+    im = Image.fromarray(ms['a'], 'P')
+    im.putpalette([0]*768)
+    im.save(tmp_path/'m'/'a.png')
+    assert (rles_to_mask(read_masks(tmp_path/'m', tmp_path/'s').own[0], (120, 100)) == ms['a']).all()
+
+def test_nifti_without_any_axes_is_as_the_array_was_saved(tmp_path):
+    import nibabel as nib
+    ms = pictures(tmp_path/'s', ['a'])
+    (tmp_path/'m').mkdir()
+    nib.save(nib.Nifti1Image(ms['a'].T, None), tmp_path/'m'/'a.nii.gz')
+    assert (rles_to_mask(read_masks(tmp_path/'m', tmp_path/'s').own[0], (120, 100)) == ms['a']).all()
+
+def test_other_values_from_file_to_file_are_asked_about(tmp_path):
+    ms = pictures(tmp_path/'s', ['a', 'b', 'c'])
+    (tmp_path/'m').mkdir()
+    def save(*values):
+        for v, (i, m) in zip(values, ms.items()): Image.fromarray((m*v).astype(np.uint8)).save(tmp_path/'m'/f'{i}.png')
+    save(1, 2, 1)
+    refused(tmp_path/'m', tmp_path/'s', 'another value in each file: 1 in a.png, 2 in b.png; '
+        'say which counts, as in value=2, or several as value=1|2')
+    with pytest.warns(UserWarning, match='1 mask is empty'): t = read_masks(f'{tmp_path/"m"}:value=1', tmp_path/'s')
+    assert t.has_ptx.tolist() == [True, False, True]
+    save(1, 255, 255)
+    assert read_masks(tmp_path/'m', tmp_path/'s').has_ptx.all()
+
+def test_several_files_of_a_radiograph_are_told_once(tmp_path):
+    ms = pictures(tmp_path/'s', ['a', 'b'])
+    (tmp_path/'m').mkdir()
+    for i, m in ms.items():
+        for k in range(3): Image.fromarray(np.roll(m, 20*k, 1)*255).save(tmp_path/'m'/f'{i}_reader{k}.png')
+    with pytest.warns(UserWarning) as said: read_masks(tmp_path/'m', tmp_path/'s')
+    said = [str(w.message) for w in said if issubclass(w.category, PtxNotice)]
+    assert any(s.startswith('2 radiographs have several files of masks') for s in said)
+    assert any(s.startswith('2 radiographs have masks that overlap') and s.endswith(': a, b') for s in said)
+
+def test_coco_files_that_were_cut_or_merged(tmp_path):
+    ms = pictures(tmp_path/'s', ['a', 'b'])
+    def write(change):
+        j = coco_of(ms)
+        change(j)
+        (tmp_path/'c.json').write_text(json.dumps(j))
+    def cut(j): j['annotations'][0]['segmentation']['counts'] = j['annotations'][0]['segmentation']['counts'][:-4]
+    def short(j): j['annotations'][1]['segmentation']['counts'] = [10, 20, 30]
+    def twice(j): j['images'][1]['id'] = j['images'][0]['id']
+    for change, why in ((cut, '1 run-length has another sum than their image has pixels: '), (short, 'b.jpeg; export again'),
+            (twice, 'several images of one id: c.json: id 7')):
+        write(change)
+        refused(tmp_path/'c.json', tmp_path/'s', why)
+
+def test_a_number_is_a_label_before_it_is_an_id(tmp_path):
+    ms = pictures(tmp_path/'s', ['a', 'b'])
+    j = coco_of(ms)
+    j['categories'] = [{'id': 1, 'name': '0'}, {'id': 2, 'name': '1'}]
+    for a, k in zip(j['annotations'], (2, 1)): a['category_id'] = k
+    (tmp_path/'c.json').write_text(json.dumps(j))
+    with pytest.warns(UserWarning, match='only 1: 0'): t = read_masks(f'{tmp_path/"c.json"}:value=1,empty=negative', tmp_path/'s')
+    assert t.has_ptx.tolist() == [True, False]
+    j['categories'] = [{'id': 1, 'name': 'lung'}, {'id': 2, 'name': 'pneumothorax'}]
+    (tmp_path/'c.json').write_text(json.dumps(j))
+    with pytest.warns(UserWarning, match='only pneumothorax: lung'):
+        t = read_masks(tmp_path/'c.json', tmp_path/'s', value='>127', empty='negative')
+    assert t.has_ptx.tolist() == [True, False]
+
+def test_a_flag_of_labelme_is_a_label(tmp_path):
+    ms = pictures(tmp_path/'s', ['a', 'b'])
+    (tmp_path/'m').mkdir()
+    for i, m in ms.items():
+        h, w = m.shape
+        j = {'shapes': [], 'flags': {'pneumothorax': i == 'a', 'rotated': True}, 'imagePath': f'{i}.png', 'imageHeight': h, 'imageWidth': w}
+        (tmp_path/'m'/f'{i}.json').write_text(json.dumps(j))
+    t = read_masks(tmp_path/'m', tmp_path/'s')
+    assert t.has_ptx.tolist() == [True, False] and t.outlined.tolist() == [False, True]
+
+@pytest.mark.parametrize('rows, why', [
+    ('a,PTX-,\nb,no,', '1 label is not understood: a: PTX-'), ('a,Pneumothorax: 0,\nb,no,', 'a: Pneumothorax: 0'),
+    ('a,pneumothorax|no finding,\nb,no,', 'a: pneumothorax|no finding'), ('a,,-1\na,,0 5\nb,no,', '1 mask has a row that says no: a')])
+def test_tables_that_say_two_things(tmp_path, rows, why):
+    pictures(tmp_path/'s', ['a', 'b'])
+    (tmp_path/'t.csv').write_text(f'image,label,mask\n{rows}\n')
+    refused(tmp_path/'t.csv', tmp_path/'s', why)
+
+def test_run_lengths_of_another_frame_are_refused_in_any_table(tmp_path):
+    rows = []
+    for k in range(40):
+        m = np.zeros((256, 256), np.uint8)
+        m[20+3*k:60+3*k, 30+2*k:90+2*k] = 1
+        rows.append(f'im{k:02},{rle_encode(m)}')
+    pictures(tmp_path/'s', [f'im{k:02}' for k in range(40)], (256, 256))
+    for head in ('ImageId,EncodedPixels', 'image,rle'):
+        (tmp_path/'t.csv').write_text('\n'.join([head, *rows]))
+        with pytest.raises(LabelError, match='as if they were made for a frame 256 pixels high; write the run-lengths of the 1024'):
+            read_masks(tmp_path/'t.csv', tmp_path/'s')
+
+def test_segmentations_and_radiographs_of_one_uid(real, tmp_path):
+    "Copies share it; other pictures must not"
+    t = real[real.path.astype(str).str.endswith('.dcm')]
+    (tmp_path/'s').mkdir()
+    for k, p in enumerate(t.path[:2]):
+        ds = pydicom.dcmread(p)
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = '1.2.3'
+        ds.save_as(tmp_path/'s'/f'{k}.dcm')
+    (tmp_path/'m').mkdir()
+    seg(tmp_path/'s'/'0.dcm', rles_to_mask(t.rles[t.has_ptx].iloc[0]), tmp_path/'m'/'a.dcm', 'PTX')
+    refused(f'{tmp_path/"m"}:empty=negative', tmp_path/'s', '1 segmentation has a UID that different radiographs share: 0, 1')
+
+def test_a_radiograph_without_a_frame_of_its_segmentation_is_asked_about(real, tmp_path):
+    from pydicom.dataset import Dataset
+    t = real[real.path.astype(str).str.endswith('.dcm')]
+    pos = t[t.has_ptx].iloc[0]
+    other = t[t.ImageId != pos.ImageId].iloc[0]
+    seg(pos.path, rles_to_mask(pos.rles), tmp_path/'a.dcm', 'PTX')
+    ds, o, also = pydicom.dcmread(tmp_path/'a.dcm'), pydicom.dcmread(other.path), Dataset()
+    also.ReferencedSOPClassUID, also.ReferencedSOPInstanceUID = o.SOPClassUID, o.SOPInstanceUID
+    ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence.append(also)
+    ds.save_as(tmp_path/'a.dcm')
+    refused(tmp_path/'a.dcm', {pos.ImageId: pos.path, other.ImageId: other.path}, f'1 radiograph has no mask: {other.ImageId}')
