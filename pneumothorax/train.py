@@ -69,7 +69,7 @@ class Recipe:
     patience:int=0 # stop after so many epochs without a new best; 0 for never
     precision:str='full' # 'full', or 'mixed' (float16 on CUDA, bfloat16 on the CPU)
     compile:bool=False # compile the network?
-    unlabelled_weight:float=.5 # of the cross-entropy of unlabelled radiographs, as a share of that of the labelled ones in `loss` (of 1, where it has none)
+    unlabelled_weight:float=.5 # of the cross-entropy of unlabelled radiographs, as a share of that in `loss` (of 1, where it has none)
 
 FIELDS = [f.name for f in fields(Recipe) if f.name!='source']
 PER_STAGE = dict(size=int, epochs=int, bs=int, lr=float, encoder_lr=float, freeze=int, schedule=str)
@@ -84,7 +84,8 @@ def schedule(
 )->dict: # hyper-parameter → function of the share of the stage; for `ParamScheduler`
     "How rates go within a stage; raises `PtxError` for a name that does not exist"
     name,_,n = str(spec).partition(':')
-    if name not in SCHEDULES or (n and (name!='restarts' or not n.isdigit() or int(n)<1)): raise PtxError(f'schedule={spec!r}: there are {", ".join(SCHEDULES)}; restarts takes a number of cycles as restarts:3')
+    if name not in SCHEDULES or (n and (name!='restarts' or not n.isdigit() or int(n)<1)):
+        raise PtxError(f'schedule={spec!r}: there are {", ".join(SCHEDULES)}; restarts takes a number of cycles as restarts:3')
     low,n = lr/1e5,int(n or 3)
     if name=='one_cycle': return dict(lr=combined_cos(.25,lr/25,lr,low), mom=combined_cos(.25,*moms))
     if name=='flat': return dict(lr=combined_cos(.75,lr,lr,low))
@@ -119,7 +120,9 @@ def _check(r):
         if not 0<=getattr(r,k)<1: raise PtxError(f'{k}={getattr(r,k)}: give 0 or a share below 1')
     for k in ('clip','noise','swa_lr','unlabelled_weight'):
         if not getattr(r,k)>=0: raise PtxError(f'{k}={getattr(r,k)}: give 0 or more')
-    if r.swa_lr+r.swa_cycle and not r.swa: raise PtxError(f'swa_lr={r.swa_lr}, swa_cycle={r.swa_cycle}: nothing is averaged without swa=; give the share of the training where it begins')
+    if r.swa_lr+r.swa_cycle and not r.swa:
+        raise PtxError(f'swa_lr={r.swa_lr}, swa_cycle={r.swa_cycle}: nothing is averaged without swa=; '
+            'give the share of the training where it begins')
     if r.swa_cycle and not r.swa_lr: raise PtxError(f'swa_cycle={r.swa_cycle}: give swa_lr=, the rate from which each cycle falls')
     if r.monitor not in _MONITORS: raise PtxError(f'monitor={r.monitor!r}: choose among {", ".join(_MONITORS)}')
     if r.precision not in ('full','mixed'): raise PtxError(f"precision={r.precision!r}: 'full' or 'mixed'")
@@ -132,22 +135,27 @@ def _check_hours(hours):
 
 # %% ../nbs/29_train.ipynb #d9000013
 RECIPES = dict(
-    default=Recipe('a pretrained U-Net, cross-entropy that is heard plus Dice of positives (measured in `20_losses` and below), one cycle (Smith, 2018), AdamW (Loshchilov and Hutter, 2019)'),
-    few=Recipe('two hundred masks or fewer: the default at 384 px, where more is found (measured below)', size=384),
+    default=Recipe('a pretrained U-Net, cross-entropy that is heard plus Dice of positives (measured in `20_losses` and below), '
+        'one cycle (Smith, 2018), AdamW (Loshchilov and Hutter, 2019)'),
+    few=Recipe('two hundred masks or fewer: the default at 384 px, where more is found (measured below)', size=384),   # 2.25 times the work
     fast=Recipe('a first look in a minute or two: the default at 128 px for six epochs', size=128, epochs=6, bs=16),
-    stable=Recipe('the default with weights averaged over the last part of a longer training (Izmailov et al., 2018) and a running average beside it',
-        epochs=40, swa=.6, ema=.99),
+    stable=Recipe('the default with weights averaged over the last part of a longer training (Izmailov et al., 2018) and a running '
+        'average beside it', epochs=40, swa=.6, ema=.99),
     progressive=Recipe('sizes that grow, as in the DAWNBench entry of fast.ai (Howard et al., 2018): most epochs where they are cheap',
         size=[256,512,1024], epochs=[16,8,4], bs=[16,8,4], lr=[2e-3,1e-3,5e-4]),
-    hypercolumns=Recipe('Kaggle kernel "Hypercolumns pneumothorax fastai" (iafoss, 2019): decoder first, then all of it gently, 64 images per step; its loss was cross-entropy over two classes',
-        encoder='resnet34', loss='bce', size=256, epochs=[6,12], bs=32, lr=[1e-3,5e-4], encoder_lr=[1.,1/40], freeze=[1,0], opt='adamw', accumulate=64, bn_momentum=True, clip=1.),
-    first_place=Recipe('first place (Anuar, 2019): many positives at first, combo loss 3:1:4, best three checkpoints averaged; its plateau schedule is a flat one with a cosine end here, its stages end early by one patience',
-        model='unet', encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'], opt='adamw:wd=5e-6',
-        clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
-    full=Recipe('the whole competition on a GPU, on paper: nobody here has run it, and its encoder wants weights=. Loss and optimiser are what pays with few labels, encoder, sizes and sampling are as in the first places (2019)',
-        encoder='tf_efficientnet_b4', size=[512,1024], epochs=[30,10], bs=[16,6], lr=[1e-3,3e-4], sampling='sliding:0.8,0.4', ema=.999, precision='mixed'),
-    everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, noise (Neelakantan et al., 2015), sliding share, averages',
-        size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3], opt='radam', accumulate=8, noise=3e-10, clip=10., sampling='sliding:0.8,0.4', smooth=.001, swa=.7, ema=.99, keep=3))
+    hypercolumns=Recipe('Kaggle kernel "Hypercolumns pneumothorax fastai" (iafoss, 2019): decoder first, then all of it gently, '
+        '64 images per step; its loss was cross-entropy over two classes', encoder='resnet34', loss='bce', size=256, epochs=[6,12],
+        bs=32, lr=[1e-3,5e-4], encoder_lr=[1.,1/40], freeze=[1,0], opt='adamw', accumulate=64, bn_momentum=True, clip=1.),
+    first_place=Recipe('first place (Anuar, 2019): many positives at first, combo loss 3:1:4, best three checkpoints averaged; '
+        'its plateau schedule is a flat one with a cosine end here, its stages end early by one patience', model='unet',
+        encoder='resnet34', loss='3:1:4', size=1024, epochs=[50,50], bs=2, lr=[1e-4,1e-5], schedule=['flat','restarts:6'],
+        opt='adamw:wd=5e-6', clip=.1, sampling='sliding:0.8,0.4', keep=3, patience=12),
+    full=Recipe('the whole competition on a GPU, on paper: nobody here has run it, and its encoder wants weights=. '
+        'Loss and optimiser are what pays with few labels, encoder, sizes and sampling are as in the first places (2019)', size=[512,1024],
+        encoder='tf_efficientnet_b4', epochs=[30,10], bs=[16,6], lr=[1e-3,3e-4], sampling='sliding:0.8,0.4', ema=.999, precision='mixed'),
+    everything=Recipe('every idea of the list at once, small enough for two cores: growing size, accumulation, '
+        'noise (Neelakantan et al., 2015), sliding share, averages', size=[128,256], epochs=[10,10], bs=[8,4], lr=[2e-3,1e-3],
+        opt='radam', accumulate=8, noise=3e-10, clip=10., sampling='sliding:0.8,0.4', smooth=.001, swa=.7, ema=.99, keep=3))
 
 def _value(name, v):
     "A value as the field has it, from Python or from text"
@@ -157,7 +165,9 @@ def _value(name, v):
     try:
         vs = [cast(x.strip() if isinstance(x,str) else x) for x in vs]
         if not vs: raise ValueError
-    except (TypeError,ValueError): raise PtxError(f'{name}={v!r}: give a {"whole "*(PER_STAGE[name] is int)}number, or one per stage as in {name}="a,b"') from None
+    except (TypeError,ValueError):
+        what = 'whole '*(PER_STAGE[name] is int)
+        raise PtxError(f'{name}={v!r}: give a {what}number, or one per stage as in {name}="a,b"') from None
     return vs[0] if len(vs)==1 else vs
 
 def make_recipe(
@@ -169,7 +179,8 @@ def make_recipe(
         if recipe not in RECIPES: raise PtxError(f'recipe={recipe!r}: there are {", ".join(RECIPES)}')
         recipe = RECIPES[recipe]
     for k in set(changes)-set(FIELDS):
-        raise PtxError(f'{k}: no such field of a recipe' + ''.join(f', did you mean {m}?' for m in difflib.get_close_matches(k,FIELDS,1)) + f'; there are {", ".join(FIELDS)}')
+        near = ''.join(f', did you mean {m}?' for m in difflib.get_close_matches(k,FIELDS,1))
+        raise PtxError(f'{k}: no such field of a recipe{near}; there are {", ".join(FIELDS)}')
     r = replace(recipe, **{k:_value(k,v) for k,v in changes.items() if v is not None})
     _check(r)
     return r
@@ -180,7 +191,8 @@ def show_recipe(
 )->str: # several lines
     "A recipe in full"
     plain = Recipe()
-    lines = [f'{"*" if v!=getattr(plain,k) else " "} {k:15} {v if not isinstance(v,list) else ",".join(map(str,v))}' for k,v in asdict(r).items() if k in FIELDS]
+    lines = [f'{"*" if v!=getattr(plain,k) else " "} {k:15} {v if not isinstance(v,list) else ",".join(map(str,v))}'
+        for k,v in asdict(r).items() if k in FIELDS]
     return '\n'.join([r.source or 'a recipe of your own', *lines, '', pd.DataFrame(stages(r)).to_string()])
 
 # %% ../nbs/29_train.ipynb #d9000031
@@ -212,7 +224,8 @@ def stage_loaders(
     progress:bool=False, # show a bar while every file is read?
 )->list: # `DataLoaders` for each stage; the same object where nothing differs
     "Loaders of all stages with one split and one measurement; raises `PtxError`"
-    sts,kw = stages(r),dict(seed=seed, workers=workers, equalize=r.equalize, equalize_first=r.equalize_first, tfms=None if r.augment else [])
+    sts,tfms = stages(r),None if r.augment else []
+    kw = dict(seed=seed, workers=workers, equalize=r.equalize, equalize_first=r.equalize_first, tfms=tfms)
     big = max(sts, key=lambda s: s['size'] or 0)
     data = open_data(data, labels, frame)
     first = xray_dls(data, big['size'], big['bs'], valid, progress=progress, **kw)
@@ -242,13 +255,15 @@ def fit_stage(
 # %% ../nbs/29_train.ipynb #d90000f1
 _RUN = ('run.json','config.json','checkpoint*','.*.part','model*.safetensors','history.csv','history.png','valid.png',
     'epochs','overlays','tensorboard')
-_FILES = *_RUN,*(f'teacher/{f}' for f in _RUN),*(f'unlabelled/{f}' for f in ('left_out.csv','marks.npy','marks.json','radiographs/cache.json','radiographs/index.csv','radiographs/rows.npy'))
+_BESIDE = 'left_out.csv','marks.npy','marks.json','radiographs/cache.json','radiographs/index.csv','radiographs/rows.npy'
+_FILES = *_RUN,*(f'teacher/{f}' for f in _RUN),*(f'unlabelled/{f}' for f in _BESIDE)
 
 def _brief(v): return f'[{few(v,2)}]' if isinstance(v,list) else repr(v)
 
 def _changed(theirs, ours, keys=None):
     "What differs between two configurations, or between these keys of them, in words"
-    return ', '.join(f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in ({**theirs,**ours} if keys is None else keys) if theirs.get(k)!=ours.get(k))
+    other = [k for k in ({**theirs,**ours} if keys is None else keys) if theirs.get(k)!=ours.get(k)]
+    return ', '.join(f'{k}={_brief(theirs.get(k))} (now {_brief(ours.get(k))})' for k in other)
 
 # %% ../nbs/29_train.ipynb #d90000f3
 def _ours(out):
@@ -278,7 +293,8 @@ def open_run(
         try: theirs = json.loads(f.read_text(encoding='utf-8'))
         except (ValueError,OSError) as e: raise RunError(f'{f}: not readable ({e}); begin anew with fresh=True') from None
         if other := _changed(theirs, ours):
-            raise RunError(f'{out}: holds an unfinished training with {other}; give the same, another folder, or begin anew with fresh=True')
+            raise RunError(f'{out}: holds an unfinished training with {other}; '
+                'give the same, another folder, or begin anew with fresh=True')
         return last_state(out)
     out.mkdir(parents=True, exist_ok=True)
     write_record(config, f)
@@ -305,8 +321,10 @@ _FEWEST,_FULL = 4,2**19   # positives from which more than these can be learnt; 
 def _odd(t):
     "Tell of labels from which little can be learnt"
     n,full = int(t.has_ptx.sum()),t.ImageId[t.area>_FULL].tolist()
-    notice(f'trainings have fewer than {_FEWEST} positives: what is learnt is these, not the finding', [f'{n} of {counted(len(t),"radiographs")}'] if n<_FEWEST else [])
-    notice('trainings have no radiograph without a pneumothorax, and will mark something on each', [f'{counted(n,"radiographs")}, {n} positive'] if n==len(t) else [])
+    notice(f'trainings have fewer than {_FEWEST} positives: what is learnt is these, not the finding',
+        [f'{n} of {counted(len(t),"radiographs")}'] if n<_FEWEST else [])
+    notice('trainings have no radiograph without a pneumothorax, and will mark something on each',
+        [f'{counted(n,"radiographs")}, {n} positive'] if n==len(t) else [])
     notice('masks cover more than half of their radiograph, which no pneumothorax does; look at the label file (`audit_labels`)', full)
 
 def _suits(r, sts, loaders, state, out):
@@ -314,13 +332,16 @@ def _suits(r, sts, loaders, state, out):
     x,has,then = loaders[0].xray,loaders[0].valid.items.has_ptx,json.loads(state['record'])['data'] if state else {}
     there = [k for k in ('n_train','n_train_pos','valid','broken') if k in then]
     if other := _changed(then, x, there):
-        raise RunError(f'{out}: the radiographs or labels changed since this training began: {other}; put them back, or begin anew with fresh=True')
+        raise RunError(f'{out}: the radiographs or labels changed since this training began: {other}; '
+            'put them back, or begin anew with fresh=True')
     by = [f'{k}={getattr(r,k)}' for k in ('keep','patience') if getattr(r,k)]
     if by and not x['valid'] and r.monitor!='train_loss':
-        raise PtxError(f'{", ".join(by)}: epochs are chosen by {r.monitor} of images held back, and valid=0 holds none back; give 0 there, or a share such as valid=0.2')
+        raise PtxError(f'{", ".join(by)}: epochs are chosen by {r.monitor} of images held back, and valid=0 holds none back; '
+            'give 0 there, or a share such as valid=0.2')
     if by and not dict(dice_pos=has,dice_neg=~has).get(r.monitor,has|True).any():
         what = 'has' if r.monitor=='dice_pos' else 'is without'
-        raise PtxError(f'monitor={r.monitor}: no image of {len(has):,} held back {what} a pneumothorax; give another monitor=, valid= or seed=')
+        raise PtxError(f'monitor={r.monitor}: no image of {len(has):,} held back {what} a pneumothorax; '
+            'give another monitor=, valid= or seed=')
     cut = [(dls.train.bs,s['bs']) for s,dls in zip(sts,loaders) if dls.train.bs<s['bs']]
     if is_main(): _odd(loaders[0].train.items)
     if is_main(): notice('stages have smaller batches than were asked for, for want of images', [f'{a}, not {b}' for a,b in cut])
@@ -329,7 +350,9 @@ def _suits(r, sts, loaders, state, out):
 def _same_marks(state, now, out):
     "Does a training that goes on learn from the same radiographs and marks? Raises `RunError`"
     then = json.loads(state['record'])['data'].get('unlabelled') if state else None
-    if then and then['digest']!=now['digest']: raise RunError(f'{out}: the unlabelled radiographs or the teachers changed since this training began ({then["n"]} radiographs then, {now["n"]} now); put them back, or begin anew with fresh=True')
+    if then and then['digest']!=now['digest']:
+        raise RunError(f'{out}: the unlabelled radiographs or the teachers changed since this training began '
+            f'({then["n"]} radiographs then, {now["n"]} now); put them back, or begin anew with fresh=True')
 
 class _Explain:
     "Errors of a training, with what to do about them"
@@ -338,19 +361,34 @@ class _Explain:
     def __exit__(self, kind, e, tb):
         s = last_state(self.out) if kind in (DivergedError,KeyboardInterrupt) else None
         there = f'the weights after {counted(s["epochs"],"epochs")} are in {self.out}' if s else 'no epoch was completed'
-        if kind is DivergedError: raise DivergedError(f'{e}; {there}' + (f' (`predict_maps` takes them); with other arguments, begin anew with fresh=True' if s else '')) from e
+        if kind is DivergedError:
+            then = ' (`predict_maps` takes them); with other arguments, begin anew with fresh=True' if s else ''
+            raise DivergedError(f'{e}; {there}{then}') from e
         if kind is KeyboardInterrupt: raise KeyboardInterrupt(f'interrupted; {there}; start the same `train` again to go on') from e
         if kind is ValueError and 'more than 1 value per channel' in str(e):
             x = self.learn.dls.xray
-            raise PtxError(f'bs={self.learn.dls.train.bs}, size={x["size"]}: the deepest map of the network has a single value per channel, which cannot be normalised; give more images per batch, or larger ones') from e
+            raise PtxError(f'bs={self.learn.dls.train.bs}, size={x["size"]}: '
+                'the deepest map of the network has a single value per channel, which cannot be normalised; '
+                'give more images per batch, or larger ones') from e
 
 # %% ../nbs/29_train.ipynb #d90000a1
-def _runs(teacher, unlabelled):
+def _place(device):
+    "Where to train; None where several processes have a device each"
+    if join_processes()==1: return torch.device(run_device(device))
+    if str(device)!='auto': raise PtxError(f'device={device}: several processes take a device each; leave it out')
+
+def _runs(teacher, unlabelled, out=None, weight=None):
     "Folders of the teachers; raises `PtxError` where there is nothing to mark"
-    if unlabelled=='' or '' in ([teacher] if isinstance(teacher,(str,Path)) else list(teacher or ())): raise PtxError('an empty name for unlabelled radiographs or a teacher; name a folder, or leave it out')
-    if unlabelled is None and teacher is not None: raise PtxError('teachers mark unlabelled radiographs, from which a student learns; give unlabelled=, a folder of them')
+    if unlabelled=='' or '' in ([teacher] if isinstance(teacher,(str,Path)) else list(teacher or ())):
+        raise PtxError('an empty name for unlabelled radiographs or a teacher; name a folder, or leave it out')
+    if unlabelled is None and teacher is not None:
+        raise PtxError('teachers mark unlabelled radiographs, from which a student learns; give unlabelled=, a folder of them')
     runs = [] if teacher is None else [Path(t) for t in (teacher if isinstance(teacher,(list,tuple)) else [teacher])]
-    runs = [str(f.resolve()) for r in runs for f in (sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r])]
+    if out is not None and unlabelled is not None and Path(unlabelled).resolve().is_relative_to((out/'unlabelled').resolve()):
+        raise PtxError(f'unlabelled={unlabelled}: this is where the run in {out} keeps its own; give another folder for the run')
+    if unlabelled is None and weight is not None: raise PtxError(f'unlabelled_weight={weight}: of which radiographs? give unlabelled=')
+    folds = lambda r: sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r]
+    runs = [str(f.resolve()) for r in runs for f in folds(r)]
     if twice := sorted({r for r in runs if runs.count(r)>1}): raise PtxError(f'teacher={few(twice)}: named twice; each has one voice, name it once')
     return runs
 
@@ -363,14 +401,10 @@ def _teach(data, out, recipe, hours, config, kw):
         return None if there() else learn
     ours = json.loads(json.dumps(config))
     theirs = {k:v for k,v in read_run(out)['args'].items() if k in ours}
-    if other := _changed({**theirs,'unlabelled_weight':ours['unlabelled_weight']}, ours): raise RunError(f'{out}: holds a teacher with {other}; give the same, another folder, or begin anew with fresh=True')
+    if other := _changed({**theirs,'unlabelled_weight':ours['unlabelled_weight']}, ours):
+        raise RunError(f'{out}: holds a teacher with {other}; give the same, another folder, or begin anew with fresh=True')
 
 # %% ../nbs/29_train.ipynb #d9000063
-def _place(device):
-    "Where to train; None where several processes have a device each"
-    if join_processes()==1: return torch.device(run_device(device))
-    if str(device)!='auto': raise PtxError(f'device={device}: several processes take a device each; leave it out')
-
 def train(
     data:object, # folder of radiographs with labels, a cache made by `prepare`, or what else `open_data` takes
     out:str, # folder for the run; an unfinished training in it goes on
@@ -389,7 +423,7 @@ def train(
     max_hours:float=None, # stop after so many hours of this call, with a checkpoint; the same call goes on
     device:object='auto', # where the network runs, see `run_device`; several processes have one each
     unlabelled:str=None, # folder of radiographs without masks, or a cache of them: what teachers believe of these is learnt too
-    teacher:list=None, # finished runs that are the teachers; if None, a training without the unlabelled radiographs comes first, in `out/teacher`
+    teacher:list=None, # finished runs that are the teachers; if None, one is trained first, without these radiographs, in `out/teacher`
     **changes # fields of the recipe, see `Recipe`
 )->Learner: # trained; its run is in `out`, with a `run.json` if it is complete
     "Train on a folder and write a run, or go on with it; raises `PtxError`"
@@ -398,13 +432,14 @@ def train(
     where = _place(device)
     for k,v in dict(workers=workers,every=every).items():
         if v<0: raise PtxError(f'{k}={v}: give at least 0')
-    if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1: raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
-    teacher = _runs(teacher, unlabelled)
-    if unlabelled is None and changes.get('unlabelled_weight') is not None: raise PtxError(f'unlabelled_weight={r.unlabelled_weight}: of which radiographs? give unlabelled=, a folder of them')
-    if unlabelled is not None and Path(unlabelled).resolve().is_relative_to((out/'unlabelled').resolve()): raise PtxError(f'unlabelled={unlabelled}: this is where the run in {out} keeps its own; give another folder for the run')
-    loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)     # what cannot be is said before anything long begins
-    plain = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid)),
-        seed=seed, labels=None if labels is None else data_name(labels), weights=weights and str(weights),
+    if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1:
+        raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
+    teacher = _runs(teacher, unlabelled, out, changes.get('unlabelled_weight'))
+    # what cannot be is said before anything long begins
+    loss_func,net = AuxLoss(xray_loss(r.loss,smooth=r.smooth)),_network(r.model, r.encoder, weights, seed)
+    held = valid if isinstance(valid,(int,float,type(None))) else sorted(map(str,valid))
+    plain = _config(data, r, recipe if isinstance(recipe,str) else 'own', valid=held, seed=seed,
+        labels=None if labels is None else data_name(labels), weights=weights and str(weights),
         **({} if frame is None else dict(frame=list(frame_shape(frame)))))
     config = {**plain, **({} if unlabelled is None else dict(unlabelled=str(Path(unlabelled).resolve()), teacher=teacher))}
     with ExitStack() as stack:
@@ -429,15 +464,18 @@ def train(
         if unlabelled is not None:
             big = max(loaders, key=lambda d: d.xray['size'])
             weight = r.unlabelled_weight*loss_func.main.weights.get('bce',1)
-            cbs.append(with_unlabelled(unlabelled, teacher or [out/'teacher'], out/'unlabelled', big, weight, seed, workers, str(loaders[0].device), progress))
+            taught,at = teacher or [out/'teacher'],str(loaders[0].device)
+            cbs.append(with_unlabelled(unlabelled, taught, out/'unlabelled', big, weight, seed, workers, at, progress))
             for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
             if progress and is_main(): print(f'the student learns from {counted(big.xray["unlabelled"]["n"],"unlabelled radiographs")} as well, in {out}')
             _same_marks(state, big.xray['unlabelled'], out)
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:
-            with _attached(learn, cbs): _fit(learn, r, [{**s,'lr':found} if s['lr']=='find' else s for s in sts], loaders, state, ckpt, config, found, progress, sync_bn)
+            todo = [{**s,'lr':found} if s['lr']=='find' else s for s in sts]
+            with _attached(learn, cbs): _fit(learn, r, todo, loaders, state, ckpt, config, found, progress, sync_bn)
         except TimeUp:
-            if is_main(): notice('trainings stopped for want of time', [f'{out} after {len(learn.watch.rows)} of {counted(learn.plan[1],"epochs")}; the same `train` goes on'])
+            said = f'{out} after {len(learn.watch.rows)} of {counted(learn.plan[1],"epochs")}; the same `train` goes on'
+            if is_main(): notice('trainings stopped for want of time', [said])
             return learn
         _finish(learn, r, out, {**config,**({'lr_found':found} if found else {})})
         return learn
@@ -450,7 +488,8 @@ def _no_outline(learn):
     rows,x,top = learn.watch.rows,learn.dls.xray,learn.watch.top
     dice = [r['dice_pos'] for r in rows if r.get('dice_pos',np.nan)==r.get('dice_pos',np.nan) and 'dice_pos' in r]
     if max(dice,default=0)>0 or (not dice and (top is None or top>=_TINY)): return
-    what = ([f'Dice on positives stayed 0 in {counted(len(dice),"epochs")}'] if dice else [])+([] if top is None else [f'largest probability {top:.2g}'])
+    what = [f'Dice on positives stayed 0 in {counted(len(dice),"epochs")}'] if dice else []
+    if top is not None: what.append(f'largest probability {top:.2g}')
     todo = [f'more images with a pneumothorax (so far {x["n_train_pos"]} of {x["n_train"]})']*(x['n_train_pos']<_FEW_POS)
     todo += [f'more epochs (so far {counted(learn.watch.steps,"steps")})']*(learn.watch.steps<_FEW_STEPS)
     todo += ['trained weights for the encoder, it began with random ones']*(learn.xray['weights'] is None)
@@ -482,7 +521,8 @@ def _fit(learn, r, sts, loaders, state, ckpt, config, found, progress, sync_bn):
             with processes(learn, sync_bn): fit_stage(learn, s, r.keep_opt)
             if r.patience and learn.early_stop.stopped: break     # what is recorded of the data is that of the stage that was trained
     if r.patience and learn.early_stop.stopped and is_main():
-        notice('trainings stopped early', [f'after epoch {len(learn.watch.rows)} of {total}, since {r.monitor} was no better for {counted(r.patience,"epochs")}'])
+        why = f'{r.monitor} was no better for {counted(r.patience,"epochs")}'
+        notice('trainings stopped early', [f'after epoch {len(learn.watch.rows)} of {total}, since {why}'])
 
 def _finish(learn, r, out, config):
     "What a run consists of, when it is complete"
