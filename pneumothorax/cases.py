@@ -27,7 +27,8 @@ def run_record(
 )->dict: # what it wrote
     "The record of a run; raises `RunError`"
     r = read_record(Path(run)/'run.json')
-    if gone := [k for k in ('args','data') if not isinstance(r.get(k),dict)]: raise RunError(f'{run}/run.json: nothing in it about {gone[0]}; it is damaged, train again')
+    if gone := [k for k in ('args','data') if not isinstance(r.get(k),dict)]:
+        raise RunError(f'{run}/run.json: nothing in it about {gone[0]}; it is damaged, train again')
     return r
 
 def runs_in(
@@ -45,7 +46,8 @@ def _data(args): return open_data(args['data'], args.get('labels'), args.get('fr
 def _parameters(f):
     "How many there are in a file of weights"
     with safe_open(f, framework='np') as s:
-        return sum(int(np.prod(s.get_slice(k).get_shape())) for k in s.keys() if not k.endswith(('running_mean','running_var','num_batches_tracked')))
+        return sum(int(np.prod(s.get_slice(k).get_shape())) for k in s.keys()
+            if not k.endswith(('running_mean','running_var','num_batches_tracked')))
 
 def run_history(
     run:str, # folder of `train`
@@ -100,7 +102,8 @@ class Cases:
             m,y = self.mask(i),rles_to_mask(r or [])
             a.append(((m&y).sum(), m.sum(), y.sum()))
         a = np.array(a,int).reshape(-1,3)
-        return self.table.assign(pred_area=a[:,1], overlap=a[:,0] if self.labelled else np.nan, dice=score_areas(*a.T) if self.labelled else np.nan)
+        return self.table.assign(pred_area=a[:,1], overlap=a[:,0] if self.labelled else np.nan,
+            dice=score_areas(*a.T) if self.labelled else np.nan)
     def __len__(self): return len(self.table)
 
 # %% ../nbs/36a_cases.ipynb #c36a0016
@@ -109,8 +112,13 @@ def _of_run(run, device, kw):
     from pneumothorax.predict import predict_maps
     r = run_record(run)
     held,args = r['data']['valid'],r['args']
-    if not held: raise RunError(f'{run}: it held no image back, so there is nothing to judge it by; predict other radiographs, and judge the predictions with labels=')
-    if not Path(args['data']).exists(): raise RunError(f'{run}: its data ({args["data"]}) is not there{"" if Path(args["data"]).is_absolute() else ", seen from the present folder"}; start where it was trained, or predict its images where they are now and judge the predictions with labels=')
+    if not held:
+        raise RunError(f'{run}: it held no image back, so there is nothing to judge it by; '
+            'predict other radiographs, and judge the predictions with labels=')
+    if not (data := Path(args['data'])).exists():
+        seen = '' if data.is_absolute() else ', seen from the present folder'
+        raise RunError(f'{run}: its data ({args["data"]}) is not there{seen}; start where it was trained, '
+            'or predict its images where they are now and judge the predictions with labels=')
     x = _data(args)
     t,temp = x.table[x.table.ImageId.isin(held)],tempfile.TemporaryDirectory()
     pred = predict_maps(run, {i:x.files[i] for i in t.ImageId}, Path(temp.name)/'p', workers=0, progress=False, device=device)
@@ -123,7 +131,8 @@ def _runs_of(pred):
     said = read_record(Path(pred)/'predict.json').get('run') or []
     said = [said] if isinstance(said,str) else said
     there = [next((p for p in (Path(pred).parent/s,Path(s)) if (p/'run.json').exists()),None) for s in said]
-    notice('networks are no longer where they predicted from, so nothing is said of their training', [s for s,p in zip(said,there) if not p])
+    notice('networks are no longer where they predicted from, so nothing is said of their training',
+        [s for s,p in zip(said,there) if not p])
     return list(dict.fromkeys(p for p in there if p))
 
 def _of_folds(cv, kw):
@@ -171,7 +180,8 @@ def _of_maps(pred, labels, kw):
 # %% ../nbs/36a_cases.ipynb #c36a001b
 def open_cases(
     path:str, # a run of `train`, a cross-validation, a folder of `predict_maps` or `predict_oof`
-    labels:object=None, # of a prediction, a run knows its own: a folder of radiographs with a label file, its run-lengths of the 1024² frame, or what `labels_of` takes
+    labels:object=None,
+    # of a prediction, a run knows its own: a folder of radiographs with a label file, its run-lengths of the 1024² frame, or what `labels_of` takes
     decision:object=None, # what `mask_rule` takes; the plain rule if None
     device:str='auto', # where the network of a run predicts
     **kwargs # thresh, min_area, keep and weigh, as for `MaskSet`
@@ -180,5 +190,6 @@ def open_cases(
     p,kw = Path(path),dict(decision=decision,**kwargs)
     if (p/'crossval.json').exists() or (p/'labels.csv').exists(): return _of_folds(p, kw)
     if (p/'run.json').exists(): return _of_run(p, device, kw)
-    if not (p/'predict.json').exists(): raise RunError(f'{p}: no run, no cross-validation and no predictions; give folders of `train`, `cross_validate` or `predict_maps`')
+    if not (p/'predict.json').exists():
+        raise RunError(f'{p}: no run, no cross-validation and no predictions; give folders of `train`, `cross_validate` or `predict_maps`')
     return _of_maps(p, labels, kw)

@@ -26,7 +26,8 @@ def _hint(t, faults):
         try: return len(rle_runs(rle, relative=False))>0
         except LabelError: return False
     if len(lines)<2 or not all(fits(t.EncodedPixels[n-2]) for n in lines): return ''
-    return f'{len(lines)} of them fit as absolute run-lengths, which count from 1: this file needs relative offsets, as `rle_encode` writes them.'
+    return (f'{len(lines)} of them fit as absolute run-lengths, which count from 1: '
+        'this file needs relative offsets, as `rle_encode` writes them.')
 
 def _masks(t):
     "The rows that are not empty, and their runs"
@@ -37,7 +38,9 @@ def _masks(t):
 def _wrong_frame(t):
     "What is wrong if masks are made for another frame"
     side = likely_frame(_masks(t)[1])
-    return '' if side==1024 else f'its masks repeat every {side:,} pixels and not every 1,024: they seem to be made for a frame {side:,} pixels high; bring them to 1024×1024 before they are encoded'
+    if side==1024: return ''
+    return (f'its masks repeat every {side:,} pixels and not every 1,024: they seem to be made for a frame {side:,} pixels high; '
+        'bring them to 1024×1024 before they are encoded')
 
 def _load(path, ids=None, frame=None):
     "The rows of a table without faults; raises `FaultyLines`"
@@ -84,7 +87,8 @@ def check_submission(
     sound = t.drop([n-2 for n in faults])
     rows += [(0,'','error',why) for why in [_wrong_frame(sound)] if why]
     rows += [(n,i,'notice',o) for n,i,_,o in _oddities(sound)]
-    if labels: rows += [(*o[:2],'error' if strict else 'notice',o[2]) for o in _strangers(t, set(label_faults(labels,())[0].ImageId), sub, labels)]
+    known = set(label_faults(labels,())[0].ImageId) if labels else None
+    if labels: rows += [(n,i,'error' if strict else 'notice',o) for n,i,o in _strangers(t, known, sub, labels)]
     return pd.DataFrame(rows, columns=['line','ImageId','level','problem'])
 
 # %% ../nbs/36_scoring.ipynb #9d9cfd6e
@@ -110,7 +114,8 @@ def _tell(said):
 def _unlike(odd, sub, labels):
     "The error of `strict`"
     lines,lost = [f'line {n}: {i} is {why}' for n,i,why in odd if n],[i for n,i,_ in odd if not n]
-    hint = (f'{len(lost):,} labelled images are missing: {few(lost)}. ' if lost else '')+f'Identifiers must be those of {labels} (strict=True).'
+    missing = f'{len(lost):,} labelled images are missing: {few(lost)}. ' if lost else ''
+    hint = f'{missing}Identifiers must be those of {labels} (strict=True).'
     return FaultyLines(sub, lines, hint) if lines else LabelError(f'{sub}: {hint}')
 
 def _images(s, t, sub, labels, strict, said, name):
@@ -121,19 +126,22 @@ def _images(s, t, sub, labels, strict, said, name):
     odd = list(_strangers(s, known, sub, labels))
     if strict and odd: raise _unlike(odd, sub, labels)
     alone,lost = [f'line {n} ({_short(i)})' for n,i,_ in odd if n],[_short(i) for n,i,_ in odd if not n]
-    if alone: note('images of the submission have no label and are not scored'+('; is the label file the last one?' if len(alone)>2*len(have&known) else ''), alone)
+    old = '; is the label file the last one?' if len(alone)>2*len(have&known) else ''
+    if alone: note(f'images of the submission have no label and are not scored{old}', alone)
     if lost: note('labelled images are not in the submission and are not scored', lost)
     kinds = {}
     for n,i,kind,what in _oddities(s):
         if kind: kinds.setdefault(kind,[]).append(f'line {n} ({_short(i)})')
         else: note(what)
     for k,items in kinds.items(): note(k, items)
-    df = p[['ImageId','rles','area']].merge(unite_rows(t[t.ImageId.isin(have)])[['ImageId','rles','area']], on='ImageId', suffixes=('_pred','_true'))
+    p,t = (o[['ImageId','rles','area']] for o in (p,unite_rows(t[t.ImageId.isin(have)])))
+    df = p.merge(t, on='ImageId', suffixes=('_pred','_true'))
     both = [runs_overlap(rles_runs(a),rles_runs(b)) if a and b else 0 for a,b in zip(df.rles_pred,df.rles_true)]
     out = df[['ImageId','area_true','area_pred']].assign(overlap=both)
     drawn = out[(out.area_true>0)&(out.area_pred>0)]
     if len(drawn)>=10 and drawn.overlap.sum()<.01*drawn.area_true.sum():
-        note(f'{counted(len(drawn),"images have")} an outline in both files, and these share less than 1 % of their pixels: are rows and columns exchanged?')
+        note(f'{counted(len(drawn),"images have")} an outline in both files, and these share less than 1 % of their pixels: '
+            'are rows and columns exchanged?')
     return out.assign(dice=score_areas(out.overlap, out.area_pred, out.area_true))
 
 def score_images(
@@ -174,7 +182,9 @@ def score_submission(
 def _groups(ids, patients):
     "The patient of each image; raises `LabelError` where one is missing"
     g = read_patients(patients).reindex(ids)
-    if g.isna().any(): raise LabelError(f'{patients}: {g.isna().sum():,} of {len(g):,} scored images have no patient: {few(g.index[g.isna()])}; complete the table')
+    if g.isna().any():
+        raise LabelError(f'{patients}: {g.isna().sum():,} of {len(g):,} scored images have no patient: {few(g.index[g.isna()])}; '
+            'complete the table')
     return g
 
 def _has_patients(labels):
@@ -199,7 +209,8 @@ def _report(name, s, groups, worst, kw):
     out['intervals'] = {k:c and _interval(c) for k,c in cis.items()}
     out['no_interval'] = {k:c.why if c else 'no such image' for k,c in cis.items() if not out['intervals'][k]}
     out['n_groups'],out['interval_groups'] = cis['dice'].n_groups,{k:c.n_groups if c else 0 for k,c in cis.items()}
-    out['confusion'] = dict(tp=tp, fp=fp, fn=fn, tn=tn, sensitivity=tp/(tp+fn) if tp+fn else None, specificity=tn/(tn+fp) if tn+fp else None)
+    out['confusion'] = dict(tp=tp, fp=fp, fn=fn, tn=tn, sensitivity=tp/(tp+fn) if tp+fn else None,
+        specificity=tn/(tn+fp) if tn+fp else None)
     bad = s.assign(wrong=s.area_true+s.area_pred-2*s.overlap).sort_values(['dice','wrong','ImageId'], ascending=[True,False,True])
     out['worst'] = bad[bad.dice<1].head(worst)[['ImageId','dice','area_true','area_pred']].to_dict('records')
     return out
@@ -213,7 +224,8 @@ def _difference(a, b, what, groups, kw):
     r = paired_bootstrap(va[keep], vb[keep], None if groups is None else groups.loc[m.ImageId].to_numpy()[keep], **kw)
     lo,hi = _interval(r) or (None,None)
     p = None if np.isnan(r.p) else r.p
-    return dict(score=what, difference=r.value, lo=lo, hi=hi, no_interval=r.why or None, p=p, p_is_bound=r.p_is_bound, n=r.n, n_groups=r.n_groups)
+    return dict(score=what, difference=r.value, lo=lo, hi=hi, no_interval=r.why or None, p=p, p_is_bound=r.p_is_bound,
+        n=r.n, n_groups=r.n_groups)
 
 # %% ../nbs/36_scoring.ipynb #c3000012
 def score_report(
@@ -238,7 +250,8 @@ def score_report(
     _tell(said)
     patients = patients or (labels if _has_patients(labels) else None)
     groups = _groups(pd.unique(pd.concat([s.ImageId for s in ss])), patients) if patients else None
-    common = dict(labels=str(labels), level=level, resampled='patients' if patients else 'images', patients=str(patients) if patients else None)
+    common = dict(labels=str(labels), level=level, resampled='patients' if patients else 'images',
+        patients=str(patients) if patients else None)
     reports = [_report(f, s, groups, worst, kw) for f,s in zip(subs,ss)]
     if len(subs)==1: return reports[0]|common
     pairs = [(i,j,_difference(ss[i],ss[j],k,groups,kw)) for i,j in combinations(range(len(subs)),2) for k in _SCORES[:3]]
@@ -247,7 +260,8 @@ def score_report(
 # %% ../nbs/36_scoring.ipynb #c3000017
 def _number(v, ci=None, why=''):
     "A score and its interval"
-    return 'no such image' if v is None else f'{v:.4f}'+(f'  {ci[0]:.4f} to {ci[1]:.4f}' if ci else '  no interval'+(why and f': {why}'))
+    of = f'{ci[0]:.4f} to {ci[1]:.4f}' if ci else 'no interval'+(why and f': {why}')
+    return 'no such image' if v is None else f'{v:.4f}  {of}'
 
 def _of(r, k, n):
     "How many images and patients a score rests on"
@@ -260,7 +274,8 @@ def _one(r):
     yield f'  on positives  {number(r["dice_pos"],"dice_pos")}   {_of(r,"dice_pos",r["n_pos"])}'
     yield f'  on negatives  {number(r["dice_neg"],"dice_neg")}   {_of(r,"dice_neg",r["n"]-r["n_pos"])}; this is also the specificity'
     yield f'sensitivity     {number(c["sensitivity"],"sensitivity")}   of images'
-    yield f'\nimages                 true mask   none\n  mask predicted   {c["tp"]:>13} {c["fp"]:>6}\n  none             {c["fn"]:>13} {c["tn"]:>6}'
+    yield f'\nimages                 true mask   none\n  mask predicted   {c["tp"]:>13} {c["fp"]:>6}'
+    yield f'  none             {c["fn"]:>13} {c["tn"]:>6}'
     if r['worst']:
         yield '\nworst images: Dice, pixels true and predicted'
         for w in r['worst']: yield f'  {w["dice"]:.4f} {w["area_true"]:>8,} {w["area_pred"]:>8,}  {w["ImageId"]}'
@@ -268,8 +283,9 @@ def _one(r):
 # %% ../nbs/36_scoring.ipynb #c3000018
 def _basis(r):
     "What was resampled, in a sentence"
-    if r['resampled']=='patients': return f'{r["level"]*100:g} % intervals: patients resampled'
-    return f'{r["level"]*100:g} % intervals: images resampled, which is too narrow where patients have several; give their table with patients='
+    what = f'{r["level"]*100:g} % intervals: {r["resampled"]} resampled'
+    if r['resampled']=='patients': return what
+    return f'{what}, which is too narrow where patients have several; give their table with patients='
 
 def report_text(
     r:dict, # of `score_report`
@@ -280,15 +296,18 @@ def report_text(
     name = dict(zip(files,_names(files))).get
     wide = max(len(name(f)) for f in files)
     out = [f'{"":{wide}}  {"Dice":26}  {"on positives":26}  {"on negatives":26}  images']
-    out += [f'{name(s["submission"]):{wide}}  '+'  '.join(f'{_number(s[k],s["intervals"][k]):26}' for k in _SCORES[:3])+f'  {s["n"]}' for s in r['submissions']]
+    out += [f'{name(s["submission"]):{wide}}  '+'  '.join(f'{_number(s[k],s["intervals"][k]):26}' for k in _SCORES[:3])+f'  {s["n"]}'
+        for s in r['submissions']]
     for k,title in (('dice','Dice'),('dice_pos','Dice on positives'),('dice_neg','Dice on negatives')):
         rows = [o for o in r['differences'] if o['score']==k]
         if rows: out += ['', f'difference in {title}, same images; p of each pair alone']
         for o in rows:
             ci = 'no interval' if o['lo'] is None else f'{o["lo"]:+.4f} to {o["hi"]:+.4f}'
             p = '' if o['p'] is None else '   '+p_text(o['p'],o['p_is_bound'])
-            out.append(f'  {name(o["a"]):{wide}} − {name(o["b"]):{wide}}  {o["difference"]:+.4f}  {ci}{p}   {o["n"]:,} image{"s"*(o["n"]!=1)}')
-    why = dict.fromkeys([w for s in r['submissions'] for w in s['no_interval'].values()]+[o['no_interval'] for o in r['differences'] if o['no_interval']])
+            n = f'{o["n"]:,} image{"s"*(o["n"]!=1)}'
+            out.append(f'  {name(o["a"]):{wide}} − {name(o["b"]):{wide}}  {o["difference"]:+.4f}  {ci}{p}   {n}')
+    none = [w for s in r['submissions'] for w in s['no_interval'].values()]
+    why = dict.fromkeys(none+[o['no_interval'] for o in r['differences'] if o['no_interval']])
     return '\n'.join([*out, *(['','no interval: '+'; '.join(why)] if why else []), '', _basis(r)])
 
 # %% ../nbs/36_scoring.ipynb #04dc3f8c
@@ -309,7 +328,8 @@ def submission_figure(
     from pneumothorax.dicom import xray_sheet
     p = read_labels(sub).set_index('ImageId')
     t = read_labels(labels).set_index('ImageId') if labels else None
-    df = score_images(sub, labels) if labels else pd.DataFrame(dict(ImageId=p.index,area_pred=p.area.values,area_true=0,dice=-p.area.values/2**20))
+    if labels: df = score_images(sub, labels)
+    else: df = pd.DataFrame(dict(ImageId=p.index,area_pred=p.area.values,area_true=0,dice=-p.area.values/2**20))
     df = df[df.ImageId.isin(images)]
     if not len(df): raise PtxError(f'{sub}: no image of it is among the {len(images):,} given')
     rows = list(_pick(df,n).itertuples()) or list(df.head(n).itertuples())
