@@ -59,7 +59,7 @@ def run_history(
 
 def about_runs(
     runs:list, # folders of runs
-)->dict: # recipe (arguments of `train` that all share), parameters (of the first network), minutes (of all trainings), epochs (of the first); empty without runs
+)->dict: # recipe (arguments of `train` that all share), parameters and epochs (of the first), minutes (of all); empty without runs
     "How runs were made"
     if not runs: return {}
     args = [run_record(r)['args'] for r in runs]
@@ -77,7 +77,7 @@ def _with_patients(t):
 class Cases:
     "What is predicted of radiographs, beside what is true of them"
     name:str # of the run, cross-validation or prediction
-    table:pd.DataFrame # ImageId, path, row, max_prob; with labels rles, area (pixels of the 1024² frame), has_ptx, patient_id; fold, age, sex, view, synthetic where known
+    table:pd.DataFrame # ImageId, path, row, max_prob; with labels rles, area, has_ptx, patient_id; fold, age, sex, view, synthetic if known
     made:MaskSet # maps and masks
     runs:list # folders of the runs behind it, as far as they are there
     folder:Path # of the predictions
@@ -180,8 +180,7 @@ def _of_maps(pred, labels, kw):
 # %% ../nbs/36a_cases.ipynb #c36a001b
 def open_cases(
     path:str, # a run of `train`, a cross-validation, a folder of `predict_maps` or `predict_oof`
-    labels:object=None,
-    # of a prediction, a run knows its own: a folder of radiographs with a label file, its run-lengths of the 1024² frame, or what `labels_of` takes
+    labels:object=None, # of a prediction: a folder of radiographs with a label file (1024² frame), or what `labels_of` takes
     decision:object=None, # what `mask_rule` takes; the plain rule if None
     device:str='auto', # where the network of a run predicts
     **kwargs # thresh, min_area, keep and weigh, as for `MaskSet`
