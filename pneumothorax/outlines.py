@@ -21,15 +21,19 @@ def _by_image(s, ids, name):
     if s is None: return {}
     s = pd.Series(s)
     lost = [i for i in ids if i not in s.index or pd.isna(s[i])]
-    if lost: raise PtxError(f'{name}=: says nothing of {counted(len(lost),"images")} ({few(lost)}); give a value for each image that was predicted')
+    if lost:
+        raise PtxError(f'{name}=: says nothing of {counted(len(lost),"images")} ({few(lost)}); '
+            'give a value for each image that was predicted')
     odd = [i for i in ids if not (0<=s[i]<=1 and (name!='keep' or s[i] in (0,1)))]
-    if odd: raise PtxError(f'{name}=: {s[odd[0]]} for {odd[0]}; give '+('True or False' if name=='keep' else 'a probability from 0 to 1'))
+    want = 'True or False' if name=='keep' else 'a probability from 0 to 1'
+    if odd: raise PtxError(f'{name}=: {s[odd[0]]} for {odd[0]}; give {want}')
     return s.to_dict()
 
 def _verdicts(s, ids, name, k):
     "A verdict for each image by each of `k` voters"
     if not isinstance(s,pd.DataFrame): return [_by_image(s, ids, name)]*k
-    if s.shape[1]!=k: raise PtxError(f'{name}=: verdicts of {s.shape[1]} networks, and the prediction has {k}; ask the gate about this prediction')
+    if s.shape[1]!=k:
+        raise PtxError(f'{name}=: verdicts of {s.shape[1]} networks, and the prediction has {k}; ask the gate about this prediction')
     return [_by_image(s[c], ids, name) for c in s]
 
 def _joint(s, name, w):
@@ -40,7 +44,7 @@ def _joint(s, name, w):
 
 # %% ../nbs/33a_outlines.ipynb #9362e1cb
 def mask_rule(
-    decision:object=None, # a `Decision`, a `Triplet`, text as '.75,2000,.3', what a record says, or a function; `thresh` and `min_area` if None
+    decision:object=None, # a `Decision`, a `Triplet`, text as '.75,2000,.3', plain data, or a function; `thresh` and `min_area` if None
     thresh:float=.5, # a pixel counts from this probability on
     min_area:int=800, # smallest component kept, pixels of the 1024² frame
 )->callable: # h×w map → 1024×1024 uint8 in {0,1}
@@ -102,8 +106,8 @@ def at_size(
 )->np.ndarray: # of that shape, uint8 in {0,1}
     "A mask at another size"
     if mask.shape==tuple(shape): return mask
-    grows = shape[0]*shape[1]>mask.size
-    soft = cv2.resize(mask.astype(np.float32), (int(shape[1]),int(shape[0])), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+    how = cv2.INTER_LINEAR if shape[0]*shape[1]>mask.size else cv2.INTER_AREA
+    soft = cv2.resize(mask.astype(np.float32), (int(shape[1]),int(shape[0])), interpolation=how)
     return (soft>=min(.5,soft.max() or 1)).astype(np.uint8)
 
 # %% ../nbs/33a_outlines.ipynb #out00010
@@ -121,10 +125,12 @@ class MaskSet:
         weigh:object=None, # by ImageId: p(pneumothorax), by which its map is weighed, see `weigh_map`; or such a table
         progress:bool=False): # show a bar?
         if size not in SIZES: raise PtxError(f'size={size!r}: give one of {", ".join(SIZES)}')
-        self.size,self.progress,self.gated,self.about = size,progress,keep is not None,_said(decision) or dict(thresh=thresh,min_area=min_area)
+        self.size,self.progress,self.gated = size,progress,keep is not None
+        self.about = _said(decision) or dict(thresh=thresh,min_area=min_area)
         self.index,self.maps,self.failed = open_maps(pred)
         (self.voters,self.weights),cut,k = _voters(pred,decision,weigh is not None),mask_rule(decision,thresh,min_area),_kind(pred)[1]
-        self.said = [_verdicts(s if len(self.voters)>1 else _joint(s,what,k), self.index.ImageId, what, len(self.voters)) for s,what in ((keep,'keep'),(weigh,'weigh'))]
+        n,of = len(self.voters),lambda s,what: s if len(self.voters)>1 else _joint(s,what,k)
+        self.said = [_verdicts(of(s,what), self.index.ImageId, what, n) for s,what in ((keep,'keep'),(weigh,'weigh'))]
         self.rules = [_decider(cut,*s) for s in zip(*self.said)]
     def __len__(self): return len(self.index)
     @property
@@ -145,11 +151,15 @@ class MaskSet:
         row:int, # of the maps
     )->str: # such as 'triplet: 2,345 px: positive'
         "What the decision went by"
-        if len(self.voters)>1: return f'{sum(bool(rule(image,m[row]).any()) for rule,m in zip(self.rules,self.voters))} of {len(self.voters)} networks mark it'
+        if len(self.voters)>1:
+            n = sum(bool(rule(image,m[row]).any()) for rule,m in zip(self.rules,self.voters))
+            return f'{n} of {len(self.voters)} networks mark it'
         (keep,),(weigh,),p = *self.said,self.voters[0][row]
         if not keep.get(image,True): return 'a gate holds it to be healthy'
         if image in weigh: p = _weighed(p, weigh[image])
-        if (d := _decision(self.about)) is None: return f'plain rule: pieces at {self.about["thresh"]:g} or above, from {self.about["min_area"]:,} px of 1024×1024 on' if isinstance(self.about,dict) else 'a function'
+        if (d := _decision(self.about)) is None:
+            if not isinstance(self.about,dict): return 'a function'
+            return f'plain rule: pieces at {self.about["thresh"]:g} or above, from {self.about["min_area"]:,} px of 1024×1024 on'
         t = explain(p, d)
         return '; '.join(f'{s}: {f}' for s,f in zip(t.step,t.found))
     def __iter__(self):
