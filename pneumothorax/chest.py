@@ -62,7 +62,8 @@ def _one_lung(dark, half):
     s,fits = _FIELD,[]
     for i in range(1,n):
         x,y,w,h,area = stats[i]
-        if x>1 and x+w<s-1 and y>0 and h>.25*s and .03<area/s**2<.25 and .2<at[i][1]/s<.7 and (at[i][0]>=s/2)==half: fits.append(i)
+        inside,large = x>1 and x+w<s-1 and y>0,h>.25*s and .03<area/s**2<.25
+        if inside and large and .2<at[i][1]/s<.7 and (at[i][0]>=s/2)==half: fits.append(i)
     if not fits: return
     m = (parts==max(fits,key=lambda i: stats[i][4])).astype(np.uint8)
     if not _convex(m): return
@@ -93,7 +94,8 @@ def lung_fields(
 def _hull(m):
     "The convex hull of a map"
     edges = cv2.findContours((m>.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-    return cv2.fillConvexPoly(np.zeros(m.shape,np.float32), cv2.convexHull(np.concatenate(edges)), 1) if edges else np.zeros(m.shape,np.float32)
+    out = np.zeros(m.shape,np.float32)
+    return cv2.fillConvexPoly(out, cv2.convexHull(np.concatenate(edges)), 1) if edges else out
 
 def extent(
     mask:np.ndarray, # h×w in {0,1}, over the whole radiograph
@@ -124,12 +126,14 @@ def describe_mask(
     mask:np.ndarray, # H×W in {0,1}, at the radiograph's own size
     x:np.ndarray, # H×W in [0,1]
     path:str, # of the radiograph
-)->dict: # area (pixels), area_frame (of 1024²), area_mm2 (NaN where the spacing is unknown), side (of the patient), extent (share of the lung field, NaN where it cannot be said), remarks
+)->dict: # area (pixels), area_frame (of 1024²), area_mm2, side (of the patient), extent (of the lung field), remarks; NaN: not known
     "What a mask means"
     meta,(usual,assumed) = xray_meta(path),hung(path)
-    spacing,other = meta['pixel_spacing'],f'modality {meta["modality"]}, no radiograph: the networks know radiographs of the chest only' if meta['modality'] not in _RADIOGRAPHS else ''
+    spacing,kind = meta['pixel_spacing'],meta['modality']
+    other = '' if kind in _RADIOGRAPHS else f'modality {kind}, no radiograph: the networks know radiographs of the chest only'
     n = int(mask.sum())
     share,why = extent(mask, x) if usual is not None else (np.nan if n else 0.,'')
     remarks = [w for w in (other, why, assumed if n else '', 'no pixel spacing' if n and not spacing else '') if w]
-    return dict(area=n, area_frame=round(n*1024**2/mask.size), area_mm2=round(n*spacing[0]*spacing[1],1) if spacing else 0. if not n else np.nan,
+    mm2 = round(n*spacing[0]*spacing[1],1) if spacing else np.nan if n else 0.
+    return dict(area=n, area_frame=round(n*1024**2/mask.size), area_mm2=mm2,
         side=sides(mask, midline(x), usual), extent=share, remarks='; '.join(remarks))
