@@ -33,7 +33,8 @@ def _side(path, labels, how, device):
     "What is compared, whatever it is"
     c = open_cases(path, labels, device=device, **how)
     if not c.labelled: raise PtxError(f'{path}: predictions have no labels of their own; name them with labels=')
-    return Side(c.name, c.judged.rename(columns=dict(max_prob='prob'))[['ImageId','patient_id','has_ptx','dice','prob']], **{'recipe':{},**about_runs(c.runs)})
+    return Side(c.name, c.judged.rename(columns=dict(max_prob='prob'))[['ImageId','patient_id','has_ptx','dice','prob']],
+        **{'recipe':{},**about_runs(c.runs)})
 
 # %% ../nbs/38a_compare.ipynb #c38a0018
 SCORED = dict(dice='Dice', dice_pos='Dice on positives', auroc='AUROC')
@@ -76,9 +77,11 @@ class Comparison:
         scores = self.scores.assign(**{k:self.scores[k].map(say) for k in SCORED})
         scores = scores.assign(parameters=(scores.parameters/1e6).round(2), minutes=scores.minutes.round(1))
         less = self.differences.assign(**{k:self.differences[k].map(lambda v: say(v,'+.3f')) for k in SCORED})
-        head = f'{counted(len(t),"radiographs")} of {counted(t.patient_id.nunique(),"patients")}, {int(t.has_ptx.sum())} positive; 95 % by patient'
+        who = counted(t.patient_id.nunique(), 'patients')
+        head = f'{counted(len(t),"radiographs")} of {who}, {int(t.has_ptx.sum())} positive; 95 % by patient'
         text = lambda t: t.rename(columns=SCORED|{'parameters':'million parameters'}).to_string(na_rep='')
-        unlike = f'what differs:\n{self.recipes.to_string()}' if len(self.recipes) else 'recipes: '+('they do not differ' if all(s.recipe for s in self.sides) else 'not known of all of them')
+        same = 'they do not differ' if all(s.recipe for s in self.sides) else 'not known of all of them'
+        unlike = f'what differs:\n{self.recipes.to_string()}' if len(self.recipes) else f'recipes: {same}'
         return '\n\n'.join([head, text(scores), f'minus {self.names()[0]}:\n{text(less)}', unlike])
     def rows(self)->pd.DataFrame: # name, minus ('' or whose score is taken away), score, value, lo, hi, n
         "Scores and differences as a long table, for a file"
@@ -94,9 +97,11 @@ class Comparison:
         for k,(what,title) in enumerate(SCORED.items()):
             for ax,rows,zero in ((axs[k],self.scores[what],None),(axs[len(SCORED)+k],self.differences[what],0)):
                 at = [names.index(n) for n in rows.index]
-                for y,v in zip(at,rows): ax.plot([v.lo,v.hi], [y,y], color='#0072b2', linewidth=2), ax.plot(v.value, y, 'o', color='#0072b2')
+                for y,v in zip(at,rows):
+                    ax.plot([v.lo,v.hi], [y,y], color='#0072b2', linewidth=2), ax.plot(v.value, y, 'o', color='#0072b2')
                 if zero is not None: ax.axvline(0, color='.5', linewidth=1)
-                ax.set_title('\n'.join(textwrap.wrap(title,13)) if zero is None else '\n'.join(textwrap.wrap(title,13))+f'\nminus {_short(names[0],12)}', fontsize=9)
+                less = '' if zero is None else f'\nminus {_short(names[0],12)}'
+                ax.set_title('\n'.join(textwrap.wrap(title,13))+less, fontsize=9)
                 ax.tick_params(labelsize=8)
                 ax.xaxis.set_major_locator(MaxNLocator(3))
                 ax.spines[['top','right']].set_visible(False)
@@ -108,13 +113,14 @@ class Comparison:
 def _unlike(sides, names):
     "Fields of the recipes that differ"
     recipes = {n:s.recipe for n,s in zip(names,sides) if s.recipe}
-    fields = [k for k in dict.fromkeys(k for r in recipes.values() for k in r) if k!='data' and len({str(r.get(k)) for r in recipes.values()})>1]
+    differs = lambda k: len({str(r.get(k)) for r in recipes.values()})>1
+    fields = [k for k in dict.fromkeys(k for r in recipes.values() for k in r) if k!='data' and differs(k)]
     short = lambda v: f'{len(v)} images' if isinstance(v,list) and len(v)>6 else str(v)
     return pd.DataFrame({n:[short(r.get(k)) for k in fields] for n,r in recipes.items()}, index=fields)
 
 def compare(
     paths:list, # runs, cross-validations or predictions, two or more; the first is what the others are compared with
-    labels:object=None, # labels of predictions: a folder of radiographs with a label file, its run-lengths of the 1024² frame, or what `labels_of` takes
+    labels:object=None, # of predictions: a folder of radiographs with a label file (1024² frame), or what `labels_of` takes
     decision:object=None, # what `mask_rule` takes, the same for all; the plain rule if None
     device:str='auto', # where networks of runs predict
     **kwargs # thresh and min_area of the plain rule
@@ -124,10 +130,14 @@ def compare(
     if twice := [str(p) for p,n in Counter(Path(p).resolve() for p in paths).items() if n>1]: raise PtxError(f'{few(twice)}: given twice')
     sides = [_side(p, labels, dict(decision=decision,**kwargs), device) for p in paths]
     common = reduce(set.__and__, (set(s.table.ImageId) for s in sides))
-    if not common: raise PtxError(f'{few(paths)}: no image in common, since they held back different ones; train them by the same folds (`make_folds`), or predict the same radiographs by all of them')
+    if not common:
+        raise PtxError(f'{few(paths)}: no image in common, since they held back different ones; '
+            'train them by the same folds (`make_folds`), or predict the same radiographs by all of them')
     notice('radiographs are not in all of them, left out', sorted(set().union(*(s.table.ImageId for s in sides))-common))
     for s in sides: s.table = s.table[s.table.ImageId.isin(common)].sort_values('ImageId', ignore_index=True)
-    if not 0<sides[0].table.has_ptx.sum()<len(common): raise PtxError(f'{counted(len(common),"radiographs")} in common, all {"positive" if sides[0].table.has_ptx.all() else "healthy"}; both kinds are needed')
+    if not 0<sides[0].table.has_ptx.sum()<len(common):
+        raise PtxError(f'{counted(len(common),"radiographs")} in common, all {"positive" if sides[0].table.has_ptx.all() else "healthy"}; '
+            'both kinds are needed')
     out = Comparison(sides, None, None, None)
     names = out.names()
     about = lambda s: dict(epochs=s.epochs, minutes=s.minutes, parameters=s.parameters)
