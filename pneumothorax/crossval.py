@@ -44,7 +44,9 @@ def fold_table(
     t,f = t.set_index('ImageId').fold.reindex(table.ImageId),Path(out)/'folds.csv'
     if f.exists():
         have = read_folds(f, table.ImageId).set_index('ImageId').fold.reindex(table.ImageId)
-        if other := t.index[t!=have].tolist(): raise FoldError(f'{f}: {counted(len(other),"images")} in another fold than now asked for ({few(other,3)}); give these folds, or another folder')
+        if other := t.index[t!=have].tolist():
+            raise FoldError(f'{f}: {counted(len(other),"images")} in another fold than now asked for ({few(other,3)}); '
+                'give these folds, or another folder')
     elif rank_distrib()==0:
         with written(f) as part: write_index(t.reset_index(), part)
     return t
@@ -61,7 +63,8 @@ def fold_patients(
     who = who.astype(object).where(~none, '?'+table.ImageId).astype(str)
     share = float(leakage(folds.reset_index(), dict(zip(table.ImageId,who))).loc['all','images'])
     several = folds.groupby(who.to_numpy()).nunique()
-    notice('patients are in several folds, the scores of their images are partly memory; make folds with `make_folds`', several.index[several>1].tolist())
+    notice('patients are in several folds, the scores of their images are partly memory; make folds with `make_folds`',
+        several.index[several>1].tolist())
     return who.to_numpy(),share
 
 # %% ../nbs/35_crossval.ipynb #d9000020
@@ -78,7 +81,9 @@ def _array(f, n, size):
     if not f.exists():
         with written(f) as part: np.lib.format.open_memmap(part, 'w+', np.uint8, (n,size,size)).flush()
     maps = np.load(f, mmap_mode='r+')
-    if maps.shape!=(n,size,size): raise RunError(f'{f}: maps of shape {maps.shape}, where {counted(n,"images")} at {size} px should be; remove the folder {f.parent}, and they are predicted again')
+    if maps.shape!=(n,size,size):
+        raise RunError(f'{f}: maps of shape {maps.shape}, where {counted(n,"images")} at {size} px should be; '
+            f'remove the folder {f.parent}, and they are predicted again')
     return maps
 
 # %% ../nbs/35_crossval.ipynb #d9000051
@@ -122,8 +127,9 @@ def out_of_fold(
 def _indices(out, ks, table):
     "Predicted images of some folds, and those that failed"
     notes = {k:_note(out,k) for k in ks}
-    done = pd.DataFrame([(i,top,k) for k,n in notes.items() for i,top in n['done']], columns=['row','max_prob','fold']).sort_values('row', ignore_index=True)
-    bad = pd.DataFrame([(i,e,k) for k,n in notes.items() for i,e in n['failed']], columns=['row','error','fold']).sort_values('row', ignore_index=True)
+    done = pd.DataFrame([(i,top,k) for k,n in notes.items() for i,top in n['done']], columns=['row','max_prob','fold'])
+    bad = pd.DataFrame([(i,e,k) for k,n in notes.items() for i,e in n['failed']], columns=['row','error','fold'])
+    done,bad = (t.sort_values('row', ignore_index=True) for t in (done,bad))
     named = lambda t: pd.concat([table.iloc[t.row.to_numpy(int)][['ImageId','path']].reset_index(drop=True), t], axis=1)
     return named(done),named(bad).drop(columns='row')
 
@@ -148,8 +154,8 @@ def gather(
     index,failed = _indices(out, ks, table)
     for t,f in ((truth_table(table,folds,who),'labels.csv'),(index,'index.csv'),(failed,'failed.csv')):
         with written(oof/f) as part: write_index(t, part)
-    record = dict(format=FORMAT, run=[f'fold-{k}' for k in ks], variant=None, networks=1, views=[str(View())], mean='prob', dtype='uint8', size=_note(out,ks[0])['size'],
-        n=len(index), n_failed=len(failed), versions=versions())
+    record = dict(format=FORMAT, run=[f'fold-{k}' for k in ks], variant=None, networks=1, views=[str(View())], mean='prob', dtype='uint8',
+        size=_note(out,ks[0])['size'], n=len(index), n_failed=len(failed), versions=versions())
     with written(oof/'predict.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
     notice('held-back images could not be read, listed in oof/failed.csv', [f'{i} ({e})' for i,e in zip(failed.ImageId,failed.error)])
     return oof
@@ -186,7 +192,8 @@ def _auc(p, y):
 def _values(t, what):
     "The values that a score is the mean of"
     pos,some = t.has_ptx.to_numpy(bool),t.pred_area.to_numpy()>0
-    keep,v = dict(dice=(pos|True,t.dice), dice_pos=(pos,t.dice), dice_neg=(~pos,t.dice), sensitivity=(pos,some), specificity=(~pos,~some))[what]
+    of = dict(dice=(pos|True,t.dice), dice_pos=(pos,t.dice), dice_neg=(~pos,t.dice), sensitivity=(pos,some), specificity=(~pos,~some))
+    keep,v = of[what]
     return np.asarray(v,float)[keep],t.patient_id.to_numpy()[keep]
 
 def _value(t, what):
@@ -234,7 +241,8 @@ def _given(kwargs):
     "What the arguments of `train` come to, as its record has them"
     name = kwargs.get('recipe') or 'default'
     r = make_recipe(name, **{k:v for k,v in kwargs.items() if k not in _OWN})
-    given = dict(recipe=name if isinstance(name,str) else 'own', labels=None if kwargs.get('labels') is None else data_name(kwargs['labels']), weights=kwargs.get('weights'))
+    given = dict(recipe=name if isinstance(name,str) else 'own',
+        labels=None if kwargs.get('labels') is None else data_name(kwargs['labels']), weights=kwargs.get('weights'))
     if kwargs.get('unlabelled') is not None: given['unlabelled'] = str(kwargs['unlabelled'])
     if kwargs.get('frame') is not None: given['frame'] = list(frame_shape(kwargs['frame']))
     return json.loads(json.dumps({**given, **{k:getattr(r,k) for k in FIELDS}}, default=str))
@@ -244,7 +252,8 @@ def _record(out, want):
     f = out/'crossval.json'
     if f.exists():
         have = json.loads(f.read_text(encoding='utf-8'))
-        if other := _changed(have, want): raise RunError(f'{out}: holds a cross-validation with {other}; give the same arguments, or another folder')
+        if other := _changed(have, want):
+            raise RunError(f'{out}: holds a cross-validation with {other}; give the same arguments, or another folder')
         return
     with written(f) as part: part.write_text(json.dumps(want,indent=1)+'\n', encoding='utf-8')
 
@@ -255,7 +264,8 @@ def _finished(run, valid, args):
     other = [_changed(r['args'], args, [k for k in args if k in r['args']])]
     held = set(r['data']['valid'])^(set(valid)-set(r['data']['broken']))
     if held: other.append(f'other images held back, such as {few(sorted(held),2)}')
-    if any(other): raise RunError(f'{run}: holds a run with {", ".join(filter(None,other))}; give the same arguments and folds, or remove it')
+    if any(other):
+        raise RunError(f'{run}: holds a run with {", ".join(filter(None,other))}; give the same arguments and folds, or remove it')
     return True
 
 # %% ../nbs/35_crossval.ipynb #d9000056
@@ -287,8 +297,9 @@ def _summary(out, ks, have, table, folds, who, share, progress):
     if missing: return summary
     gather(out, ks, table, folds, who)
     plain = lambda i: {k:None if v!=v else v for k,v in i._asdict().items()}
-    record = dict(format=FORMAT, n=len(scores), n_pos=int(scores.has_ptx.sum()), n_failed=sum(failed), n_patients=scores.patient_id.nunique(),
-        patients_shared=share, decision=dict(thresh=THRESH,min_area=MIN_AREA), scores={s:plain(i) for s,i in pooled.items()}, versions=versions())
+    record = dict(format=FORMAT, n=len(scores), n_pos=int(scores.has_ptx.sum()), n_failed=sum(failed),
+        n_patients=scores.patient_id.nunique(), patients_shared=share, decision=dict(thresh=THRESH,min_area=MIN_AREA),
+        scores={s:plain(i) for s,i in pooled.items()}, versions=versions())
     for o,f in ((scores,'oof.csv'),(summary,'summary.csv')):
         with written(out/f) as part: write_index(o, part)
     with written(out/'summary.json') as part: part.write_text(json.dumps(record,indent=1)+'\n', encoding='utf-8')
@@ -306,7 +317,8 @@ def cross_validate(
     **kwargs # further arguments of `train`
 )->pd.DataFrame: # a row per fold, and the row 'all' with intervals once all are there; also in out/summary.csv
     "Train on all folds but one, in turn, and predict that one; raises `PtxError`"
-    if taken := [k for k in ('valid','fresh','teacher') if kwargs.pop(k,None)]: raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
+    if taken := [k for k in ('valid','fresh','teacher') if kwargs.pop(k,None)]:
+        raise PtxError(f'{few(taken)}=: set by the folds; leave it out, or remove the folder of a fold to train it anew')
     start,args,out = time.monotonic(),_given(kwargs),Path(out)
     _check_hours(max_hours)
     if out.exists() and not out.is_dir(): raise RunError(f'{out}: a file; give a folder for the cross-validation')
@@ -316,7 +328,8 @@ def cross_validate(
     ks = sorted(f.unique().tolist())
     wanted,(who,share) = _wanted(fold,ks),fold_patients(table,f)
     if rank_distrib()==0: _record(out, dict(data=data.name, seed=seed, **args))
-    look = dict(bs=np.min(args['bs']).item(), workers=kwargs.get('workers',2), progress=kwargs.get('progress',True), device=kwargs.get('device','auto'))
+    look = dict(bs=np.min(args['bs']).item(), workers=kwargs.get('workers',2), progress=kwargs.get('progress',True),
+        device=kwargs.get('device','auto'))
     held = {k:table.ImageId[(f.to_numpy()==k)&(table.error=='').to_numpy()].tolist() for k in ks}
     there = {k:_finished(out/f'fold-{k}', held[k], dict(seed=seed,**args)) for k in ks}
     for k in wanted:
@@ -348,7 +361,8 @@ def predict_oof(
     "Predict the held-back images of cross-validations again; raises `PtxError`"
     join_processes()
     cvs = [Path(c) for c in (cvs if isinstance(cvs,(list,tuple)) else [cvs])]
-    if other := [str(c) for c in cvs if not (c/'crossval.json').exists()]: raise RunError(f'{few(other)}: no cross-validation; give folders of `cross_validate`')
+    if other := [str(c) for c in cvs if not (c/'crossval.json').exists()]:
+        raise RunError(f'{few(other)}: no cross-validation; give folders of `cross_validate`')
     asked = json.loads((cvs[0]/'crossval.json').read_text(encoding='utf-8'))
     data = asked['data'] if data is None else data
     has_masks = isinstance(data,(XrayData,pd.DataFrame)) or as_cache(data) is not None
@@ -356,7 +370,9 @@ def predict_oof(
     cache,table = data.cache,data.everything()
     folds = [fold_table(table, c, c/'folds.csv') for c in cvs]
     for c,f in zip(cvs,folds):
-        if not f.equals(folds[0]): raise FoldError(f'{c}: other folds than {cvs[0]}, so its networks may have seen the images; give cross-validations with the same folds')
+        if not f.equals(folds[0]):
+            raise FoldError(f'{c}: other folds than {cvs[0]}, so its networks may have seen the images; '
+                'give cross-validations with the same folds')
     jobs,lost,device = [],[],run_device(device)
     for k in sorted(folds[0].unique().tolist()):
         rows,files,bad = _held(table, folds[0], k, cache)
@@ -364,4 +380,5 @@ def predict_oof(
         lost += bad
     who = fold_patients(table, folds[0])[0]
     index = table[['ImageId','path']].assign(fold=folds[0].to_numpy())
-    return predict_jobs(jobs, index, out, image_digest(index), cache, lost, device=device, more={'labels.csv':truth_table(table,folds[0],who)}, **kwargs)
+    return predict_jobs(jobs, index, out, image_digest(index), cache, lost, device=device,
+        more={'labels.csv':truth_table(table,folds[0],who)}, **kwargs)
