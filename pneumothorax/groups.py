@@ -34,7 +34,8 @@ def grouped(
     text = lambda k: get(k).astype(object).where(get(k).notna() & (get(k)!=''), UNKNOWN)
     size = [_band(a,_SIZES,True) for a in t.area]
     side = ['healthy' if not y else s for y,s in zip(t.has_ptx,text('side'))]
-    return t.assign(size=size, side=side, view=text('view'), sex=text('sex'), age_band=[_band(a,_AGES) for a in pd.to_numeric(get('age'),errors='coerce')])
+    return t.assign(size=size, side=side, view=text('view'), sex=text('sex'),
+        age_band=[_band(a,_AGES) for a in pd.to_numeric(get('age'),errors='coerce')])
 
 # %% ../nbs/36b_groups.ipynb #c36b000c
 def true_sides(
@@ -56,7 +57,8 @@ MEASURES = dict(dice='Dice', dice_pos='Dice on positives', sensitivity='positive
 
 def _measure(t, what):
     "A score of a group, or None where nothing counts for it"
-    v = 1-score_areas(t.overlap,t.pred_area,t.area,'specificity') if what=='false_alarms' else score_areas(t.overlap,t.pred_area,t.area,what)
+    v = score_areas(t.overlap, t.pred_area, t.area, 'specificity' if what=='false_alarms' else what)
+    if what=='false_alarms': v = 1-v
     keep = ~np.isnan(v)
     return bootstrap_ci(v[keep], t.patient_id.to_numpy()[keep]) if keep.any() else None
 
@@ -97,7 +99,8 @@ def score_table(
     "Scores over all"
     y = t.has_ptx.to_numpy(bool)
     try: auroc = bootstrap_stat(rank_auroc, [y,t.max_prob.to_numpy()], t.patient_id.to_numpy()) if 0<y.sum()<len(y) else None
-    except PtxError as e: auroc = Interval(rank_auroc(y,t.max_prob.to_numpy()), np.nan, np.nan, .95, len(t), t.patient_id.nunique(), why=str(e))
+    except PtxError as e:
+        auroc = Interval(rank_auroc(y,t.max_prob.to_numpy()), np.nan, np.nan, .95, len(t), t.patient_id.nunique(), why=str(e))
     rows = [*((n,_measure(t,m)) for m,n in MEASURES.items()),('AUROC',auroc)]
     return pd.DataFrame(rows, columns=['score','interval'])
 
@@ -125,5 +128,6 @@ def group_figure(
         ax.set_title(MEASURES[m], fontsize=10)
         ax.set(xlim=(-.03,1.03), ylim=(len(rows)-.5,-.5))
         ax.spines[['top','right']].set_visible(False)
-    axs[0].set_yticks(range(len(rows)), [f'{q}: {g}'.removeprefix(': ')+f' ({n})' for q,g,n in zip(rows.question,rows.group,rows.n_pos)], fontsize=9)
+    labels = [f'{q}: {g}'.removeprefix(': ')+f' ({n})' for q,g,n in zip(rows.question,rows.group,rows.n_pos)]
+    axs[0].set_yticks(range(len(rows)), labels, fontsize=9)
     return fig
