@@ -39,12 +39,16 @@ def _installed(name):
 
 def _content(dist):
     "Name in the wheel → file"
-    out = {f.as_posix():dist.locate_file(f) for f in dist.files if '..' not in f.parts and '__pycache__' not in f.parts and f.name not in _LEFT and f.suffix!='.pyc'}
+    kept = lambda f: '..' not in f.parts and '__pycache__' not in f.parts and f.name not in _LEFT and f.suffix!='.pyc'
+    out = {f.as_posix():dist.locate_file(f) for f in dist.files if kept(f)}
     if any(k.startswith('__editable__') for k in out):
-        if dist.name!=pneumothorax.__name__: raise BundleError(f'{dist.name}: installed as editable, its modules are elsewhere; install it from a wheel')
+        if dist.name!=pneumothorax.__name__:
+            raise BundleError(f'{dist.name}: installed as editable, its modules are elsewhere; install it from a wheel')
         home = Path(pneumothorax.__file__).parent
-        out = {k:f for k,f in out.items() if not k.startswith('__editable__')} | {f.relative_to(home.parent).as_posix():f for f in home.rglob('*.py')}
-    if gone := [k for k,f in out.items() if not Path(f).is_file()]: raise BundleError(f'{dist.name}: {few(gone)} of its files are gone; install it again')
+        out = {k:f for k,f in out.items() if not k.startswith('__editable__')}
+        out |= {f.relative_to(home.parent).as_posix():f for f in home.rglob('*.py')}
+    if gone := [k for k,f in out.items() if not Path(f).is_file()]:
+        raise BundleError(f'{dist.name}: {few(gone)} of its files are gone; install it again')
     return out
 
 # %% ../nbs/37_bundle.ipynb #b7000012
@@ -99,8 +103,10 @@ def copy_run(
 # %% ../nbs/37_bundle.ipynb #b7000023
 _README = """# pneumothorax {version}, for a kernel without internet
 
-Attach this folder to a Kaggle kernel as a data set (New Dataset, drop the folder; or `kaggle datasets init -p FOLDER` and `kaggle datasets create -p FOLDER -r zip`),
-and take `51_tutorial.kaggle.ipynb` of the repository as the kernel. Its first cell installs what the image lacks by `pip install --no-index --no-deps`, and nothing else.
+Attach this folder to a Kaggle kernel as a data set (New Dataset, drop the folder; \
+or `kaggle datasets init -p FOLDER` and `kaggle datasets create -p FOLDER -r zip`),
+and take `51_tutorial.kaggle.ipynb` of the repository as the kernel. Its first cell installs what the image lacks \
+by `pip install --no-index --no-deps`, and nothing else.
 
 | file | size in kB |
 |---|---|
@@ -116,7 +122,11 @@ def _readme(out, about, records):
     "What is inside"
     files = sorted(f for f in out.rglob('*') if f.is_file())
     table = '\n'.join(f'| {f.relative_to(out).as_posix()} | {f.stat().st_size/1e3:,.0f} |' for f in files)
-    made = lambda n,r: f'- `{n}`: {r["model"]["config"]["encoder"]} at {r["data"]["size"]} px, trained on {r["data"].get("n_train","?")} images by pneumothorax {r["versions"]["pneumothorax"]}, weights `{r.get("use","plain")}`'+(f'; **{_PHANTOMS}**' if _synthetic_only(r) else '')+'\n'
+    def made(n, r):
+        data,by,use = r['data'],r['versions']['pneumothorax'],r.get('use','plain')
+        said = f'trained on {data.get("n_train","?")} images by pneumothorax {by}, weights `{use}`'
+        warned = f'; **{_PHANTOMS}**' if _synthetic_only(r) else ''
+        return f'- `{n}`: {r["model"]["config"]["encoder"]} at {data["size"]} px, {said}{warned}\n'
     runs = ''.join(made(n,r) for n,r in zip(about['runs'],records)) or 'There is no run inside: the kernel trains from the start.\n'
     return _README.format(version=about['version'], table=table, runs=runs)
 
@@ -146,9 +156,11 @@ def bundle(
 )->Path: # the folder
     "Write all that a kernel without internet needs; raises `BundleError`, or what is wrong with its parts"
     out,runs = Path(out),_runs(runs)
-    if out.is_file() or out.is_dir() and any(out.iterdir()): raise BundleError(f'{out}: a file, or a folder with something in it; give another folder')
+    if out.is_file() or out.is_dir() and any(out.iterdir()):
+        raise BundleError(f'{out}: a file, or a folder with something in it; give another folder')
     decided = decision and _said(read_decision(decision))
-    if decided and (decided.get('chosen_on') or {}).get('weighed') and not gate: raise BundleError(f'{decision}: chosen on maps that a gate had weighed; give the gate, too')
+    if decided and (decided.get('chosen_on') or {}).get('weighed') and not gate:
+        raise BundleError(f'{decision}: chosen on maps that a gate had weighed; give the gate, too')
     if gate: load_gate(gate)
     names = [f'runs/{i:02}-{f.name}' for i,f in enumerate(runs)]
     with written_folder(out) as part:
@@ -157,7 +169,8 @@ def bundle(
         for f in sorted(Path(gate).iterdir()) if gate else []: _copy(f, part/'gate'/f.name)
         wheels = {_module(_installed(n)):pack_wheel(n, part/'wheels') for n in ('pneumothorax',*_extras(records,also))}
         about = dict(bundle=BUNDLE, version=pneumothorax.__version__, wheels={m:f'wheels/{f.name}' for m,f in wheels.items()},
-            runs=names, synthetic=[n for n,r in zip(names,records) if _synthetic_only(r)], decision='decision.json' if decision else None, gate='gate' if gate else None)
+            runs=names, synthetic=[n for n,r in zip(names,records) if _synthetic_only(r)], decision='decision.json' if decision else None,
+            gate='gate' if gate else None)
         (part/'README.md').write_text(_readme(part,about,records), encoding='utf-8')
         write_record(about, part/'bundle.json')
     return out
@@ -177,15 +190,19 @@ class Inputs:
 
     def __repr__(self):
         said = lambda what,v: f'{what}: {v}' if v else f'no {what}'
-        return '\n'.join([repr(self.files), said('sample submission',self.sample), said('bundle',self.bundle) + (f' with {counted(len(self.runs),"runs")}' if self.bundle else ''),
+        runs = f' with {counted(len(self.runs),"runs")}' if self.bundle else ''
+        return '\n'.join([repr(self.files), said('sample submission',self.sample), said('bundle',self.bundle)+runs,
             *(f'{n}: {_PHANTOMS}' for n in self.synthetic), said('earlier session',self.before)])
 
     def test_images(self)->dict: # identifier → path
         "Radiographs to predict: those of the sample submission, or else those without labels"
         images = self.files.images
         known = set() if self.files.labels is None else set(read_labels(self.files.labels).ImageId)
-        ids = [i for i in sample_ids(self.sample) if i in images] if self.sample else [i for i in images if i in self.files.test or i not in known]
-        if not ids: raise BundleError(f'{self.files.root}: no radiograph of {len(images):,} is without labels; attach those to predict, or a sample submission')
+        if self.sample: ids = [i for i in sample_ids(self.sample) if i in images]
+        else: ids = [i for i in images if i in self.files.test or i not in known]
+        if not ids:
+            raise BundleError(f'{self.files.root}: no radiograph of {len(images):,} is without labels; '
+                'attach those to predict, or a sample submission')
         return {i:images[i] for i in ids}
 
 # %% ../nbs/37_bundle.ipynb #b7000033
@@ -197,10 +214,12 @@ def read_bundle(
     try: r = json.loads((p/'bundle.json').read_text(encoding='utf-8'))
     except (OSError,ValueError) as e: raise BundleError(f'{p}: no bundle ({type(e).__name__}); make one with `bundle`') from None
     if not isinstance(r,dict) or r.get('bundle')!=BUNDLE:
-        raise BundleError(f'{p}: a bundle of layout {r.get("bundle") if isinstance(r,dict) else r!r} by pneumothorax {r.get("version") if isinstance(r,dict) else "?"}, '
+        layout,by = (r.get('bundle'),r.get('version')) if isinstance(r,dict) else (r,'?')
+        raise BundleError(f'{p}: a bundle of layout {layout!r} by pneumothorax {by}, '
             f'this is pneumothorax {pneumothorax.__version__} and reads {BUNDLE}; make it anew with this version, or attach that one')
     parts = dict(runs=[p/n for n in r['runs']], **{k:p/r[k] if r[k] else None for k in ('decision','gate')})
-    if gone := [f'{f.relative_to(p)}' for f in [*parts['runs'],parts['decision'],parts['gate']] if f and not f.exists()]: raise BundleError(f'{p}: {few(gone)} not there; upload the whole folder again')
+    if gone := [f'{f.relative_to(p)}' for f in [*parts['runs'],parts['decision'],parts['gate']] if f and not f.exists()]:
+        raise BundleError(f'{p}: {few(gone)} not there; upload the whole folder again')
     return {**r,**parts}
 
 def _one(fs, what, root):
@@ -243,14 +262,16 @@ def find_inputs(
     if not root.is_dir(): raise BundleError(f'{root}: no such folder; attach the data, or set PTX_INPUT to the folder where it is')
     known = _files(root, {'.json'})
     here = _one([f.parent for f in known if f.name=='bundle.json'], 'bundles', root)
-    mine = [f.parent for f in known if f.name=='config.json' and here not in f.parents and (any(f.parent.glob('checkpoint*.pt')) or (f.parent/'run.json').exists())]
+    mine = [f.parent for f in known if f.name=='config.json' and here not in f.parents
+        and (any(f.parent.glob('checkpoint*.pt')) or (f.parent/'run.json').exists())]
     before = _one(mine, 'trainings of earlier sessions', root)
     about = read_bundle(here) if here else {}
     notice('installed packages are of other versions than pneumothorax asks for; install others if anything fails', unmet())
     data,but = data or os.environ.get('PTX_DATA'),[_session(before,root)] if before else []
     roots = [Path(o) for o in data.split(os.pathsep)] if data else attached(root) or [root]
     files = find_siim(roots, but=but)
-    return Inputs(files, _sample(roots,files.images,but), here, about.get('runs',[]), about.get('decision'), about.get('gate'), before, about.get('synthetic',[]))
+    return Inputs(files, _sample(roots,files.images,but), here, about.get('runs',[]), about.get('decision'), about.get('gate'), before,
+        about.get('synthetic',[]))
 
 # %% ../nbs/37_bundle.ipynb #b7000037
 def go_on(
@@ -275,5 +296,6 @@ def start_from(
     net,how = r['model']['config'],XrayInput.of(r['data'])
     model = r['args'].get('model') or f'{net["name"]}:'+','.join(f'{k}={v}' for k,v in net.items() if k not in ('name','encoder','n_in'))
     eq,first = equalizer(how.equalize),how.equalize_first
-    then = dict(weights=weights_file(out,r.get('use','plain')), model=model, encoder=net['encoder'], equalize='none' if first or not eq else eq.spec())
+    then = dict(weights=weights_file(out,r.get('use','plain')), model=model, encoder=net['encoder'],
+        equalize='none' if first or not eq else eq.spec())
     return dict(fit=how.fit, before=eq if first else None), then
