@@ -51,7 +51,8 @@ def _same_images(tables, files, missing):
     lost = {}
     for f,t in zip(files,tables): lost.setdefault(tuple(i for i in ids if i not in t),[]).append(f)
     said = [f'{counted(len(v),"images")} not in {few(fs)} ({few(_short(i) for i in v)})' for v,fs in lost.items() if v]
-    if said and missing!='empty': raise PtxError(f"{'; '.join(said)}; give submissions of the same images, or count what is missing as empty with missing='empty'")
+    if said and missing!='empty':
+        raise PtxError(f"{'; '.join(said)}; give submissions of the same images, or count what is missing as empty with missing='empty'")
     for v,fs in lost.items(): notice(f'images are not in {few(fs)}, which counts as empty', [_short(i) for i in v])
     return ids
 
@@ -70,15 +71,18 @@ def _ballot(how, votes, weights, k):
     if how not in _HOW: raise PtxError(f'how={how!r}: expected one of {", ".join(_HOW)}')
     if k<2: raise PtxError(f'{counted(k,"submissions")} to merge: give at least two')
     w = np.ones(k) if weights is None else np.asarray(weights,float)
-    if len(w)!=k or not (np.isfinite(w)&(w>0)).all(): raise PtxError(f'weights={weights!r}: give a positive number for each of the {k} submissions')
-    if votes is not None and how not in ('vote','images'): raise PtxError(f'votes={votes!r}: {how} does not count votes; leave it out, or choose vote or images')
-    if votes is not None and not 0<votes<=w.sum()*(1+1e-9): raise PtxError(f'votes={votes!r}: more than 0, and at most {w.sum():g}, which all together have')
+    if len(w)!=k or not (np.isfinite(w)&(w>0)).all():
+        raise PtxError(f'weights={weights!r}: give a positive number for each of the {k} submissions')
+    if votes is not None and how not in ('vote','images'):
+        raise PtxError(f'votes={votes!r}: {how} does not count votes; leave it out, or choose vote or images')
+    if votes is not None and not 0<votes<=w.sum()*(1+1e-9):
+        raise PtxError(f'votes={votes!r}: more than 0, and at most {w.sum():g}, which all together have')
     return w,votes or w.sum()/2*(1+1e-8)
 
 def merge_submissions(
     files:list, # submissions, CSV, their run-lengths of the 1024² frame, at least two; of equals the first counts
     out:str, # CSV to write
-    how:str='vote', # vote (of pixels), images (are enough files positive, then pixels), agree (the mask closest to the others), union, intersection
+    how:str='vote', # vote (of pixels), images (enough positive files, then pixels), agree (the closest to the others), union, intersection
     votes:float=None, # that a pixel needs, or with images that an image needs; more than half if None
     weights:list=None, # votes of each file; 1 if None
     sample:str=None, # sample submission, CSV: its images, in its order
