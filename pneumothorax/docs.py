@@ -46,7 +46,9 @@ def _documented(o, text, lines):
     if not isinstance(o,type): return [(o,comments(o,lines))] if inspect.isfunction(o) else []
     own = {k:f for k,f in vars(o).items() if inspect.isfunction(f) and f.__module__==o.__module__}
     if is_dataclass(o): made = _fields(o,text)
-    else: made = {k:v for k,v in (comments(o.__init__,lines) if getattr(o.__init__,'__module__',None)==o.__module__ else {}).items() if k!='return'}
+    else:
+        told = comments(o.__init__,lines) if getattr(o.__init__,'__module__',None)==o.__module__ else {}
+        made = {k:v for k,v in told.items() if k!='return'}
     return [(o,made), *((f,comments(f,lines)) for k,f in own.items() if k[0]!='_')]
 
 def tell_parameters(
