@@ -20,9 +20,12 @@ from .siim import PtxNotice, counted, writable, write_index
 from .files import disk_full
 
 # %% ../nbs/41_cli.ipynb #aae78815
-_COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds', audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds',
-    predict_maps='ptx_predict', predict_oof='ptx_predict', write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', report='ptx_report', view_server='ptx_view', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
-_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as_')   # parameters of functions that commands call otherwise
+_COMMANDS = dict(make_phantoms='ptx_sample', read_masks='ptx_import', prepare='ptx_prepare', make_folds='ptx_folds',
+    audit_labels='ptx_audit', train='ptx_train', cross_validate='ptx_train --folds', predict_maps='ptx_predict', predict_oof='ptx_predict',
+    write_submission='ptx_submit', merge_submissions='ptx_merge', outline='ptx_show', compare='ptx_compare', report='ptx_report',
+    view_server='ptx_view', export_masks='ptx_export', score_report='ptx_score', bundle='ptx_bundle')
+# parameters of functions that commands call otherwise
+_CALLED = dict(name='model', rule='gate_rule', before='equalize', oof='labels', file='decision', kind='as_')
 _OF_MASKS = 'empty','value','resize','image','mask','label','patient'   # said of masks, in the text of --labels
 _NAMED = re.compile(r"""(?<![\w:,.])(?<!\w\()(\w+)=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:()`]*)""")
 
@@ -35,9 +38,12 @@ def as_command(
         k,v = m[1] if m[1] in options else _CALLED.get(m[1]),m[2]
         if k not in options and m[1] not in _OF_MASKS: return m[0]
         v = re.sub(r", +", ",", v.strip("[]")) if v[:1]=='[' else v.strip("'\"")
-        if k not in options: return f'--columns {m[1]}={v}' if 'columns' in options else '--labels '+shlex.quote(f'MASKS:{m[1]}={v}') if 'labels' in options else m[0]
+        if k not in options:
+            if 'columns' in options: return f'--columns {m[1]}={v}'
+            return '--labels '+shlex.quote(f'MASKS:{m[1]}={v}') if 'labels' in options else m[0]
         k = k.rstrip('_')     # `as_`, a word that Python keeps for itself, is typed --as
-        return f'no --{k}' if v in ('None','False') else f'--{k}' if v in ('True','') else f'--{k} {shlex.quote(v) if re.search("[|>< #]",v) else v}'
+        if v in ('None','False'): return f'no --{k}'
+        return f'--{k}' if v in ('True','') else f'--{k} {shlex.quote(v) if re.search("[|>< #]",v) else v}'
     text = re.sub(r'`(--[\w-]+)`', r'\1', _NAMED.sub(typed,text))
     return re.sub(r'`(\w+)`', lambda m: _COMMANDS.get(m[1],m[0]), text)
 
@@ -47,7 +53,8 @@ def _refused(e):
     f = e.filename2 or e.filename
     where = f'{os.fsdecode(f)}: ' if isinstance(f,(str,bytes,os.PathLike)) else ''
     if disk_full(e): return f'{where}the disk is full; make room, and start the same again'
-    if e.errno in (errno.EACCES,errno.EPERM,errno.EROFS): return f'{where}cannot be read or written ({e.strerror}); change its permissions, or give another path'
+    if e.errno in (errno.EACCES,errno.EPERM,errno.EROFS):
+        return f'{where}cannot be read or written ({e.strerror}); change its permissions, or give another path'
     return f'{where}{e.strerror}; check the path and the disk'
 
 def _fault(e):
@@ -66,8 +73,8 @@ def manners(
         warnings.simplefilter('ignore', FutureWarning)   # torch's own deprecations, here and in processes that are not forked
         before = os.environ.get('PYTHONWARNINGS')
         os.environ['PYTHONWARNINGS'] = ','.join(filter(None,(before,'ignore::FutureWarning')))
-        plain = warnings.formatwarning
-        warnings.formatwarning = lambda m,c,*args,**kwargs: f'notice: {as_command(str(m),options)}\n' if issubclass(c,PtxNotice) else plain(m,c,*args,**kwargs)
+        plain,told = warnings.formatwarning,lambda m: f'notice: {as_command(str(m),options)}\n'
+        warnings.formatwarning = lambda m,c,*args,**kwargs: told(m) if issubclass(c,PtxNotice) else plain(m,c,*args,**kwargs)
         try:
             yield
             sys.stdout.flush()
@@ -75,7 +82,8 @@ def manners(
             print(as_command(str(e),options) or 'interrupted', file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:
-            with suppress(OSError,ValueError): os.dup2(os.open(os.devnull,os.O_WRONLY), sys.stdout.fileno())   # lest the interpreter tries once more
+            # lest the interpreter tries once more
+            with suppress(OSError,ValueError): os.dup2(os.open(os.devnull,os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except (PtxError,OSError) as e:
             if isinstance(e,OSError) and e.errno is None: raise
@@ -114,7 +122,8 @@ def _argument(k, v, may_miss):
 def _parser(f, may_miss, example):
     "The parser of a command"
     params = docments(f, full=True, returns=False)
-    where = ' '.join(f'[{k}]' if k in may_miss else f'{k} …' if v.anno is list else k for k,v in params.items() if k in may_miss or v.default is inspect.Parameter.empty)
+    shown = lambda k,v: f'[{k}]' if k in may_miss else f'{k} …' if v.anno is list else k
+    where = ' '.join(shown(k,v) for k,v in params.items() if k in may_miss or v.default is inspect.Parameter.empty)
     p = _Parser(f.__name__, usage=' '.join(filter(None,(f.__name__,where,'[options]'))), description=f.__doc__.replace('%','%%'),
         epilog=example and f'example: {example}', formatter_class=partial(argparse.HelpFormatter, max_help_position=26))
     for k,v in params.items():
@@ -124,7 +133,8 @@ def _parser(f, may_miss, example):
     return p
 
 def _quick():
-    "Collect garbage less often, and not at the end: libraries make a million objects that live as long as the process, and looking through them took two seconds of five"
+    "Collect garbage less often, and not at the end"
+    # libraries make a million objects that live as long as the process; looking through them took two seconds of five
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
 
@@ -132,7 +142,8 @@ def _main(f, may_miss, example, argv=None):
     "Parse arguments, those of the process if None, and call the function"
     if argv is None: _quick()
     for s in (sys.stdout,sys.stderr):
-        with suppress(AttributeError,ValueError): s.reconfigure(errors='backslashreplace')   # names of files in any encoding, and any terminal
+        # names of files in any encoding, and any terminal
+        with suppress(AttributeError,ValueError): s.reconfigure(errors='backslashreplace')
     p = _parser(inspect.unwrap(f), may_miss, example)
     argv = [re.sub(r'^--[\w-]+', lambda m: '--'+m[0][2:].replace('-','_'), str(a)) for a in (sys.argv[1:] if argv is None else argv)]
     args,rest = p.parse_known_intermixed_args(argv)
@@ -200,11 +211,12 @@ def ptx_prepare(
     size:int=512, # pixels along one side
     fit:str='stretch', # stretch, or pad to keep the proportions
     equalize:str=None, # before the resize: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
-    labels:str=None, # label file, or masks, if they are not to be found in the folder: pictures, DICOM segmentations, NIfTI, COCO, labelme or a table, as MASKS:empty=negative
+    labels:str=None, # if not in the folder: label file or masks (pictures, DICOM-SEG, NIfTI, COCO, labelme, table), as MASKS:empty=negative
     frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     workers:int=2, # processes
 ):
-    "Prepare radiographs for training, once: decoded at full depth, averaged down, in one memory-mapped array. Run it again to go on, or after the data changed."
+    ("Prepare radiographs for training, once: decoded at full depth, averaged down, in one memory-mapped array. "
+        "Run it again to go on, or after the data changed.")
     from pneumothorax.cache import prepare
     if equalize:
         from pneumothorax.equalize import equalizer
@@ -219,15 +231,15 @@ def ptx_train(
     data:str=None, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels), or a cache of ptx_prepare
     out:str='run', # folder for the run; an unfinished training in it goes on
     recipe:str='default', # or few, fast, stable, progressive, hypercolumns, first_place, full, everything; what follows below changes it
-    unlabelled:str=None, # folder of radiographs without masks, or a cache of them: a second network learns from what the first believes of these
+    unlabelled:str=None, # folder of radiographs without masks, or their cache: a second network learns from what the first believes of them
     teacher:str=None, # finished runs that mark them, separated by commas, instead of a first training
     show:bool=False, # print the recipe in full, and train nothing
     seed:int=0, # of split, order, augmentation, noise and random weights
-    weights:str=None, # file of encoder weights (.pth, .safetensors), a run folder, 'lite0', 'imagenet' (downloads) or 'none'; default: the installed ones
+    weights:str=None, # encoder weights: a file (.pth, .safetensors), a run, 'lite0', 'imagenet' (downloads), 'none'; default: installed
     valid:float=None, # share of the images held back, by patient; default: 0.2
     folds:str=None, # table of ptx_folds: train by fold, and predict each image by the model that has not seen it
     fold:str=None, # one fold of it, or all; default: all
-    labels:str=None, # label file, or masks, if they are not to be found in the folder: pictures, DICOM segmentations, NIfTI, COCO, labelme or a table, as MASKS:empty=negative
+    labels:str=None, # if not in the folder: label file or masks (pictures, DICOM-SEG, NIfTI, COCO, labelme, table), as MASKS:empty=negative
     frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     workers:int=2, # processes that read files
     fresh:bool=False, # remove an earlier training in the folder, and begin anew
@@ -235,9 +247,9 @@ def ptx_train(
     tensorboard:bool=False, # write logs for it
     max_hours:float=None, # stop after so many hours, with a checkpoint; the same command goes on
     device:str='auto', # where the network runs: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
-    model:str=None, # hyperunet, fastai_unet, unet, unetplusplus, fpn, deeplabv3plus, manet, segformer; options as hyperunet:attention=scse,aux=True
+    model:str=None, # hyperunet, fastai_unet, unet, unetplusplus, fpn, deeplabv3plus, manet, segformer; as hyperunet:attention=scse,aux=True
     encoder:str=None, # any name that timm or torchvision knows
-    loss:str=None, # terms with weights as 3*bce+dice+4*focal, or a preset such as 3:1:4; also batch_dice, pos_dice, top, jaccard, tversky, lovasz, boundary
+    loss:str=None, # terms as 3*bce+dice+4*focal, or a preset as 3:1:4; also batch_dice, pos_dice, top, jaccard, tversky, lovasz, boundary
     smooth:float=None, # label smoothing in the cross-entropy
     equalize:str=None, # on every image: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
     equalize_first:bool=False, # equalise before the resize, not after
@@ -268,7 +280,8 @@ def ptx_train(
     compile:bool=False, # compile the network
     unlabelled_weight:float=None, # of the cross-entropy of unlabelled radiographs
 ):
-    "Train a segmentation model on a folder of radiographs, and write a run folder that says how it was made. Stopped, it goes on when it is started again."
+    ("Train a segmentation model on a folder of radiographs, and write a run folder that says how it was made. "
+        "Stopped, it goes on when it is started again.")
     given = dict(locals())
     from pneumothorax import train as t
     changes = {f:given[f] for f in t.FIELDS if given[f] is not False}
@@ -277,8 +290,10 @@ def ptx_train(
         print('usage: ptx_train DATA [--out RUN] …; give a folder of radiographs or a cache, or --show', file=sys.stderr)
         raise SystemExit(2)
     if fold and not folds: raise PtxError(f'--fold {fold}: of which table? name it with --folds')
-    if folds and valid is not None: raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
-    kw = dict(recipe=recipe, seed=seed, labels=labels, frame=frame, weights=weights, workers=workers, fresh=fresh, every=every, tensorboard=tensorboard,
+    if folds and valid is not None:
+        raise PtxError(f'--valid {valid}: the table of --folds says what is held back; leave one of the two out')
+    kw = dict(recipe=recipe, seed=seed, labels=labels, frame=frame, weights=weights, workers=workers,
+        fresh=fresh, every=every, tensorboard=tensorboard,
         max_hours=max_hours, device=device, unlabelled=unlabelled, teacher=teacher and teacher.split(','), **changes)
     if folds:
         from pneumothorax.crossval import cross_validate
@@ -309,7 +324,7 @@ def ptx_folds(
     n:int=5, # folds
     seed:int=0, # which of the possible folds
     near_duplicates:bool=False, # where patients are not known: keep together what shows the same chest (reads every radiograph)
-    labels:str=None, # label file, or masks, if they are not to be found in the folder: pictures, DICOM segmentations, NIfTI, COCO, labelme or a table, as MASKS:empty=negative
+    labels:str=None, # if not in the folder: label file or masks (pictures, DICOM-SEG, NIfTI, COCO, labelme, table), as MASKS:empty=negative
     frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
 ):
     "Make folds by patient, stratified by presence, size and number of masks; print how alike they are and what leaks."
@@ -324,16 +339,17 @@ def ptx_folds(
     folds = f.make_folds(t, groups, n, seed)
     f.save_folds(folds, out)
     print(f'{f.fold_report(folds,t,patients,near_duplicates)}\n{counted(len(folds),"images")} in {n} folds, written to {out}')
-    _next('ptx_train', Path(data) if Path(data).is_dir() else 'DATA', *(['--labels',Path(labels)] if labels else []), '--folds', Path(out), '--out cv')
+    where = Path(data) if Path(data).is_dir() else 'DATA'
+    _next('ptx_train', where, *(['--labels',Path(labels)] if labels else []), '--folds', Path(out), '--out cv')
 
 # %% ../nbs/41_cli.ipynb #imp00002
 @command(inputs=('masks','images'), example='ptx_import drawings scans --out labels.csv')
 def ptx_import(
     masks:str, # folder of pictures, NPY, NIfTI, DICOM segmentations, COCO or labelme files, one such file, or a table that names them
     images:str, # folder of the radiographs
-    out:str='labels.csv', # table to write: ImageId, EncodedPixels (run-lengths of the 1024x1024 frame), and patient_id where the table names it
+    out:str='labels.csv', # table to write: ImageId, EncodedPixels (run-lengths of the 1024x1024 frame), and patient_id if the table has it
     empty:str='error', # radiographs without a mask: error, negative (they are healthy) or skip (leave them out)
-    value:str=None, # what counts: a value of the pixels, all above one as ">127", a colour as "#ff0000", or a label; default: the only one, or the one that speaks of a pneumothorax
+    value:str=None, # what counts: a value, above one as ">127", a colour as "#ff0000", or a label; default: the only one, or pneumothorax
     columns:str=None, # of a table, where their names do not tell: image=scan,mask=outline,label=finding,patient=subject
     resize:bool=False, # masks of another size were drawn on copies that show the whole radiograph
     n:int=12, # radiographs on the sheet that is written beside the table
@@ -349,7 +365,8 @@ def ptx_import(
     save_labels(t, out)
     drawn,weak = (t.area>0).sum(),(~t.outlined).sum()
     if drawn and n: mask_sheet(t, files.images, n).savefig(sheet)
-    print(f'{counted(len(t),"radiographs")}: {drawn} outlined ({counted(int(t.n_masks.sum()),"masks")}), {len(t)-drawn-weak} healthy'+(f', {weak} positive and not outlined, left out' if weak else ''))
+    more = f', {weak} positive and not outlined, left out' if weak else ''
+    print(f'{counted(len(t),"radiographs")}: {drawn} outlined ({counted(int(t.n_masks.sum()),"masks")}), {len(t)-drawn-weak} healthy{more}')
     print(f'labels in {out}'+(f', the first {min(n,drawn)} shown in {sheet}: look at it' if drawn and n else ''))
     _next('ptx_audit', Path(images), '--labels', out)
 
@@ -358,8 +375,8 @@ def ptx_import(
 def ptx_audit(
     data:str, # folder with radiographs and a label file, or a label file alone (ImageId, EncodedPixels)
     out:str='audit', # folder to write: audit.csv and audit.png
-    findings:str=None, # table with ImageId and a column of findings, to compare with the masks: labels such as Atelectasis|Pneumothorax, or yes and no
-    labels:str=None, # label file, or masks, if they are not to be found in the folder: pictures, DICOM segmentations, NIfTI, COCO, labelme or a table, as MASKS:empty=negative
+    findings:str=None, # table with ImageId and findings to compare with the masks: labels such as Atelectasis|Pneumothorax, or yes and no
+    labels:str=None, # if not in the folder: label file or masks (pictures, DICOM-SEG, NIfTI, COCO, labelme, table), as MASKS:empty=negative
     frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     n:int=4, # pictures of each kind
     column:str=None, # the column of findings; default: the one called pneumothorax, else the first with such a label
@@ -371,7 +388,8 @@ def ptx_audit(
     if column and not findings: raise PtxError(f'--column {column}: of which table? name it with --findings')
     files = None if Path(data).is_file() else radiographs(data, labels)
     y = labels or files.labels if files else data
-    if y is None: raise PtxError(f'{data}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it, or masks, with --labels')
+    if y is None:
+        raise PtxError(f'{data}: no label file (a CSV with ImageId and EncodedPixels); add one, or name it, or masks, with --labels')
     f,sheet = Path(out)/'audit.csv',Path(out)/'audit.png'
     if f.exists() or Path(out).is_file(): raise PtxError(f'{out}: holds an audit already, or is a file; remove it, or give another folder')
     y = labels_of(y, files, frame)
@@ -392,13 +410,13 @@ def _numbers(text, arg):
 
 @command(inputs=('files',), example='ptx_predict run sample/dicom-images-test --out pred --tta hflip')
 def ptx_predict(
-    files:list, # runs of ptx_train, or of ptx_train --folds for all its folds, one or more; and last a folder of radiographs, or one file. A run with folds alone: the images it held back
+    files:list, # runs of ptx_train (--folds: all its folds), and last a folder of radiographs or a file; folds alone: the images held back
     out:str='pred', # folder for the probability maps; an interrupted prediction in it goes on
     bs:int=8, # images per batch
     workers:int=2, # processes that read files
     device:str='auto', # where the networks run: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
     which:str=None, # weights: plain, swa, ema or avg; default: those that each run recommends
-    variant:str=None, # one more equalisation at test time: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
+    variant:str=None, # one more equalisation at test time: stretch, gamma, quantize, hist, clahe, clahe16; options as clahe:clip=3,grid=4
     tta:str=None, # views to average: hflip, first_place, full, or words as identity,hflip,scale:1.25,rotate:5,clahe
     mean:str='prob', # over views and networks: prob, logit or geometric
     weights:str=None, # of the networks, as 2,1
@@ -408,22 +426,27 @@ def ptx_predict(
     mean_only:bool=False, # of several networks store the mean alone: less disk, but no rule chosen on single networks can be applied
     fresh:bool=False, # remove what an earlier prediction left in the folder
 ):
-    "Predict radiographs by one network or the mean of several: writes maps.npy, index.csv, and failed.csv for what could not be read. Stopped, it goes on when it is started again."
+    ("Predict radiographs by one network or the mean of several: writes maps.npy, index.csv, and failed.csv for what could not be read. "
+        "Stopped, it goes on when it is started again.")
     from pneumothorax.predict import is_main, predict_maps
     from pneumothorax.records import open_maps
-    kw = dict(out=out, bs=bs, workers=workers, device=device, which=which, variant=variant, tta=tta, mean=mean, weights=_numbers(weights,'weights'),
+    weights = _numbers(weights, 'weights')
+    kw = dict(out=out, bs=bs, workers=workers, device=device, which=which, variant=variant, tta=tta, mean=mean, weights=weights,
         size=size, dtype=dtype, spread=spread, mean_only=mean_only, fresh=fresh)
     folds = [(Path(f)/'crossval.json').exists() for f in files]
     if all(folds):
         from pneumothorax.crossval import predict_oof
         predict_oof(files, **kw)
-    elif len(files)<2: raise PtxError(f'{files[0]}: by which run, or which images? give runs and then a folder of radiographs, as in ptx_predict RUN IMAGES')
+    elif len(files)<2:
+        raise PtxError(f'{files[0]}: by which run, or which images? '
+            'give runs and then a folder of radiographs, as in ptx_predict RUN IMAGES')
     else: predict_maps(files[:-1], files[-1], **kw)
     if not is_main(): return
     index,maps,failed = open_maps(out)
     print(f'{counted(len(index),"radiographs")} predicted at {maps.shape[1]} px, {len(failed)} failed; maps in {out}')
     if all(folds): _next('ptx_submit', 'PRED --labels', Path(out), '--out submission.csv, where PRED are the maps of other radiographs')
-    elif any(folds) and not tta and not variant: _next('ptx_submit', Path(out), '--labels', Path(next(f for f,k in zip(files,folds) if k)), '--out submission.csv')
+    elif any(folds) and not tta and not variant:
+        _next('ptx_submit', Path(out), '--labels', Path(next(f for f,k in zip(files,folds) if k)), '--out submission.csv')
     else: _next('ptx_submit', Path(out), '--out submission.csv')
 
 # %% ../nbs/41_cli.ipynb #sho00002
@@ -431,7 +454,7 @@ def ptx_predict(
 def ptx_show(
     files:list, # a run of ptx_train, or of ptx_train --folds, or several, and then radiographs (.dcm, .png, .jpg), or a folder of them
     out:str='shown', # folder for the pictures, NAME.png; those that are there already are replaced
-    triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3; default: the one that was chosen out of fold, or the plain rule
+    triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3; default: the one chosen out of fold, or the plain rule
     decision:str=None, # record of a submission (.json): decide as it did
     tta:str=None, # views to average, as for ptx_predict
     device:str='auto', # where the networks run: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps
@@ -468,10 +491,12 @@ def _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule,
     plain = dict(thresh=thresh,min_area=min_area)
     first = open_gate(gate) if gate and labels and gate_rule=='weigh' else None   # the triplet is chosen on maps that it has weighed
     how = decision_from(triplet, labels, decision, first and first.out_of_fold(), **parts)
-    if how and plain!=dict(thresh=.5,min_area=800): raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
+    if how and plain!=dict(thresh=.5,min_area=800):
+        raise PtxError('--thresh and --min_area are the plain rule; leave them out with --triplet, --labels or --decision')
     if labels:
         s = how['note']['source']
-        print(f'triplet {how["decision"].triplet}, chosen on {counted(s["n"],"images")}, {s["n_pos"]} of them positive; on folds that were not chosen on, Dice {s["nested"]}')
+        print(f'triplet {how["decision"].triplet}, chosen on {counted(s["n"],"images")}, {s["n_pos"]} of them positive; '
+            f'on folds that were not chosen on, Dice {s["nested"]}')
     said = gate_verdict(pred, first or gate, gate_rule, how.get('decision'), **plain) if gate else {}
     return {**how.pop('note',{}), **said.pop('note',{})},{**plain,**how,**said}
 
@@ -482,7 +507,7 @@ def ptx_submit(
     out:str='submission.csv', # CSV to write; a record of how it was made stands beside it (.json)
     thresh:float=.5, # the plain rule: a pixel counts from this probability on
     min_area:int=800, # the plain rule: smallest piece of a mask that is kept, pixels of the 1024² frame
-    triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3: positive if more than the area exceeds top, the mask is what exceeds bottom
+    triplet:str=None, # the winners' rule as top,area,bottom, such as .75,2000,.3: positive if more than area exceeds top; all above bottom
     labels:str=None, # folder of a cross-validation, or of ptx_predict on one: choose the triplet on its out-of-fold predictions
     decision:str=None, # record of an earlier submission (.json): decide as it did
     min_piece:float=0, # with a triplet: smallest piece that is kept, pixels of the 1024² frame
@@ -490,7 +515,7 @@ def ptx_submit(
     fill:float=0, # with a triplet: largest hole that is filled, pixels of the 1024² frame
     dilate:float=0, # with a triplet: radius by which masks grow, pixels of the 1024² frame
     gate:str=None, # a saved gate, or a folder as for --labels to fit one on: says which images have a pneumothorax
-    gate_rule:str=None, # threshold or expected_dice: drop masks; weigh: make maps stronger or weaker; default: threshold, or what the decision was chosen with
+    gate_rule:str=None, # threshold or expected_dice: drop masks; weigh: change maps; default: threshold, or as the decision was chosen
     sample:str=None, # sample submission (CSV with ImageId): its images, in its order
     missing:str='error', # images of the sample submission that were not predicted: error, or empty
     rows:str='image', # a row for each image, or for each component of a mask
@@ -500,18 +525,20 @@ def ptx_submit(
     "Turn probability maps into masks and write a submission (ImageId,EncodedPixels; run-lengths of a 1024x1024 frame)."
     from pneumothorax.submission import contact_sheet, write_submission
     if sheet: _sheet(sheet, out)
-    note,how = _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule, min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
+    more = dict(min_piece=min_piece, min_prob=min_prob, fill=fill, dilate=dilate)
+    note,how = _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule, **more)
     df = write_submission(pred, out, sample=sample, missing=missing, rows=rows, blank=blank, note=note, **how)
     if sheet: contact_sheet(out, pred, sheet)
     drawn = df.ImageId[df.EncodedPixels!='-1'].nunique()
-    print(f'{counted(df.ImageId.nunique(),"images")}, {drawn} with a mask; written to {out}'+(f', a sheet of them to {sheet}' if sheet else ''))
+    also = f', a sheet of them to {sheet}' if sheet else ''
+    print(f'{counted(df.ImageId.nunique(),"images")}, {drawn} with a mask; written to {out}{also}')
     _next('ptx_score', Path(out), 'LABELS')
 
 # %% ../nbs/41_cli.ipynb #exp00003
 @command(inputs=('pred','labels','decision','gate'), example='ptx_export pred --as dicomseg --triplet .75,2000,.3 --out segmentations')
 def ptx_export(
     pred:str, # folder of ptx_predict
-    as_:str='png', # png, npy, nifti: a file for each mask; coco: one for all; dicomseg, sc: DICOM segmentations, or captures with the outline burnt in; csv: a table of areas, sides and shares of the lung
+    as_:str='png', # png, npy, nifti: a file per mask; coco: one for all; dicomseg, sc: DICOM segmentations, or captures; csv: a table
     out:str='export', # folder to write, new or empty
     maps:bool=False, # with png, npy and nifti: the probabilities, too
     thresh:float=.5, # the plain rule: a pixel counts from this probability on
@@ -533,7 +560,7 @@ def ptx_export(
 def ptx_merge(
     subs:list, # submissions (CSV with ImageId and EncodedPixels, run-lengths of a 1024x1024 frame), two or more; of equals the first counts
     out:str='merged.csv', # CSV to write
-    how:str='vote', # vote (of pixels), images (are enough files positive, then pixels), agree (the mask closest to the others), union, intersection
+    how:str='vote', # vote (of pixels), images (enough files positive, then pixels), agree (closest to the others), union, intersection
     votes:float=None, # that a pixel needs, or with --how images that an image needs; default: more than half
     weights:str=None, # votes of each file, as 2,1,1; default: 1
     sample:str=None, # sample submission (CSV with ImageId): its images, in its order
@@ -548,12 +575,12 @@ def ptx_merge(
 # %% ../nbs/41_cli.ipynb #c8767189
 @command(inputs=('files','patients'), example='ptx_score submission.csv sample/answers/test-rle.csv')
 def ptx_score(
-    files:list, # submissions (CSV with ImageId and EncodedPixels, run-lengths of a 1024x1024 frame), one or more, and last the label file, maybe compressed
+    files:list, # submissions (CSV with ImageId and EncodedPixels, run-lengths of a 1024x1024 frame), one or more; last the label file
     patients:str=None, # table with ImageId and patient_id: intervals by patient; a column patient_id of the labels does too
     frame:str=None, # of the run-lengths in the label file, if not 1024x1024: 256 for a square, or height and width as 256x320
     worst:int=5, # how many of the worst images to name
     strict:bool=False, # identifiers that only one of the two files has are errors, as in the competition
-    json:bool=False, # print one line of JSON: dice, dice_pos, dice_neg, n, n_pos, intervals, confusion, worst images; of several, submissions and differences
+    json:bool=False, # one line of JSON: dice, dice_pos, dice_neg, n, n_pos, intervals, confusion, worst; of several, their differences
 ):
     "Score submissions exactly as the competition did, with intervals: mean Dice per image, 1 where both masks are empty."
     *subs,labels = files
@@ -567,7 +594,7 @@ def ptx_score(
 def ptx_compare(
     paths:list, # runs of ptx_train, or of ptx_train --folds, or predictions; two or more, the first is the yardstick
     out:str='compare.png', # figure to write; a table of the numbers stands beside it (.csv)
-    labels:str=None, # labels of predictions: a folder of radiographs with a label file, a label file (run-lengths of the 1024x1024 frame), or masks
+    labels:str=None, # labels of predictions: a folder of radiographs with a label file, a label file (of the 1024x1024 frame), or masks
     triplet:str=None, # rule for all, as top,area,bottom; default: the plain rule
     decision:str=None, # record of a submission (.json): decide as it did
     thresh:float=.5, # the plain rule: a pixel counts from this probability on
@@ -592,7 +619,7 @@ def ptx_report(
     path:str, # run of ptx_train, or of ptx_train --folds, or predictions
     pred:str=None, # predictions of other radiographs by that run, which are judged in its place
     out:str='report.html', # page to write
-    labels:str=None, # labels of predictions: a folder of radiographs with a label file, a label file (run-lengths of the 1024x1024 frame), or masks
+    labels:str=None, # labels of predictions: a folder of radiographs with a label file, a label file (of the 1024x1024 frame), or masks
     triplet:str=None, # rule as top,area,bottom; default: the plain rule
     decision:str=None, # record of a submission (.json): decide as it did
     thresh:float=.5, # the plain rule: a pixel counts from this probability on
@@ -695,4 +722,5 @@ def ptx_demo(
     "Train on synthetic radiographs, predict unseen ones, write and score a submission: a few minutes on two cores."
     s = demo(out)
     print(f'\nDice {s["dice"]:.3f} on {s["n"]} unseen phantoms, {s["dice_pos"]:.3f} on the {s["n_pos"]} with a pneumothorax\n'
-        f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (blue) and predicted (yellow) outlines\n{out}/run/           the model and how it was made')
+        f'{out}/submission.csv   what a competitor would hand in\n{out}/overlays.png     true (blue) and predicted (yellow) outlines\n'
+        f'{out}/run/           the model and how it was made')

@@ -39,7 +39,8 @@ def check_args(n:int=1, # images
     for k,v,lo,hi in (('n',n,1,100_000),('size',size,64,2048),('n_test',n_test,0,100_000)):
         if type(v) is bool or not isinstance(v,(int,np.integer)) or not lo<=v<=hi:
             raise PhantomError(f'{k}={v!r}: give a whole number from {lo} to {hi}')
-    if not isinstance(positive,(int,float,np.number)) or not 0<=positive<=1: raise PhantomError(f'positive={positive!r}: give a share from 0 to 1')
+    if not isinstance(positive,(int,float,np.number)) or not 0<=positive<=1:
+        raise PhantomError(f'positive={positive!r}: give a share from 0 to 1')
     if kind not in ('none','auto',*KINDS): raise PhantomError(f'kind={kind!r}: choose none, auto, {", ".join(KINDS)}')
 
 # %% ../nbs/03_phantom.ipynb #21687d28
@@ -785,7 +786,8 @@ def _reusable(out, want, rows):
     if not note.exists(): raise PhantomError(f'{out} holds other files: name a new or empty folder')
     try: have = json.loads(note.read_text())
     except ValueError as e: raise PhantomError(f'{note} cannot be read ({e}): remove the folder {out} and call again') from e
-    if have.get('version')!=want['version']: raise PhantomError(f'{out} holds phantoms of another version of this library: remove the folder, or name another')
+    if have.get('version')!=want['version']:
+        raise PhantomError(f'{out} holds phantoms of another version of this library: remove the folder, or name another')
     if {k:have.get(k) for k in want}!=want:
         raise PhantomError(f'{out} holds phantoms made with {have}, not {want}: use those values, remove the folder, or name another')
     files = [_file(out,r) for r in rows]+[out/f for f in ('train-rle.csv','metadata.csv','answers/test-rle.csv')]
