@@ -260,6 +260,9 @@ def commands(links):
 # The site
 
 DOORS = """:::{container} doors
+[**The first hour**\\
+Look, train, see what is wrong, decide, hand in](/nbs/53_tutorial.first_hour.ipynb)
+
 [**Your own radiographs**\\
 From DICOM files and somebody's drawings to masks in your viewer](/nbs/50_tutorial.own_data.ipynb)
 
@@ -268,6 +271,9 @@ Train, predict and submit without internet](/nbs/51_tutorial.kaggle.ipynb)
 
 [**Few labels**\\
 What pays where masks are rare, measured](/nbs/52_tutorial.few_labels.ipynb)
+
+[**Parts of your own**\\
+Bring an encoder, a loss or a callback](/nbs/56_tutorial.own_parts.ipynb)
 
 [**Commands**\\
 Everything from a terminal, with all options](/commands.md)
