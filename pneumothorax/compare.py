@@ -125,7 +125,8 @@ def _same_truth(sides):
         other = first.table.ImageId[(first.table.area!=s.table.area)|(first.table.has_ptx!=s.table.has_ptx)]
         if not len(other): continue
         why = 'the masks that they are judged by differ, or these are other radiographs of the same names'
-        raise PtxError(f'{first.name} and {s.name}: {counted(len(other),"radiographs have")} another truth ({few(other,3)}); {why}; give both the same labels')
+        n = counted(len(other), 'radiographs have')
+        raise PtxError(f'{first.name} and {s.name}: {n} another truth ({few(other,3)}); {why}; give both the same labels')
 
 def compare(
     paths:list, # runs, cross-validations or predictions, two or more; the first is what the others are compared with

@@ -188,7 +188,8 @@ def _files(kind, out, made, maps, about, nowhere={}):
     if kind=='coco': _coco(each, out/'masks.json', _below(paths.values()))
     else:
         for _ in each: pass
-    notice('headers cannot be repeated in another object, so nothing is written for these radiographs; correct them and export again, or export as png, npy, nifti or coco', odd)
+    notice('headers cannot be repeated in another object, so nothing is written for these radiographs; '
+        'correct them and export again, or export as png, npy, nifti or coco', odd)
     return pd.DataFrame(rows)
 
 # %% ../nbs/40_export.ipynb #c400001b
@@ -225,7 +226,8 @@ def export_masks(
         where = ', or export from the folder in which it was predicted' if not Path(lost[0]).is_absolute() else ''
         raise PtxError(f'{counted(len(lost),"radiographs are no longer there")}: {few(lost,2)}; predict again where they are now{where}')
     then = (Path(pred)/'predict.json').stat().st_mtime
-    notice('radiographs were written after they were predicted; if they are others now, predict again', [p for p in made.index.path if Path(p).stat().st_mtime>then])
+    later = [p for p in made.index.path if Path(p).stat().st_mtime>then]
+    notice('radiographs were written after they were predicted; if they are others now, predict again', later)
     nowhere = _nowhere(made.index.path.tolist()) if kind in ('dicomseg','sc') else {}
     writable(out).mkdir(parents=True, exist_ok=True)
     predicted = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8'))

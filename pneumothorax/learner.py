@@ -74,7 +74,7 @@ def _told_of(data, weights, dls):
     why = 'what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet'
     notice('trainings have begun with weights of synthetic radiographs, on others', [f'{weights} ({why})']*alien)
     n = len(_known_before(data, dls))
-    of = f'{n} of {counted(len(dls.xray["valid"]),"images")}; hold back the same ones there and here, or start from other weights' if n else ''
+    of = f'{n} of {len(dls.xray["valid"])}; hold back the same ones there and here, or start from other weights' if n else ''
     notice('trainings have begun with weights of a run that has learnt from images held back here; scores on these are too good',
         [f'{weights} ({of})']*bool(n))
 

@@ -268,7 +268,8 @@ def _from_coco(j, keep, where):
     images = {i['id']:i for i in j['images']}
     if len(images)<len(j['images']):
         twice = [str(k) for k,n in Counter(i['id'] for i in j['images']).items() if n>1]
-        raise MaskFault('COCO files have several images of one id', 'merge them with a tool that numbers them anew', f'{where}: id {few(twice)}')
+        remedy = 'merge them with a tool that numbers them anew'
+        raise MaskFault('COCO files have several images of one id', remedy, f'{where}: id {few(twice)}')
     if odd := [str(i.get('file_name',i['id'])) for i in j['images'] if not (i.get('height') and i.get('width') and i.get('file_name'))]:
         raise MaskFault('COCO files have images without name, height or width', 'complete them, or export again', f'{where}: {few(odd)}')
     if lost := [str(a['image_id']) for a in j['annotations'] if a['image_id'] not in images]:

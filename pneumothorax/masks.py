@@ -105,7 +105,8 @@ class _Heard(list):
         for vs in (greys,colours):
             if len(vs)<2 or set(vs)<={'1','255','65535'}: continue
             remedy = f'say which counts, as in value={vs[-1]}, or several as value={"|".join(vs[:2])}'
-            self.append(MaskFault('sets of masks have another value in each file', remedy, few([f'{v} in {self.values[v][0]}' for v in vs],3)))
+            where = few([f'{v} in {self.values[v][0]}' for v in vs], 3)
+            self.append(MaskFault('sets of masks have another value in each file', remedy, where))
 
 def _mask_files(path, ids, faults):
     "Files of masks at a path; what is of no known kind and has the name of a radiograph is a fault"
@@ -242,7 +243,8 @@ def _same_uid(images, ids):
 def _misled(by, images):
     "Faults of masks that are called after one radiograph and lie in a folder called after another"
     at = [(s,i,_folder(s.name)) for i,of in by.items() for s in of if s.file]
-    return [MaskFault('masks are called after one radiograph and lie in a folder called after another', 'rename one of the two', str(s.name))
+    kind = 'masks are called after one radiograph and lie in a folder called after another'
+    return [MaskFault(kind, 'rename one of the two', str(s.name))
         for s,i,f in at if f in images and f!=i and f not in _above(images[i]) and not i.startswith(f'{f}_')]
 
 def _placed(said, images, faults):

@@ -82,7 +82,8 @@ class Outline:
         f:str, # PNG to write
             )->Path: # the file
         "Write the picture, 150 dots an inch; raises `PtxError` where the radiograph itself lies"
-        if Path(f).resolve()==self.path.resolve(): raise PtxError(f'{f}: this is the radiograph, which the picture would replace; give another name or folder')
+        if Path(f).resolve()==self.path.resolve():
+            raise PtxError(f'{f}: this is the radiograph, which the picture would replace; give another name or folder')
         with written(f) as part: self.show().savefig(part, format='png', dpi=150)
         return Path(f)
 

@@ -389,7 +389,8 @@ def _runs(teacher, unlabelled, out=None, weight=None):
     if unlabelled is None and weight is not None: raise PtxError(f'unlabelled_weight={weight}: of which radiographs? give unlabelled=')
     folds = lambda r: sorted(g.parent for g in r.glob('fold-*/run.json')) if (r/'crossval.json').exists() else [r]
     runs = [str(f.resolve()) for r in runs for f in folds(r)]
-    if twice := sorted({r for r in runs if runs.count(r)>1}): raise PtxError(f'teacher={few(twice)}: named twice; each has one voice, name it once')
+    twice = sorted({r for r in runs if runs.count(r)>1})
+    if twice: raise PtxError(f'teacher={few(twice)}: named twice; each has one voice, name it once')
     return runs
 
 def _teach(data, out, recipe, hours, config, kw):
@@ -467,7 +468,8 @@ def train(
             taught,at = teacher or [out/'teacher'],str(loaders[0].device)
             cbs.append(with_unlabelled(unlabelled, taught, out/'unlabelled', big, weight, seed, workers, at, progress))
             for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
-            if progress and is_main(): print(f'the student learns from {counted(big.xray["unlabelled"]["n"],"unlabelled radiographs")} as well, in {out}')
+            n = counted(big.xray['unlabelled']['n'], 'unlabelled radiographs')
+            if progress and is_main(): print(f'the student learns from {n} as well, in {out}')
             _same_marks(state, big.xray['unlabelled'], out)
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:

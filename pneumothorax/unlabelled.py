@@ -290,7 +290,8 @@ def _line(run):
 
 def _told(runs, held, synthetic):
     "Tell of teachers of phantoms, and of validation images that teachers, or teachers of these, have learnt from"
-    notice('teachers know synthetic radiographs only, and mark others; what they believe of these is seldom right', [r for r in runs if not synthetic and _synthetic_only(next(_line(r)))])
+    what = 'teachers know synthetic radiographs only, and mark others; what they believe of these is seldom right'
+    notice(what, [r for r in runs if not synthetic and _synthetic_only(next(_line(r)))])
     for r in runs*bool(held):
         known = set().union(*(set(held)-set(o['data'].get('valid') or []) for o in _line(r)))
         notice('teachers have, or may have, learnt from images that are held back here; '

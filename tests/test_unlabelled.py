@@ -222,9 +222,9 @@ def test_weights_that_have_seen_what_is_held_back_are_told(phantoms, taught, tmp
     start = lambda w, **kw: told(lambda: train(phantoms, tmp_path/'r', fresh=True, **{**KW, 'weights': w, **kw}))
     assert seen not in start(taught/'teacher', valid=ids)
     others = [i for i in siim_train(phantoms).ImageId if i not in ids]
-    assert f'{len(others)} of {len(others)} images' in start(taught/'teacher', valid=others)
+    assert f'{len(others)} of {len(others)};' in start(taught/'teacher', valid=others)
     train(phantoms, tmp_path/'all', **{**KW, 'valid': 0})
-    assert f'{len(ids)} of {len(ids)} images' in start(tmp_path/'all', valid=ids)
+    assert f'{len(ids)} of {len(ids)};' in start(tmp_path/'all', valid=ids)
     other = shutil.copytree(taught/'teacher', tmp_path/'t')
     r = json.loads((other/'run.json').read_text())
     (other/'run.json').write_text(json.dumps({**r, 'data': {**r['data'], 'valid': ['a', 'b']}}))
