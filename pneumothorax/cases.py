@@ -152,7 +152,7 @@ def _learnt(runs, ids):
     "Images that runs were trained on, of those given"
     out,gone = set(),[]
     for f,r in zip(runs, map(run_record,runs)):
-        if not Path(r['args']['data']).exists(): gone.append(f'{f} ({r["args"]["data"]})')
+        if not (data := r['args'].get('data')) or not Path(data).exists(): gone.append(f'{f} ({data or "its record names none"})')
         else: out |= set(_data(r['args']).table.ImageId)-set(r['data']['valid'])
     notice('radiographs were trained on by a network that predicts them, left out', sorted(out & set(ids)))
     notice('networks have learnt from radiographs that lie elsewhere now, so some of those judged may be among them', gone)

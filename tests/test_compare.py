@@ -104,6 +104,8 @@ def test_networks_whose_radiographs_are_gone_are_told(runs, phantoms, tmp_path):
     predict_maps(run, dict(zip(t.ImageId, t.path)), tmp_path/'p', workers=0, progress=False)
     with pytest.warns(UserWarning, match='1 network has learnt from radiographs that lie elsewhere now.*gone'):
         open_cases(tmp_path/'p', phantoms)
+    (run/'run.json').write_text(json.dumps({**r, 'args': {}}))
+    with pytest.warns(UserWarning, match='its record names none'): open_cases(tmp_path/'p', phantoms)
 
 def test_another_table_of_that_name_stays(runs, tmp_path):
     (tmp_path/'q.csv').write_text('ImageId,EncodedPixels\n')
