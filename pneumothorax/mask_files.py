@@ -233,6 +233,7 @@ def _filled(polygons, h, w, where):
     if not m.any(): raise MaskFault('polygons are so thin that they cover no pixel', 'draw them wider, or remove them', where)
     return m
 
+# %% ../nbs/03a_mask_files.ipynb #a3b0001a
 def _total(counts):
     "Pixels of run-lengths, as a list or packed as COCO does it: five bits a letter, from the third on less the last but one"
     if isinstance(counts,list): return sum(counts)
@@ -258,6 +259,7 @@ def _coco_mask(seg, h, w, where):
         raise MaskFault('run-lengths have another sum than their image has pixels', 'export again', where)
     return coco.decode(coco.frPyObjects(seg,h,w) if isinstance(counts,list) else seg)
 
+# %% ../nbs/03a_mask_files.ipynb #a3b0001b
 def _from_coco(j, keep, where):
     "What a COCO file says of its images"
     names = {c['id']:c.get('name',c['id']) for c in j.get('categories',[])}

@@ -32,6 +32,7 @@ def _name(key):
         if s.lower().endswith(e) and len(s)>len(e): s = image_id(s[:-len(e)])
     return s
 
+# %% ../nbs/03b_masks.ipynb #a3b0000f
 def _fit(s, ids, numbered, kinds, kin):
     "The identifier that a name is, begins with, or ends with; '' if there is none"
     if s in ids: return s
@@ -142,6 +143,7 @@ def _pixels_of(f, value, faults):
             'if they were saved with rows first, they lie on their side (look at the sheet)', f.name)
     return m
 
+# %% ../nbs/03b_masks.ipynb #a3b000x1
 def _reads(f, name, value, keep, faults):
     "What one file says"
     if _end(f)=='.json': return _from_json(f, keep)
@@ -223,6 +225,7 @@ def _lone(said, images):
     mine = lambda n: of.get(_folder(n),()) if plain(n) else worded(_name(n))
     return {s.name:found[0] for s in said if s.file and len(found := mine(s.name))==1}
 
+# %% ../nbs/03b_masks.ipynb #a3b000xd
 def _strays(by, images):
     "Masks in the folder of another patient than their radiograph, where folders are patients"
     known = {_folder(p) for p in images.values()}

@@ -82,12 +82,15 @@ class Outline:
         f:str, # PNG to write
             )->Path: # the file
         "Write the picture, 150 dots an inch; raises `PtxError` where the radiograph itself lies"
-        if Path(f).resolve()==self.path.resolve():
-            raise PtxError(f'{f}: this is the radiograph, which the picture would replace; give another name or folder')
-        with written(f) as part: self.show().savefig(part, format='png', dpi=150)
+        with written(_elsewhere(f,self.path)) as part: self.show().savefig(part, format='png', dpi=150)
         return Path(f)
 
 # %% ../nbs/40a_show.ipynb #c40a000f
+def _elsewhere(f, radiograph):
+    "A place for a picture that is not the radiograph's own"
+    if Path(f).resolve()!=radiograph.resolve(): return f
+    raise PtxError(f'{f}: this is the radiograph, which the picture would replace; give another name or folder')
+
 def _drawn(o, fig, size):
     "Draw an `Outline` into an empty figure"
     from matplotlib.cm import ScalarMappable

@@ -468,8 +468,6 @@ def train(
             taught,at = teacher or [out/'teacher'],str(loaders[0].device)
             cbs.append(with_unlabelled(unlabelled, taught, out/'unlabelled', big, weight, seed, workers, at, progress))
             for dls in loaders: dls.xray['unlabelled'] = big.xray['unlabelled']
-            n = counted(big.xray['unlabelled']['n'], 'unlabelled radiographs')
-            if progress and is_main(): print(f'the student learns from {n} as well, in {out}')
             _same_marks(state, big.xray['unlabelled'], out)
         stack.callback(lambda: [vars(learn).pop(k,None) for k in ('plan','stage')])
         try:

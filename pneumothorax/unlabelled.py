@@ -319,5 +319,6 @@ def with_unlabelled(
         mark(runs, cache, t, out, workers=workers, device=device, progress=progress)
         return str(cache.path),t.row.tolist(),json.loads((out/'marks.json').read_text(encoding='utf-8'))['digest']
     cache,rows,digest = on_main(made)
+    if progress and not rank_distrib(): print(f'the student learns from {counted(len(rows),"unlabelled radiographs")} as well')
     dls.xray['unlabelled'] = dict(n=len(rows), teachers=[str(r) for r in runs], digest=digest)
     return Unlabelled(XrayCache(cache), rows, np.load(out/'marks.npy', mmap_mode='r'), weight, seed)
