@@ -118,7 +118,8 @@ def _flat(a):
 def _from_picture(f):
     if not f.stat().st_size: raise MaskFault('files are empty (0 bytes)', 'copy them again', f.name)
     with Image.open(f) as im:
-        if ';16' in str(im.tile) and len(im.getbands())>1: return cv2.imread(str(f), cv2.IMREAD_UNCHANGED)     # Pillow takes the upper byte
+        deep = ';16' in str(im.tile) and len(im.getbands())>1     # of these Pillow takes the upper byte
+        if deep: return cv2.imdecode(np.fromfile(f,np.uint8), cv2.IMREAD_UNCHANGED)
         if getattr(im,'n_frames',1)>1: raise MaskFault('files have several pages', 'give one picture for each radiograph', f.name)
         a,im = np.asarray(im),ImageOps.exif_transpose(im)
         if im.mode!='P': return np.asarray(im)

@@ -222,7 +222,7 @@ def test_tables_that_contradict_themselves(odd, tmp_path):
         (tmp_path/'t.csv').write_text('\n'.join([head, *rows]))
         return tmp_path/'t.csv'
     rest = [f'IM-000{k},IM-000{k}.npy,1,p{k}' for k in range(1, 6)]
-    refused(told('IM-0000,IM-0000.npy,0,p0', *rest), d, 'has a mask: IM-0000')
+    refused(told('IM-0000,IM-0000.npy,0,p0', *rest), d, '1 mask has a row that says no: IM-0000')
     refused(told('IM-0000,gone.npy,1,p0', *rest), d, 'not there: IM-0000: gone.npy')
     refused(told('IM-0000,IM-0000.npy,1,p0', 'IM-0000,IM-0000.npy,1,p1', *rest), d, '1 radiograph is of several patients: IM-0000: p0, p1')
     refused(told('IM-0000,,1,p0', 'IM-0000,,0,p0', *rest), d, 'said to be positive and to be healthy: IM-0000')
