@@ -293,13 +293,16 @@ def title(f):
     nb = nbformat.read(f, as_version=4)
     return f.stem.replace('_', ' ') if module_of(nb) else nb.cells[0].source.splitlines()[0].lstrip('# ')
 
+FIRST = '53_tutorial.first_hour'     # before the other tutorials
+
 def toctree(caption, entries):
     "One heading of the table of contents"
     return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *entries, '```', ''])
 
 def contents(root=ROOT):
     "Table of contents: tutorials, evidence, rooms floor by floor, reference"
-    books = {f: [f'{title(n)} <nbs/{n.stem}>' for n in notebooks(root) if floor(n.stem) == f] for f in LISTED}
+    there = sorted(notebooks(root), key=lambda n: n.stem != FIRST)
+    books = {f: [f'{title(n)} <nbs/{n.stem}>' for n in there if floor(n.stem) == f] for f in LISTED}
     return '\n'.join([*(toctree(f, b) for f, b in books.items() if b),
         toctree('Reference', ['Commands <commands>', 'API <api/index>', 'Changelog <changelog>'])])
 

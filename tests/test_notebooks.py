@@ -24,6 +24,14 @@ def test_notebook(nb): run(nb, [])
 def test_slow_cells(nb): run(nb, ['slow'])
 
 @pytest.mark.slow
+@pytest.mark.parametrize('nb', [f for f in NOTEBOOKS if f.stem != 'index'], ids=lambda f: f.stem)
+def test_a_copy_elsewhere_twice_without_extras(nb, tmp_path):
+    "It works, or says what to do: a page that draws from the repository's results names them"
+    p = subprocess.run([sys.executable, ROOT/'tests'/'run_elsewhere.py', nb, tmp_path, 'slow cuda data'], cwd=ROOT,
+        env={**os.environ, 'IN_TEST': '1', 'MPLBACKEND': 'agg'}, capture_output=True, text=True, check=False)
+    assert not p.returncode or 'open it in a clone' in p.stderr, p.stderr[-2000:]
+
+@pytest.mark.slow
 def test_nbdev_test_in_one_process():
     "What one notebook leaves behind (warning filters, a changed folder) must not disturb the next"
     p = subprocess.run([sys.executable, '-c', 'from nbdev.test import nbdev_test; nbdev_test()', '--n_workers', '1'], cwd=ROOT,
