@@ -1,10 +1,11 @@
-"""Run a notebook as a stranger might: a copy of it alone in another folder, all cells twice in one session, without the ImageNet weights of the extra "weights"
-and without ipywidgets: `python tests/run_elsewhere.py NOTEBOOK FOLDER 'FLAGS TO SKIP'`"""
-import importlib.metadata as metadata
+"""Run a notebook as a stranger might: `python tests/run_elsewhere.py NOTEBOOK FOLDER 'FLAGS TO SKIP'`
+
+A copy of it alone in another folder, all cells twice in one session, without the ImageNet weights of the extra "weights" and without ipywidgets."""
 import os
 import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from execnb.nbio import read_nb
