@@ -1,6 +1,7 @@
 """Run a notebook as a stranger might: `python tests/run_elsewhere.py NOTEBOOK FOLDER 'FLAGS TO SKIP'`
 
-A copy of it alone in another folder, all cells twice in one session, without the ImageNet weights of the extra "weights" and without ipywidgets."""
+A copy of it alone in another folder, all cells twice in one session, without the ImageNet weights of the extra "weights" and without
+ipywidgets."""
 import os
 import re
 import shutil
