@@ -1,5 +1,6 @@
 "Rules from map to mask, against masks that are drawn and counted one by one"
 import json
+import os
 import subprocess
 import sys
 
@@ -186,6 +187,6 @@ def test_patients_in_two_folds_are_counted():
 
 def test_the_benchmark_runs():
     p = subprocess.run([sys.executable, ROOT/'tests'/'bench_search.py', '--images', '60', '--size', '32', '--rounds', '1'],
-        capture_output=True, text=True, check=True)
+        env={**os.environ, 'PYTHONPATH': str(ROOT/'tests')}, capture_output=True, text=True, check=True)
     assert '10,000 triplets' in p.stdout
     assert float(p.stdout.split()[-1]) < 1e-12

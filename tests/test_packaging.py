@@ -133,11 +133,13 @@ def test_a_removal_is_noticed():
     assert changes(then, {'rle': {'N': 'int'}}) == (['rle.rle_area', 'rle.rle_area(rle)'], [])
     assert changes(then, {'rle': {'rle_area': [], 'N': 'int', 'new': []}}) == (['rle.rle_area(rle)'], ['rle.new'])
 
+AROUND = 'fastcore', 'plum', 'gdcm', 'sphinx'     # needed anyway; scipy asks sys.modules for sphinx
+
 def of_extras():
     "Modules of what the extras ask for, but for what fastai itself needs, and gdcm, which pydicom imports wherever it is"
     asked = {name(r) for k in cfg if k.endswith('_requirements') for r in cfg[k].split()}
     return sorted(m for m, ds in packages_distributions().items()
-        if asked & {name(d) for d in ds} and m[0] != '_' and m not in ('fastcore', 'plum', 'gdcm'))
+        if asked & {name(d) for d in ds} and m[0] != '_' and m not in AROUND)
 
 OPTIONAL = [*of_extras(), 'nbclient']
 
