@@ -57,9 +57,9 @@ def match_names(
     low = {k:v[0] for k,v in low.items() if len(v)==1}     # told apart by more than capitals
     numbered = {i[:k] for i in ids for k,c in enumerate(i) if c in _SEPS and i[k+1:].isdigit()}
     known = set(ids)
-    ends = {i[k+1:].lower() for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known}
-    kinds = {r for r in ends if not r[:1].isdigit() and r not in _WORDS}     # P1 and P1_followup
-    kin = {i[:k] for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known and i[k+1:].lower() in kinds}
+    related = [(i[:k],i[k+1:].lower()) for i in ids for k,c in enumerate(i) if c in _SEPS and i[:k] in known]     # P1 and P1_followup
+    kinds = {r for _,r in related if not r[:1].isdigit() and r not in _WORDS}
+    kin = {i for i,r in related if r in kinds}
     plain,lower = (known,numbered,kinds,kin),(set(low),*({n.lower() for n in ns} for ns in (numbered,kinds,kin)))
     def of(name):
         folders = [_composed(f) for f in str(name).replace('\\','/').split('/')[:-1] if f not in ('','.','..')]
@@ -258,12 +258,12 @@ def _placed(said, images, faults):
     named = {n:i or lone.get(n) for n,i in named.items()}
     for s in said:
         mine = uids.get(s.name,[]) if s.uid else list({i:0 for i in (named[s.name],s.also and named[s.also]) if i})
-        if s.uid: faults += _same_uid(images, mine)
         if len(mine)>1 and not s.uid:
             kind,remedy = 'files are called after one radiograph and name another','correct the name, or what is in it'
             faults.append(MaskFault(kind, remedy, f'{s.where}: {few(mine)}'))
         for i in mine: by.setdefault(i,[]).append(s)
         if not mine and (s.draw or s.label): lost[f'{s.where} ({s.name})' if s.uid else str(s.name)] = s
+    for uid in dict.fromkeys(s.name for s in said if s.uid): faults += _same_uid(images, uids.get(uid,[]))
     faults += _strays(by, images.paths)+_misled(by, images.paths)
     for i,of in by.items():
         files = [s.name for s in of if s.file]
@@ -415,9 +415,10 @@ def labelled(
     files = radiographs(path, labels)
     t = labels_of(labels, files, frame, progress)
     if 'outlined' not in t: return siim_train(files, t)
-    weak = t.ImageId[~t.outlined].tolist()
-    notice('radiographs are known to be positive and have no outline, left out; a training can learn from them as unlabelled= ones', weak)
-    files = replace(files, images={i:f for i,f in files.images.items() if i not in set(weak)})
+    weak = set(t.ImageId[~t.outlined])
+    notice('radiographs are known to be positive and have no outline, left out; a training can learn from them as unlabelled= ones',
+        sorted(weak))
+    files = replace(files, images={i:f for i,f in files.images.items() if i not in weak})
     t = siim_train(files, t[t.outlined].drop(columns=['outlined','height','width','own']).reset_index(drop=True))
     if not t.has_ptx.any(): notice('sets have no outline at all', [str(labels)])
     return t
