@@ -102,7 +102,7 @@ class Comparison:
                 if zero is not None: ax.axvline(0, color='.5', linewidth=1)
                 less = '' if zero is None else f'\nminus {_short(names[0],12)}'
                 ax.set_title('\n'.join(textwrap.wrap(title,13))+less, fontsize=9)
-                ax.tick_params(labelsize=8)
+                ax.tick_params(labelsize=9)
                 ax.xaxis.set_major_locator(MaxNLocator(3))
                 ax.spines[['top','right']].set_visible(False)
         axs[0].set(yticks=range(len(names)), ylim=(len(names)-.5,-.5))

@@ -257,7 +257,7 @@ def explain_figure(
     from pneumothorax.dicom import outline_legend, show_xray
     x = upsample(p, size)
     back,steps = x if image is None else upsample(image,size),list(_steps(x, Decision.of(decision), keep))
-    fig,axs = plt.subplots(1, len(steps)+1, figsize=(2.3*len(steps)+2.8,2.9), dpi=80, squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(1, len(steps)+1, figsize=(2.3*len(steps)+2.8,2.9), dpi=100, squeeze=False, layout='constrained')
     shown = axs[0,0].imshow(x, cmap='magma', vmin=0, vmax=1)
     axs[0,0].axis('off')
     axs[0,0].set_title('probability', fontsize=9)
@@ -505,6 +505,8 @@ def surface_figure(
 ): # a figure
     "Score over top and bottom, for some areas; raises `PtxError`"
     import matplotlib.pyplot as plt
+    from matplotlib.patheffects import withStroke
+    edge = [withStroke(linewidth=4, foreground='k')]     # white with a black edge is seen on every colour
     marks,(tops,areas,bottoms) = marks or {},_grid(tops, areas, bottoms)
     if np.shape(scores)!=(len(tops),len(areas),len(bottoms)):
         raise PtxError(f'scores of shape {np.shape(scores)} for {len(tops)}×{len(areas)}×{len(bottoms)} triplets: '
@@ -514,14 +516,14 @@ def surface_figure(
         show = sorted({*np.linspace(0,len(areas)-1,n).round().astype(int).tolist(),
             *(areas.tolist().index(t.min_area) for t in marks.values())})
         if len(show)>=most: break
-    fig,axs = plt.subplots(1, len(show), figsize=(2.3*len(show)+1.2,2.7), dpi=80, squeeze=False, sharey=True, layout='constrained')
+    fig,axs = plt.subplots(1, len(show), figsize=(2.3*len(show)+1.2,2.9), dpi=100, squeeze=False, sharey=True, layout='constrained')
     for ax,j in zip(axs[0],show):
         im = ax.pcolormesh(bottoms, tops, scores[:,j], shading='nearest', vmin=np.quantile(scores,.2), vmax=scores.max())
         for (name,t),m in zip(marks.items(),'x+o^'):
-            if t.min_area==areas[j]: ax.plot(t.bottom, t.top, m, color='red', label=name)
+            if t.min_area==areas[j]: ax.plot(t.bottom, t.top, m, color='w', ms=9, mew=2, label=name, path_effects=edge)
         ax.set_title(f'area over {areas[j]:,.0f} px', fontsize=9)
         ax.set_xlabel('bottom', fontsize=9)
-        ax.tick_params(labelsize=8)
+        ax.tick_params(labelsize=9)
     axs[0,0].set_ylabel('top', fontsize=9)
     found = {l:h for ax in axs[0] for h,l in zip(*ax.get_legend_handles_labels())}
     if marks: fig.legend([found[k] for k in marks], list(marks), fontsize=9, loc='outside lower center', ncols=len(marks))

@@ -36,7 +36,7 @@ def draw_history(
 ): # writes it
     "Losses and metrics by epoch, with a line where a stage begins"
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(7,2.6), dpi=100, layout='constrained')
+    fig = Figure(figsize=(9,3.2), dpi=100, layout='constrained')
     axes = fig.subplots(1,2)
     for ax,cols,what in zip(axes, (['train_loss','valid_loss'],_metrics(history)), ('loss','metrics')):
         for c in cols:
@@ -44,13 +44,13 @@ def draw_history(
         ax.set(xlabel='epoch', title=what, xlim=(.5,history.epoch.max()+1.5))
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.ticklabel_format(axis='y', useOffset=False)
-        if cols: ax.legend(fontsize=7, loc='upper right' if what=='loss' else 'best')
+        if cols: ax.legend(fontsize=9, loc='upper right' if what=='loss' else 'best')
     axes[1].set_ylim(-.02,1.02)
     if 'stage' in history:
         for _,r in history[history.stage!=history.stage.shift()].iloc[1:].iterrows():
             for ax in axes: ax.axvline(r.epoch+.5, color='.6', lw=.8, ls='--')
             at = axes[0].get_xaxis_transform()
-            axes[0].text(r.epoch+.55, .02, f'{r["size"]:.0f} px', fontsize=7, color='.4', va='bottom', transform=at)
+            axes[0].text(r.epoch+.55, .02, f'{r["size"]:.0f} px', fontsize=9, color='.4', va='bottom', transform=at)
     with written(f) as part: fig.savefig(part, format='png')
 
 # %% ../nbs/27_watch.ipynb #d7000015
@@ -90,14 +90,14 @@ def overlays(
     true:np.ndarray, # masks N×H×W in {0,1}
     pred:np.ndarray, # masks N×H×W in {0,1}
     titles:list, # a caption for each, plain ASCII; of a longer one the end is shown
-    side:int=240, # pixels along one side of a tile
+    side:int=270, # pixels along one side of a tile
     cols:int=4, # tiles in a row
 )->np.ndarray: # rows×cols tiles above a line with the meaning of the colours, H×W×3 uint8
     "Radiographs with true (blue, broad) and predicted (yellow, narrow) outlines in one picture, and what the colours mean"
-    cols,top,gap,letters = min(cols,len(x)),18,4,side//7-1
+    cols,top,gap,letters = min(cols,len(x)),18,4,side//8-1
     out = np.full((-(-len(x)//cols)*(side+top)+top, cols*(side+gap)-gap, 3), 255, np.uint8)
     short = lambda text: text if len(text)<=letters else '...'+text[3-letters:]
-    say = lambda text,at: cv2.putText(out, short(text), at, cv2.FONT_HERSHEY_SIMPLEX, .4, (0,0,0), 1, cv2.LINE_AA)
+    say = lambda text,at: cv2.putText(out, short(text), at, cv2.FONT_HERSHEY_SIMPLEX, .45, (0,0,0), 1, cv2.LINE_AA)
     for k,(img,t,p,title) in enumerate(zip(x,true,pred,titles)):
         y,l = k//cols*(side+top),k%cols*(side+gap)
         how = cv2.INTER_AREA if len(img)>side else cv2.INTER_LINEAR

@@ -175,11 +175,11 @@ def test_overlays_of_any_length(chests):
     for n in (1, 5, 12):
         xs, masks = (np.stack([chests[1+i % 2][k] for i in range(n)]) for k in (0, 1))
         a = overlays(xs, masks, np.roll(masks, 20, 2), [f'Dice 0.{i:02}' for i in range(n)])
-        assert a.shape == (-(-n//4)*258+18, min(n, 4)*244-4, 3)
+        assert a.shape == (-(-n//4)*288+18, min(n, 4)*274-4, 3)
         legend = a[-18:].reshape(-1, 3)/255.
         assert (all((np.abs(legend-to_rgb(COLOURS[k])).max(-1) < .1).sum() > 15 for k in ('true', 'predicted'))
             and (legend < .3).all(-1).sum() > 40)
         for i in range(n):
-            tile = a[i//4*258:i//4*258+258, i % 4*244:i % 4*244+240]
+            tile = a[i//4*288:i//4*288+288, i % 4*274:i % 4*274+270]
             assert tile[18:].std() > 20 and (tile[:18] < 128).any()
             assert all((np.abs(tile/255.-to_rgb(COLOURS[k])).max(-1) < .02).sum() > 50 for k in ('true', 'predicted'))
