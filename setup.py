@@ -16,7 +16,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0',
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',
-    packages=find_packages(include=['pneumothorax*']),
+    packages=find_packages(include=['pneumothorax*']), package_dir={'': '.'},     # so pip install -e uses a path
     python_requires=f">={cfg['min_python']}",
     install_requires=reqs('requirements'),
     extras_require={k: reqs(f'{k}_requirements')

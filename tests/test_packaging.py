@@ -66,6 +66,14 @@ def test_package_works_from_the_wheel_alone(wheel, tmp_path):
     p = subprocess.run([sys.executable, '-c', code, tmp_path/'lib'], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert p.stdout.split() == ['3']
 
+def test_a_folder_of_the_same_name_is_no_package(tmp_path):
+    "Where a clone lies beside a script, Python finds the package, not the clone's folder"
+    (tmp_path/'pneumothorax'/'nbs').mkdir(parents=True)
+    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'PYTHONSAFEPATH')}
+    p = subprocess.run([sys.executable, '-c', 'import pneumothorax; print(pneumothorax.__version__)'], check=False, cwd=tmp_path, env=env,
+        capture_output=True, text=True)
+    assert p.stdout.strip() == version('pneumothorax'), p.stderr
+
 def test_a_network_comes_back_from_the_wheel_alone(wheel, tmp_path):
     "State dict and config, in a process with the package and without anything optional"
     import torch
