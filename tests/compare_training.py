@@ -39,9 +39,10 @@ from pneumothorax.folds import make_folds
 from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.records import open_maps
 
-FOLDS, FIXED, OWN, RESULTS = (range(3), Triplet(.5, 2000, .3), ('masks', 'healthy', 'teacher', 'rival'),
+FOLDS, FIXED, OWN, RESULTS = (range(3), Triplet(.5, 2000, .3), ('masks', 'healthy', 'teacher', 'rival', 'weights'),
     Path(__file__).parent/'results'/'training.csv')
-OTHER = 'bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce', '10*bce+pos_dice'
+OTHER = ('bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce',
+    '10*bce+pos_dice', 'focal', 'jaccard', 'bce+tversky', '3:1:4')
 VARIANTS = {
     'base': {},
     **{f'loss {k}': {'loss': k} for k in OTHER},
@@ -62,6 +63,16 @@ VARIANTS = {
     # share of positives and number of steps are those of the labelled ones
     '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},
     'image branch': {'model': 'hyperunet:aux=True'},
+    'attention': {'model': 'hyperunet:attention=scse'},
+    **{f'model {k}': {'model': k} for k in ('unet', 'unetplusplus', 'fpn', 'deeplabv3plus', 'manet')},
+    'from scratch': {'weights': 'none'},
+    **{f'equalize {k}': {'equalize': k} for k in ('stretch', 'hist', 'clahe', 'freqhist')},
+    'opt radam, lr 5e-3': {'opt': 'radam:wd=0.01', 'lr': 5e-3},
+    'opt sgd': {'opt': 'sgd:wd=1e-4', 'lr': .05},
+    'opt ranger': {'opt': 'ranger'},
+    'noise 1e-7': {'noise': 1e-7},     # of the size of the gradients in the first steps, and less and less
+    'accumulate 32': {'accumulate': 32},     # four batches a step
+    '2 a step': {'bs': 2, 'lr': 5e-4},
     'unlabelled': {'teacher': 'base'},
     **{f'masks {n}': {'masks': n} for n in (20, 40, 80)},
     **{f'unlabelled, masks {n}': {'teacher': f'masks {n}', 'masks': n} for n in (20, 40, 80)},
@@ -124,7 +135,8 @@ def fit(a, df, variant, seed, fold):
     if 'rival' in kw:
         trained = rival(kw['rival'], xray_dls(cache, a.size, 8, unseen.ImageId.tolist(), workers=0), seed, a.epochs, ENCODER, a.weights)
     elif not (out/'run.json').exists():
-        train(cache, out, kw.pop('recipe'), valid=unseen.ImageId.tolist(), seed=seed, weights=a.weights, workers=0, progress=False, **kw)
+        kw = {'weights': a.weights, **kw}
+        train(cache, out, kw.pop('recipe'), valid=unseen.ImageId.tolist(), seed=seed, workers=0, progress=False, **kw)
     out.mkdir(exist_ok=True)
     if not (out/'secs.txt').exists(): (out/'secs.txt').write_text(f'{time.perf_counter()-t0:.0f}\n')
     for name, files in (('healthy', healthy(df)[fold::len(FOLDS)]), ('maps', unseen.path.tolist())):
