@@ -49,7 +49,8 @@ def report(t):
     print('| views | seeds | Dice | difference | on positives | difference | outlines | difference | AUROC | time |\n|'+'---|'*10)
     of = {v: dict(list(g.groupby('seed'))) for v, g in t.groupby('views', sort=False)}
     base = of['one look']
-    who, ill = (next(iter(base.values()))[k].to_numpy() for k in ('patient_id', 'has_ptx'))
+    first = next(iter(base.values()))
+    who, ill = first.patient_id.to_numpy(), first.has_ptx.to_numpy(bool)
     for v, ts in of.items():
         cells = [s for c, r in (('dice', slice(None)), ('dice', ill), ('outline', ill)) for s in compared(ts, base, c, r, who)]
         rank = [auroc(g.prob.to_numpy(), g.has_ptx.to_numpy(bool)) for g in ts.values()]
@@ -64,6 +65,7 @@ if __name__ == '__main__':
     torch.set_num_threads(a.threads)
     df = all_images()
     df = df.merge(make_folds(df, n=len(FOLDS), seed=0), on='ImageId')
+    df['patient_id'] = pd.factorize(df.patient_id)[0]
     there = [s for s in range(a.seeds) if all((a.out/name_of(a.variant, s, f)/'run.json').exists() for f in FOLDS)]
     if len(there) < a.seeds: print(f'{a.variant}: networks of the seeds {there} only')
     old = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame({'variant': [], 'seed': [], 'views': []})
