@@ -67,6 +67,7 @@ def sample_images(
     dl = _own(dls.valid)
     rows = dl.items.reset_index(drop=True).sort_values(['area','ImageId'], ascending=[False,True]).index[:n]
     states = get_random_states()
+    TfmdDL.before_iter(dl)     # a loader that nobody has asked yet does not know that it is for validation, and would augment
     try: return *dl.after_batch(to_device(dl.do_batch([dl.do_item(i) for i in rows]), dl.device))[:2],dl.items.ImageId.iloc[rows].tolist()
     finally: set_random_states(**states)
 
