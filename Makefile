@@ -1,4 +1,4 @@
-# make demo: install and run the main job on the embedded sample.  make test: install and run every notebook and test.
+# make demo: install and run the main job on synthetic radiographs.  make test: install and run every notebook and test.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV   ?= $(or $(PTX_VENV),.venv)
@@ -26,7 +26,7 @@ $(READY): | settings.ini constraints.txt
 
 env: $(READY) ## make or update the environment
 
-demo: $(READY) ## train, predict and score on the embedded sample (out/demo)
+demo: $(READY) ## train, predict and score on synthetic radiographs (out/demo)
 	$(BIN)/ptx_demo --out out/demo
 
 test: $(READY) ## every notebook and every test, except the long ones
