@@ -272,8 +272,20 @@ Train, predict and submit without internet](/nbs/51_tutorial.kaggle.ipynb)
 [**Few labels**\\
 What pays where masks are rare, measured](/nbs/52_tutorial.few_labels.ipynb)
 
+[**Thresholds**\\
+Choose a rule without fooling yourself](/nbs/55_tutorial.thresholds.ipynb)
+
+[**Depth**\\
+What a DICOM file holds, and what 8 bits lose](/nbs/54_tutorial.depth.ipynb)
+
+[**The first place**\\
+Its recipe, told again in a few lines](/nbs/57_tutorial.first_place.ipynb)
+
 [**Parts of your own**\\
 Bring an encoder, a loss or a callback](/nbs/56_tutorial.own_parts.ipynb)
+
+[**Evidence**\\
+Does it help? Each idea with its interval](/nbs/60_evidence.ipynb)
 
 [**Commands**\\
 Everything from a terminal, with all options](/commands.md)
