@@ -296,8 +296,6 @@ Every function and parameter](/api/index.md)
 [**The first lesson**\\
 All notebooks in reading order begin here](/nbs/00_rle.ipynb)
 :::
-
-![The reading room: a synthetic chest with its outline, thresholds to the left, what is said of it to the right](images/view.jpg)
 """
 
 def title(f):
