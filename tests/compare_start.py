@@ -2,7 +2,7 @@
 
 A small encoder with random weights learns phantoms of 128 px: with hypercolumns and without, with 8 images a step and with 2, by two
 losses, and with two kinds of initial weights of the last layer. What counts is how well it ranks the pixels of phantoms that it has not
-seen: average precision over all their pixels, which is the share of positive pixels (0.002 to 0.003) for a network that learnt nothing. What
+seen: average precision over all their pixels, which is the share of positive pixels (.002 to .003) for a network that learnt nothing. What
 stands in OUT is not made again; tests/results/start.csv has a row per training."""
 import itertools
 import multiprocessing

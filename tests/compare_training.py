@@ -66,7 +66,7 @@ VARIANTS = {
     'attention': {'model': 'hyperunet:attention=scse'},
     **{f'model {k}': {'model': k} for k in ('unet', 'unetplusplus', 'fpn', 'deeplabv3plus', 'manet')},
     'from scratch': {'weights': 'none'},
-    **{f'equalize {k}': {'equalize': k} for k in ('stretch', 'hist', 'clahe', 'freqhist')},
+    **{f'equalize {k}': {'equalize': k} for k in ('stretch', 'hist', 'clahe', 'freq')},
     'opt radam, lr 5e-3': {'opt': 'radam:wd=0.01', 'lr': 5e-3},
     'opt sgd': {'opt': 'sgd:wd=1e-4', 'lr': .05},
     'opt ranger': {'opt': 'ranger'},
