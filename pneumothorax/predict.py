@@ -365,6 +365,7 @@ def predict_jobs(
         one = lambda v: v[0] if len(v)==1 else v
         said = vs[0].variant.spec() if variant is not None else None
         record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=said, networks=n, **asked)
+        record['synthetic'] = any(o.synthetic for o in nets)
         on_main(lambda: finish_store(store, table, record, more))
     return Path(out)
 
