@@ -11,6 +11,7 @@ __all__ = ['KAGGLE', 'few', 'counted', 'PtxNotice', 'notice', 'watched', 'bar', 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
 import csv, errno, gzip, os, re, string, sys, tempfile, time, unicodedata, warnings
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path, PurePath
 import cv2, numpy as np, pandas as pd
 from fastcore.imports import IN_NOTEBOOK
@@ -41,6 +42,15 @@ def counted(
 
 # %% ../nbs/02_siim.ipynb #c3000070
 class PtxNotice(UserWarning): "Something was left out, or looks odd, and work goes on"
+
+def _text_alone(plain):
+    "Format of warnings: `plain`, but of a notice the text and nothing else"
+    @wraps(plain)
+    def text(message, category, *args, **kwargs):
+        return f'{message}\n' if issubclass(category,PtxNotice) else plain(message, category, *args, **kwargs)
+    return text
+
+warnings.formatwarning = _text_alone(warnings.formatwarning)
 
 def notice(
     what:str, # what happened, in the plural; says nothing if `items` is empty
