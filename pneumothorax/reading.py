@@ -96,7 +96,7 @@ def _facts(r, decision, masks=None):
     "Question → answer; `masks` of `Reading.masks`, if they are there already"
     m,each = masks or r.masks(decision)
     told,p = describe_mask(m, r.x, r.path),r.prob
-    area = f'{told["area"]:,} of {m.size:,} pixels'+(f', {told["area_mm2"]/100:.1f} cm²' if told['area_mm2']>0 else '')
+    area = f'{told["area"]:,} of its {m.size:,} pixels'+(f', {told["area_mm2"]/100:.1f} cm²' if told['area_mm2']>0 else '')
     out = {'radiograph':r.name, **({'beware':r.caution} if r.caution else {})}
     out |= {'outlined':f"{patient_side(told)}, {area}" if m.any() else 'nothing', 'highest probability':f'{p:.2f}'}
     if r.known: out['what that has meant'] = known_as(r.known, p)
