@@ -466,7 +466,6 @@ def ptx_show(
     if not files: raise PtxError(f'{runs[-1]}: which radiograph? give a run and then files, as in ptx_show RUN chest.dcm')
     how = decision_from(triplet, file=decision)
     from pneumothorax.show import outlines
-    Path(out).mkdir(parents=True, exist_ok=True)
     for o in outlines(runs, files[0] if len(files)==1 else files, how.get('decision'), tta=tta, device=device):
         print(f'{o}\n{o.save(Path(out)/f"{o.image}.png")}\n')
 

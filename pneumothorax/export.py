@@ -209,6 +209,7 @@ def _table(made, failed, f):
 
 # %% ../nbs/40_export.ipynb #c400001d
 FORMATS = 'png','npy','nifti','coco','dicomseg','sc','csv'
+_NEEDED = dict(nifti=('nibabel','masks'), coco=('pycocotools.mask','masks'), dicomseg=('highdicom','dicomseg'), sc=('highdicom.sc','dicomseg'))
 
 def export_masks(
     pred:str, # folder of `predict_maps`
@@ -231,6 +232,7 @@ def export_masks(
     later = [p for p in made.index.path if Path(p).stat().st_mtime>then]
     notice('radiographs were written after they were predicted; if they are others now, predict again', later)
     nowhere = _nowhere(made.index.path.tolist()) if kind in ('dicomseg','sc') else {}
+    if kind in _NEEDED: _needs(*_NEEDED[kind])     # before the folder is made
     writable(out).mkdir(parents=True, exist_ok=True)
     predicted = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8'))
     about = json.dumps(dict(pred=predicted, decision=made.about), default=str, sort_keys=True)
