@@ -242,6 +242,6 @@ def export_masks(
     if kind=='csv': t = _table(made, made.failed, out/'masks.csv')
     else: t = _files(kind, out, made, maps, about, nowhere)
     n_masks = int(t.positive.eq(True).sum())
-    counts = dict(n=len(t), n_masks=n_masks, mean_nothing=others)
+    counts = dict(n=len(t), n_masks=n_masks, dropped=made.dropped, mean_nothing=others)
     write_record(dict(kind=kind, **counts, versions=versions(), **json.loads(about)), out/'export.json')
     return t
