@@ -207,7 +207,7 @@ def ptx_sample(
 @command(inputs=('data','labels'), example='ptx_prepare siim cache --size 512')
 def ptx_prepare(
     data:str, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels)
-    out:str, # folder of the cache; made anew, or gone on with
+    out:str, # folder of the cache; made anew, or continued
     size:int=512, # pixels along one side
     fit:str='stretch', # stretch, or pad to keep the proportions
     equalize:str=None, # before the resize: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4

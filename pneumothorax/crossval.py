@@ -315,7 +315,7 @@ def _summary(out, ks, have, table, folds, who, share, progress):
 # %% ../nbs/35_crossval.ipynb #d9000058
 def cross_validate(
     data:object, # folder of radiographs with labels, a cache made by `prepare`, or what else `open_data` takes
-    out:str, # folder of the cross-validation; made anew, or gone on with
+    out:str, # folder of the cross-validation; made anew, or continued
     folds:object=None, # table of ImageId and fold, or its file; made with `n` and `seed` if None
     n:int=5, # folds, where they are made
     fold:object='all', # fold to train, or 'all'

@@ -220,7 +220,7 @@ def _open_store(out, asked, n, size, dtype, names, fresh):
 class MapStore:
     "Predictions on the way to the disk; raises `PtxError`"
     def __init__(self,
-        out:str, # folder; made anew, or gone on with
+        out:str, # folder; made anew, or continued
         asked:dict, # what determines the maps, for JSON
         n:int, # images
         size:int, # pixels along one side of a map

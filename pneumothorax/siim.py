@@ -296,7 +296,7 @@ def _against(raw, frame):
 # %% ../nbs/02_siim.ipynb #fra00023
 def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
-    frame:object=None, # side of a square, (height, width) or '256x320'; None: 1024×1024, and masks that contradict it are refused
+    frame:object=None, # side of a square, (height, width) or '256x320'; None: 1024×1024, and masks of another frame are refused
 )->pd.DataFrame: # ImageId, rles (list of str), n_masks, area (pixels of the 1024² frame), has_ptx; one row per image, in the file's order
     "One row per image; raises `LabelError` that lists every faulty line"
     raw,odd = _table(path)

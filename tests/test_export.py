@@ -367,3 +367,11 @@ def test_pages_and_sheets_of_a_network_of_phantoms_say_that_they_mean_nothing(al
         facts[i] = r.facts('.5,0,.5')
         room.close(r)
     assert facts['other']['beware'].startswith(DOES_NOT_HOLD) and 'beware' not in facts['phantom']
+
+def test_a_caption_says_both_sides_once(alien):
+    from pneumothorax.export import _caption
+    x = read_xray(alien/'phantom.dcm')
+    mask = np.zeros(x.shape, np.uint8)
+    mask[20:30, 8:16] = mask[20:30, -16:-8] = 1
+    told = describe_mask(mask, x, alien/'phantom.dcm')
+    assert told['side'] == 'both' and np.isnan(told['extent']) and _caption(told).count('both sides') == 1
