@@ -209,7 +209,8 @@ def _table(made, failed, f):
 
 # %% ../nbs/40_export.ipynb #c400001d
 FORMATS = 'png','npy','nifti','coco','dicomseg','sc','csv'
-_NEEDED = dict(nifti=('nibabel','masks'), coco=('pycocotools.mask','masks'), dicomseg=('highdicom','dicomseg'), sc=('highdicom.sc','dicomseg'))
+_NEEDED = dict(nifti=('nibabel','masks'), coco=('pycocotools.mask','masks'),     # modules, and the extra that brings them
+    dicomseg=('highdicom','dicomseg'), sc=('highdicom.sc','dicomseg'))
 
 def export_masks(
     pred:str, # folder of `predict_maps`
