@@ -2,6 +2,14 @@
 # The names below and no others: no name of Python, IPython or fastai, so that it stands beside `from fastai.vision.all import *`.
 # What is not here is imported from its module, errors too: all are of the family `PtxError`. `?` behind a name shows its parameters.
 # (One line above: nbdev 3 would write a longer docstring into that of the package.)
+import warnings as _warnings
+import fastai.torch_core as _core     # it sets filters of its own, which stay
+
+with _warnings.catch_warnings():
+    # fastai compiles its `Mish` while it is imported, by what torch calls deprecated; this one warning, and only here
+    _warnings.filterwarnings('ignore', r'`torch\.jit\.script` is deprecated', FutureWarning)
+    import fastai.layers as _layers
+
 from pneumothorax.rle import PtxError, rle_area, rle_decode, rle_encode, rles_to_mask
 from pneumothorax.dicom import read_dicom, read_xray, show_xray, xray_meta, xray_metadata
 from pneumothorax.siim import PtxNotice, SiimFiles, audit_figure, audit_labels, find_siim, read_labels, read_patients, siim_train

@@ -117,7 +117,7 @@ class _Averaged(Callback):
 
 # %% ../nbs/26_averaging.ipynb #f6260023
 def _swa_settings(start, lr, cycle, every, div):
-    "Refuse what cannot be"
+    "Refuse settings that make no sense"
     whole = isinstance(start,Integral) and not isinstance(start,bool)
     if not (start>=0 if whole else isinstance(start,(float,np.floating)) and 0<=start<1):
         raise PtxError(f'SWA(start={start!r}): give a share such as 0.75, or the number of an epoch')

@@ -203,7 +203,13 @@ class Inputs:
         if not ids:
             raise BundleError(f'{self.files.root}: no radiograph of {len(images):,} is without labels; '
                 'attach those to predict, or a sample submission')
+        if not self.sample: self._beside([i for i in ids if i not in self.files.test], len(ids))
         return {i:images[i] for i in ids}
+
+    def _beside(self, odd, n):
+        "Tell of radiographs without labels that are in no test folder, where others are"
+        of = f'predicted beside {counted(n-len(odd),"radiographs")} of the test folders, no sample submission says which are asked for'
+        notice(f'radiographs without a label are in no test folder; {of}', [self.files.images[i] for i in odd] if n>len(odd) else [])
 
 # %% ../nbs/37_bundle.ipynb #b7000033
 def read_bundle(

@@ -429,7 +429,7 @@ def _room(out, n, kind):
 # %% ../nbs/05_cache.ipynb #c5000031
 def prepare(
     data:object, # folder of radiographs with labels, `SiimFiles`, table of `siim_train`, or what has one as `table`; None: see `find_siim`
-    out:str, # folder of the cache; made anew, or gone on with
+    out:str, # folder of the cache; made anew, or continued
     size:int=512, # pixels along one side
     fit:str='stretch', # 'stretch', or 'pad' to keep the proportions
     labels:object=None, # label file, or masks as for `read_masks`; found by its header if None

@@ -23,7 +23,7 @@ from .samplers import overall, step_seed
 from .distributed import world
 
 # %% ../nbs/23_callbacks.ipynb #f2300011
-class CallbackError(PtxError): "Arguments or a state of a callback that cannot be"
+class CallbackError(PtxError): "Arguments or a state of a callback that make no sense"
 
 def _number(name, v, ok, what):
     "A finite number that is `ok`"

@@ -133,7 +133,9 @@ def describe_mask(
     other = '' if kind in _RADIOGRAPHS else f'modality {kind}, no radiograph: the networks know radiographs of the chest only'
     n = int(mask.sum())
     share,why = extent(mask, x) if usual is not None else (np.nan if n else 0.,'')
+    side = sides(mask, midline(x), usual)
+    why = '' if side=='both' else why     # the side says it
     remarks = [w for w in (other, why, assumed if n else '', 'no pixel spacing' if n and not spacing else '') if w]
     mm2 = round(n*spacing[0]*spacing[1],1) if spacing else np.nan if n else 0.
     return dict(area=n, area_frame=round(n*1024**2/mask.size), area_mm2=mm2,
-        side=sides(mask, midline(x), usual), extent=share, remarks='; '.join(remarks))
+        side=side, extent=share, remarks='; '.join(remarks))

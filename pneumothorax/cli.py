@@ -207,7 +207,7 @@ def ptx_sample(
 @command(inputs=('data','labels'), example='ptx_prepare siim cache --size 512')
 def ptx_prepare(
     data:str, # folder with radiographs (.dcm, .png, .jpg) and a label file (ImageId, EncodedPixels)
-    out:str, # folder of the cache; made anew, or gone on with
+    out:str, # folder of the cache; made anew, or continued
     size:int=512, # pixels along one side
     fit:str='stretch', # stretch, or pad to keep the proportions
     equalize:str=None, # before the resize: stretch, gamma, quantize, hist, clahe, clahe16; parameters as clahe:clip=3,grid=4
@@ -466,7 +466,6 @@ def ptx_show(
     if not files: raise PtxError(f'{runs[-1]}: which radiograph? give a run and then files, as in ptx_show RUN chest.dcm')
     how = decision_from(triplet, file=decision)
     from pneumothorax.show import outlines
-    Path(out).mkdir(parents=True, exist_ok=True)
     for o in outlines(runs, files[0] if len(files)==1 else files, how.get('decision'), tta=tta, device=device):
         print(f'{o}\n{o.save(Path(out)/f"{o.image}.png")}\n')
 
@@ -501,6 +500,11 @@ def _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule,
     return {**how.pop('note',{}), **said.pop('note',{})},{**plain,**how,**said}
 
 # %% ../nbs/41_cli.ipynb #e8d7753c
+def _gated(f):
+    "Say what a gate did, if there was one, by the record of what was written"
+    n = _json.loads(Path(f).read_text(encoding='utf-8'))['dropped']
+    if n is not None: print(f'the gate leaves {counted(n,"radiographs")} without a mask')
+
 @command(inputs=('pred','labels','decision','gate','sample'), example='ptx_submit pred --triplet .75,2000,.3 --sheet sheet.png')
 def ptx_submit(
     pred:str, # folder of ptx_predict
@@ -531,6 +535,7 @@ def ptx_submit(
     if sheet: contact_sheet(out, pred, sheet)
     drawn = df.ImageId[df.EncodedPixels!='-1'].nunique()
     also = f', a sheet of them to {sheet}' if sheet else ''
+    _gated(Path(out).with_suffix('.json'))
     print(f'{counted(df.ImageId.nunique(),"images")}, {drawn} with a mask; written to {out}{also}')
     _next('ptx_score', Path(out), 'LABELS')
 
@@ -553,6 +558,7 @@ def ptx_export(
     from pneumothorax.export import export_masks
     _,how = _decided(pred, thresh, min_area, triplet, labels, decision, gate, gate_rule)
     t = export_masks(pred, out, as_, maps=maps, progress=sys.stdout.isatty(), **how)
+    _gated(Path(out)/'export.json')
     print(f'{counted(len(t),"radiographs")}, {int(t.positive.eq(True).sum())} with a mask; written as {as_} to {out}')
 
 # %% ../nbs/41_cli.ipynb #merg0002

@@ -24,6 +24,7 @@ from .files import written
 from .distributed import join_processes, on_main, run_device
 from .learner import load_run, read_run
 from .records import FORMAT, RunError, versions
+from .watch import _duration
 from .train import FIELDS, _changed, _check_hours, make_recipe, train
 from .predict import Network, fold_runs, image_digest, networks, predict_batches, predict_jobs
 from .records import to_bytes
@@ -283,6 +284,12 @@ def _wanted(fold, ks):
     if str(fold) not in map(str,ks): raise FoldError(f'fold={fold!r}: no such fold; give one of {", ".join(map(str,ks))}, or all')
     return [int(fold)]
 
+def _fold_line(k, ks, todo, secs):
+    "Which fold begins; from the second training on also how long all may take, by the `secs` so far"
+    i = todo.index(k)
+    left = f'; about {_duration(secs/i*(len(todo)-i))} left for all' if i else ''
+    return f'fold {ks.index(k)+1} of {len(ks)} (fold-{k}){left}'
+
 # %% ../nbs/35_crossval.ipynb #d9000039
 def _summary(out, ks, have, table, folds, who, share, progress):
     "Scores of the folds at hand; with all of them, everything that is written"
@@ -308,7 +315,7 @@ def _summary(out, ks, have, table, folds, who, share, progress):
 # %% ../nbs/35_crossval.ipynb #d9000058
 def cross_validate(
     data:object, # folder of radiographs with labels, a cache made by `prepare`, or what else `open_data` takes
-    out:str, # folder of the cross-validation; made anew, or gone on with
+    out:str, # folder of the cross-validation; made anew, or continued
     folds:object=None, # table of ImageId and fold, or its file; made with `n` and `seed` if None
     n:int=5, # folds, where they are made
     fold:object='all', # fold to train, or 'all'
@@ -332,8 +339,10 @@ def cross_validate(
         device=kwargs.get('device','auto'))
     held = {k:table.ImageId[(f.to_numpy()==k)&(table.error=='').to_numpy()].tolist() for k in ks}
     there = {k:_finished(out/f'fold-{k}', held[k], dict(seed=seed,**args)) for k in ks}
+    todo,begun = [k for k in wanted if not there[k]],time.monotonic()
     for k in wanted:
         with _alone(out, k):
+            if not there[k] and look['progress'] and rank_distrib()==0: print(_fold_line(k, ks, todo, time.monotonic()-begun), flush=True)
             left = max_hours and on_main(lambda: max(max_hours-(time.monotonic()-start)/3600, 1e-9))
             if not there[k]: train(data, out/f'fold-{k}', valid=held[k], seed=seed, max_hours=left, **kwargs)
             gc.collect()   # learner and callbacks refer to each other

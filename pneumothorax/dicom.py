@@ -846,7 +846,7 @@ def xray_sheet(
     ncols:int=None, # pictures in a row; at most 4 if None
     size:float=2.2, # inches of a picture
     axs:list=None, # axes to draw upon, at least as many; made anew if None
-    fig:object=None, # a matplotlib `Figure` to fill, which no window need know; made by pyplot if None
+    fig:object=None, # a matplotlib `Figure` to fill; none is opened in a window; made by pyplot if None
     names:tuple=('true','predicted'), # of the two outlines, in the legend
     areas:bool=False, # tint what was missed and what is a false alarm?
 )->list: # the axes with a picture; their `.figure` can be saved

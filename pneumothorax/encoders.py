@@ -294,7 +294,7 @@ def _prefix(own, names):
 # %% ../nbs/15_encoders.ipynb #e1500022
 @dataclass(repr=False)
 class WeightsReport:
-    "What of a weights file found its place; `print` shows it"
+    "Which tensors of a weights file found a place; `print` shows it"
     file:str # name of the file
     part:str # what was to be filled: 'model' or 'encoder'
     how:str # how tensors were matched: by name, after which prefix, or by order

@@ -83,7 +83,7 @@ def _complete(ds):
     return ds
 
 # %% ../nbs/40_export.ipynb #c400011b
-def _seg(ds, mask, about, f):
+def _seg(ds, mask, about, f, caution=''):
     "A DICOM segmentation of one radiograph"
     hd,codes = _needs('highdicom','dicomseg'),_needs('pydicom.sr.codedict','dicomseg').codes
     sct,machine = codes.SCT,dict(family=codes.DCM.ArtificialIntelligence, parameters={'decision':about[:1024]})
@@ -93,7 +93,8 @@ def _seg(ds, mask, about, f):
     measures = dict(pixel_measures=hd.PixelMeasuresSequence(list(s), slice_thickness=1.)) if (s := _spacing(ds)) else {}
     series,sop = _uids('seg', ds.SOPInstanceUID, about)
     ds = _complete(ds)
-    said = dict(content_label='PNEUMOTHORAX', content_description='automatic outline, research use only', series_description=OUTLINED)
+    words = caution.partition(',')[0] or 'automatic outline, research use only'     # 64 letters at most
+    said = dict(content_label='PNEUMOTHORAX', content_description=words, series_description=OUTLINED)
     made = 'pneumothorax','export',__version__,'0'
     with collected(): seg = hd.seg.Segmentation([ds], mask[None], 'BINARY', [what], series, 9001, sop, 1, *made, **measures, **said)
     seg.PatientOrientation,seg.ContentCreatorName = ds.get('PatientOrientation') or '',''     # may be empty, not missing
@@ -124,11 +125,11 @@ def burnt(
     for k,l in enumerate(lines): cv2.putText(band, l, (step//4,step*(k+1)), *how)
     return np.concatenate([rgb,band])
 
-def _capture(ds, path, mask, about, f):
+def _capture(ds, path, mask, about, f, caution=''):
     "A secondary capture of one radiograph"
     hd,x = _needs('highdicom.sc','dicomseg'),read_xray(path)
     square = read_xray(path, square=True)     # a capture has no spacing by which a viewer could correct it
-    rgb = burnt(square, at_size(mask,square.shape), [_caption(describe_mask(mask,x,path)),_TEXT])
+    rgb = burnt(square, at_size(mask,square.shape), [*filter(None,[caution]),_caption(describe_mask(mask,x,path)),_TEXT])
     series,sop = _uids('sc', ds.SOPInstanceUID, about)
     ds = _complete(ds)
     lies = dict(patient_orientation=('L','F'))     # highdicom wants one to begin with; the source's comes below
@@ -146,7 +147,7 @@ def _below(paths):
     try: return os.path.commonpath([os.path.abspath(Path(p).parent) for p in paths])
     except ValueError: return ''     # on several drives
 
-def _coco(rows, f, top=''):
+def _coco(rows, f, top='', caution=''):
     "Write masks of radiographs as one COCO file; `rows` gives image, path, map and mask"
     coco = _needs('pycocotools.mask','masks')
     images,notes = [],[]
@@ -161,15 +162,15 @@ def _coco(rows, f, top=''):
             counts = {'size':[h,w],'counts':r['counts'].decode()}
             notes.append(dict(id=len(notes)+1, image_id=k+1, category_id=1, iscrowd=0, segmentation=counts,
                 area=int(piece.sum()), bbox=[float(v) for v in coco.toBbox(r)], score=round(float(full[parts==i].max()),4)))
-    about = dict(description=OUTLINED, version=__version__)
+    about = dict(description='; '.join(filter(None,(OUTLINED,caution))), version=__version__)
     all_of_it = dict(info=about, images=images, annotations=notes, categories=[dict(id=1,name='pneumothorax')])
     with written(f) as part: part.write_text(json.dumps(all_of_it), encoding='utf-8')
 
 # %% ../nbs/40_export.ipynb #c400001a
-def _object(kind, path, mask, about, f):
+def _object(kind, path, mask, about, f, caution=''):
     "Write one DICOM object; or why that cannot be"
     ds = _source(path)[0]
-    try: _seg(ds,mask,about,f) if kind=='dicomseg' else _capture(ds,path,mask,about,f)
+    try: _seg(ds,mask,about,f,caution) if kind=='dicomseg' else _capture(ds,path,mask,about,f,caution)
     except (ValueError,AttributeError,TypeError) as e: return str(e)
 
 def _files(kind, out, made, maps, about, nowhere={}):
@@ -179,13 +180,13 @@ def _files(kind, out, made, maps, about, nowhere={}):
         none = kind in ('dicomseg','sc') and (not mask.any() or paths[i] in nowhere)
         f = '' if none else 'masks.json' if kind=='coco' else f'{i}_mask{_ENDS[kind]}' if kind in _ENDS else f'{i}.dcm'
         if kind in _ENDS: _pixels(kind, out, i, paths[i], p, mask, maps)
-        elif kind!='coco' and f and (why := _object(kind, paths[i], mask, about, out/f)):
+        elif kind!='coco' and f and (why := _object(kind, paths[i], mask, about, out/f, made.caution(paths[i]))):
             odd.append(f'{Path(paths[i]).name} ({why})')
             f = ''
         rows.append(dict(ImageId=i, positive=bool(mask.any()), file=f))
         return i,paths[i],p,mask
     each = (write(*o) for o in made)
-    if kind=='coco': _coco(each, out/'masks.json', _below(paths.values()))
+    if kind=='coco': _coco(each, out/'masks.json', _below(paths.values()), next(filter(None,map(made.caution,paths.values())),''))
     else:
         for _ in each: pass
     notice('headers cannot be repeated in another object, so nothing is written for these radiographs; '
@@ -199,6 +200,7 @@ def _table(made, failed, f):
     for (i,p,mask),path,row in zip(made, made.index.path, made.index.row):
         told = describe_mask(mask, read_xray(path), path)
         prob = round(float(from_bytes(p).max()), 4)
+        told['remarks'] = '; '.join(filter(None,(made.caution(path),told['remarks'])))
         rows.append(dict(ImageId=i, prob=prob, positive=bool(mask.any()), **told, reason=made.reason(i,row), path=path))
     lost = [dict(ImageId=i, path=p, remarks=f'could not be read: {e}') for i,p,e in zip(failed.ImageId,failed.path,failed.error)]
     t = pd.DataFrame(rows+lost)
@@ -207,6 +209,8 @@ def _table(made, failed, f):
 
 # %% ../nbs/40_export.ipynb #c400001d
 FORMATS = 'png','npy','nifti','coco','dicomseg','sc','csv'
+_NEEDED = dict(nifti=('nibabel','masks'), coco=('pycocotools.mask','masks'),     # modules, and the extra that brings them
+    dicomseg=('highdicom','dicomseg'), sc=('highdicom.sc','dicomseg'))
 
 def export_masks(
     pred:str, # folder of `predict_maps`
@@ -229,12 +233,16 @@ def export_masks(
     later = [p for p in made.index.path if Path(p).stat().st_mtime>then]
     notice('radiographs were written after they were predicted; if they are others now, predict again', later)
     nowhere = _nowhere(made.index.path.tolist()) if kind in ('dicomseg','sc') else {}
+    if kind in _NEEDED: _needs(*_NEEDED[kind])     # before the folder is made
     writable(out).mkdir(parents=True, exist_ok=True)
     predicted = json.loads((Path(pred)/'predict.json').read_text(encoding='utf-8'))
     about = json.dumps(dict(pred=predicted, decision=made.about), default=str, sort_keys=True)
     notice('radiographs could not be read and have no mask', made.failed.ImageId.tolist())
+    others = [i for i,p in zip(made.index.ImageId,made.index.path) if made.caution(p)]
+    notice('radiographs have masks that mean nothing, from a network that was trained on synthetic radiographs only', others)
     if kind=='csv': t = _table(made, made.failed, out/'masks.csv')
     else: t = _files(kind, out, made, maps, about, nowhere)
     n_masks = int(t.positive.eq(True).sum())
-    write_record(dict(kind=kind, n=len(t), n_masks=n_masks, versions=versions(), **json.loads(about)), out/'export.json')
+    counts = dict(n=len(t), n_masks=n_masks, dropped=made.dropped, mean_nothing=others)
+    write_record(dict(kind=kind, **counts, versions=versions(), **json.loads(about)), out/'export.json')
     return t

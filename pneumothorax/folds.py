@@ -55,7 +55,7 @@ def patient_groups(
             'groups are looked up by ImageId, as in table.set_index("ImageId").patient_id')
     if len(lost):
         raise FoldError(f'{name}: {len(lost):,} of {len(s):,} images {"have" if len(lost)>1 else "has"} no patient ({few(lost,3)}); '
-            'complete the patient ids, leave these images out, count each as a patient of its own (fill the ids with the ImageId), '
+            'complete the patient ids, leave these images out, use the ImageId as their id (each then counts as another patient), '
             'or find repeats with near_duplicates')
     return s
 

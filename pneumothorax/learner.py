@@ -68,7 +68,7 @@ def _known_before(data, dls):
 
 # %% ../nbs/24_learner.ipynb #1380000f
 def _told_of(data, weights, dls):
-    "Tell of weights of a run that knows synthetic radiographs only, under others, or has learnt what is held back here"
+    "Warn of weights of a run that knows synthetic radiographs only, under others, or has learnt what is held back here"
     if rank_distrib(): return
     alien = (data.get('synthetic') or 0)>=1 and not _synthetic(dls)
     why = 'what such a network has learnt was in the way on real radiographs; compare with ImageNet: weights=lite0, or imagenet'

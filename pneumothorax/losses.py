@@ -302,7 +302,7 @@ def xray_loss(
         if not m:
             raise LossError(f'loss {name!r}: {part!r} is no term; join terms with +, as in 3*bce+dice, '
                 f'or choose a preset: {", ".join(PRESETS)}')
-        if m[2] in weights: raise LossError(f'loss {name!r}: {m[2]} stands there twice; give it once, with the sum of its weights')
+        if m[2] in weights: raise LossError(f'loss {name!r}: {m[2]} is given twice; give it once, with the sum of its weights')
         weights[m[2]] = float(m[1] or 1)
     _known('loss term', weights, list(TERMS))
     return ComboLoss(**weights, smooth=smooth, **kwargs)

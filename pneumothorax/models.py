@@ -102,7 +102,7 @@ def _options(name):
 
 # %% ../nbs/22_models.ipynb #e2200046
 def _set_prior(net, prior):
-    "Bias of the last convolution such that pixels begin with probability `prior`"
+    "Set the bias of the last convolution so that pixels begin with probability `prior`"
     last = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.out_channels==1][-1]
     nn.init.constant_(last.bias, math.log(prior/(1-prior)))
 

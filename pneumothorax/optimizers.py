@@ -141,5 +141,5 @@ def xray_optimizer(
         raise OptimizerError(f'optimizer {name!r} is unknown{meant} choose among {", ".join(OPTIMIZERS)}')
     options = [_option(name,o) for o in rest.split(',') if o.strip()]
     twice = [k for i,(k,_) in enumerate(options) if k in dict(options[:i])]
-    if twice: raise OptimizerError(f'optimizer {spec!r}: {twice[0]} stands there twice; give it once')
+    if twice: raise OptimizerError(f'optimizer {spec!r}: {twice[0]} is given twice; give it once')
     return partial(_make, name=name, **{**OPTIMIZERS[name],**dict(options)})

@@ -220,7 +220,7 @@ def _open_store(out, asked, n, size, dtype, names, fresh):
 class MapStore:
     "Predictions on the way to the disk; raises `PtxError`"
     def __init__(self,
-        out:str, # folder; made anew, or gone on with
+        out:str, # folder; made anew, or continued
         asked:dict, # what determines the maps, for JSON
         n:int, # images
         size:int, # pixels along one side of a map
@@ -365,6 +365,7 @@ def predict_jobs(
         one = lambda v: v[0] if len(v)==1 else v
         said = vs[0].variant.spec() if variant is not None else None
         record = dict(run=one([n.name for n in nets]), which=one([n.which for n in nets]), variant=said, networks=n, **asked)
+        record['synthetic'] = any(o.synthetic for o in nets)
         on_main(lambda: finish_store(store, table, record, more))
     return Path(out)
 

@@ -19,7 +19,7 @@ from .bootstrap import score_areas
 from .records import from_bytes, open_each, open_maps, open_oof
 from .decide import Decision, decide, explain
 from .chest import describe_mask, patient_side
-from .outlines import at_size
+from .outlines import at_size, masks_of
 from .export import _source, export_masks
 
 # %% ../nbs/40c_reading.ipynb #c420000b
@@ -65,6 +65,7 @@ class Reading:
     doubt:np.ndarray # h×w float32: deviation between views and networks
     folder:Path # of the prediction
     known:dict=None # how often such a probability was right, of `calibration_of`
+    caution:str='' # why all this means nothing, if it does
     @property
     def image(self)->str:
         "Its identifier"
@@ -96,7 +97,8 @@ def _facts(r, decision, masks=None):
     m,each = masks or r.masks(decision)
     told,p = describe_mask(m, r.x, r.path),r.prob
     area = f'{told["area"]:,} of its {m.size:,} pixels'+(f', {told["area_mm2"]/100:.1f} cm²' if told['area_mm2']>0 else '')
-    out = {'radiograph':r.name, 'outlined':f"{patient_side(told)}, {area}" if m.any() else 'nothing', 'highest probability':f'{p:.2f}'}
+    out = {'radiograph':r.name, **({'beware':r.caution} if r.caution else {})}
+    out |= {'outlined':f"{patient_side(told)}, {area}" if m.any() else 'nothing', 'highest probability':f'{p:.2f}'}
     if r.known: out['what that has meant'] = known_as(r.known, p)
     if r.each: out['networks'] = f'{sum(bool(o.any()) for o in each)} of {len(r.each)} outline something'
     if told['extent']>0: out['share of the lung field'] = f'{told["extent"]:.0%}'
@@ -159,7 +161,8 @@ class ReadingRoom:
             doubt = np.sqrt(sum(from_bytes(w[0])**2 for w in wide)) if wide else np.zeros(maps.shape[1:],np.float32)
             of = lambda m: from_bytes(np.array(m[0]))
             aspect = xray_meta(f)['pixel_aspect']
-            return Reading(f.name, f, read_xray(f), aspect, of(maps), [of(m) for m,_ in each], doubt, pred, self.known)
+            said = self.known,masks_of(pred).caution(f)
+            return Reading(f.name, f, read_xray(f), aspect, of(maps), [of(m) for m,_ in each], doubt, pred, *said)
         except BaseException as e:
             shutil.rmtree(d, ignore_errors=True)
             if not isinstance(e,PtxError): raise

@@ -95,6 +95,12 @@ def _made(c):
     return dict(id='made', title='How it was made', text=text, parts=[command],
         more=[table(recipe,'What the training was given'), table(versions,'What the result depends on')])
 
+def _caution(c):
+    "That pictures mean nothing; '' where there is nothing to beware of"
+    n = sum(bool(c.made.caution(p)) for p in c.table.path)
+    what = f'{n:,} of these {len(c):,} radiographs are' if n<len(c) else 'these are'
+    return f'What is outlined here means nothing: the network was trained on synthetic radiographs only, and {what} others.' if n else ''
+
 def _data(c):
     "What it was judged on"
     t = c.table
@@ -327,6 +333,7 @@ _STYLE = """
 *{box-sizing:border-box}body{margin:0 auto;max-width:66rem;padding:1rem;
 font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
 h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0}
+.caution{border:3px solid #c00000;border-radius:.4rem;padding:.6rem .8rem;font-weight:700}
 h2{font-size:1.2rem;margin:2rem 0 .5rem;border-top:1px solid var(--line);padding-top:1rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem}a{color:var(--accent)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}
@@ -363,7 +370,7 @@ addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title>
 <style>{{ style }}</style></head><body>
-<h1>{{ title }}</h1><p>{{ lead }}</p>
+<h1>{{ title }}</h1>{% if caution %}<p class="caution" role="alert">{{ caution }}</p>{% endif %}<p>{{ lead }}</p>
 <div class="tiles">
 {% for name,value,of in tiles %}<div><small>{{ name }}</small><b>{{ value }}</b><small>{{ of }}</small></div>{% endfor %}</div>
 <nav>{% for s in sections %}<a href="#{{ s.id }}">{{ s.title }}</a>{% endfor %}</nav>
@@ -425,6 +432,6 @@ def report(
     foot = 'Made by the library pneumothorax. For research; no medical device, and not for diagnosis.'
     look = dict(style=Markup(_STYLE), script=Markup(_SCRIPT), colours=COLOURS, foot=foot)
     page = template.render(title=title or f'Pneumothorax: report of {name}', labelled=c.labelled,
-        lead=data['text'], tiles=_tiles(c,scores), sections=sections, **look)
+        caution=_caution(c), lead=data['text'], tiles=_tiles(c,scores), sections=sections, **look)
     with written(out) as part: part.write_text(page, encoding='utf-8')
     return Path(out)

@@ -44,6 +44,7 @@ class Outline:
     decision:object=None # plain data of the decision
     source:str='' # where the decision comes from, in words
     aspect:float=1. # height of a pixel over its width
+    caution:str='' # why all this means nothing, if it does
     @property
     def positive(self)->bool:
         "Is anything outlined?"
@@ -67,17 +68,16 @@ class Outline:
     def words(self)->list: # a few lines
         "What there is to say"
         t,why = self.told,f'highest probability {self.prob:.2f}; {self.reason} ({self.source})'
-        size = f'{t["area"]:,} of its pixels'+(f', {t["area_mm2"]/100:.1f} cm²' if t['area_mm2']>0 else '')
+        size = f'{t["area"]:,} pixels'+(f', {t["area_mm2"]/100:.1f} cm²' if t['area_mm2']>0 else '')
         size += f', {t["extent"]:.0%} of the lung field' if t['extent']>0 else ''
         found = f'pneumothorax outlined: {patient_side(t)}, {size}' if self.positive else 'nothing outlined'
-        return [found, why, *([t['remarks']] if t['remarks'] else []), 'research use only, not for diagnosis']
+        return [*filter(None,(self.caution,found,why,t['remarks'])), 'research use only, not for diagnosis']
     def __repr__(self): return f'{self.path.name}\n'+'\n'.join(self.words())
     def show(self,
         size:float=5., # inches of the radiograph's longer side
             )->object: # a matplotlib `Figure`
         "Radiograph with its outline, and the map"
-        from matplotlib.figure import Figure
-        return _drawn(self, Figure(dpi=150, layout='constrained'), size)
+        return _drawn(self, size)
     def save(self,
         f:str, # PNG to write
             )->Path: # the file
@@ -91,14 +91,18 @@ def _elsewhere(f, radiograph):
     if Path(f).resolve()!=radiograph.resolve(): return f
     raise PtxError(f'{f}: this is the radiograph, which the picture would replace; give another name or folder')
 
-def _drawn(o, fig, size):
-    "Draw an `Outline` into an empty figure"
+def _drawn(o, size):
+    "Figure of an `Outline`"
+    from matplotlib.figure import Figure
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    fig = Figure(dpi=150, layout='constrained')
     h,w = o.x.shape[0]*o.aspect,o.x.shape[1]
     wide,high = size*min(1,w/h),size*min(1,h/w)
-    lines = [l for line in o.words() for l in textwrap.wrap(line, int(13*(2*wide+1)))]
-    fig.set_size_inches(2*wide+1, high+.35+.16*len(lines))
+    broken = lambda lines, per_inch: [l for line in lines for l in textwrap.wrap(line, int(per_inch*(2*wide+1)))]
+    lines,beware = broken(o.words()[bool(o.caution):],13),broken(filter(None,[o.caution]),8)
+    fig.set_size_inches(2*wide+1, high+.35+.16*len(lines)+.25*len(beware))
+    if beware: fig.suptitle('\n'.join(beware), fontsize=12, weight='bold', color='#b00000')
     left,right = fig.subplots(1, 2)
     k = min(1,1200/max(o.x.shape))
     small = lambda a,how: cv2.resize(a, None, fx=k, fy=k, interpolation=how) if k<1 else a
@@ -144,7 +148,7 @@ def outlines(
             x = read_xray(path)
             p = np.array(from_bytes(p))
             said = made.reason(i,row),describe_mask(mask,x,path),made.about if len(made.voters)==1 else None,source
-            yield Outline(i, Path(path), x, p, mask, float(p.max()), *said, xray_meta(path)['pixel_aspect'])
+            yield Outline(i, Path(path), x, p, mask, float(p.max()), *said, xray_meta(path)['pixel_aspect'], made.caution(path))
 
 def outline(
     run:object, # as for `outlines`

@@ -11,6 +11,7 @@ __all__ = ['KAGGLE', 'few', 'counted', 'PtxNotice', 'notice', 'watched', 'bar', 
 # %% ../nbs/02_siim.ipynb #66b9bf3b
 import csv, errno, gzip, os, re, string, sys, tempfile, time, unicodedata, warnings
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path, PurePath
 import cv2, numpy as np, pandas as pd
 from fastcore.imports import IN_NOTEBOOK
@@ -41,6 +42,15 @@ def counted(
 
 # %% ../nbs/02_siim.ipynb #c3000070
 class PtxNotice(UserWarning): "Something was left out, or looks odd, and work goes on"
+
+def _text_alone(plain):
+    "Format of warnings: `plain`, but of a notice the text and nothing else"
+    @wraps(plain)
+    def text(message, category, *args, **kwargs):
+        return f'{message}\n' if issubclass(category,PtxNotice) else plain(message, category, *args, **kwargs)
+    return text
+
+warnings.formatwarning = _text_alone(warnings.formatwarning)
 
 def notice(
     what:str, # what happened, in the plural; says nothing if `items` is empty
@@ -286,7 +296,7 @@ def _against(raw, frame):
 # %% ../nbs/02_siim.ipynb #fra00023
 def read_labels(
     path:str, # label file or submission: CSV with ImageId and EncodedPixels, maybe gzipped
-    frame:object=None, # side of a square, (height, width) or '256x320'; None: 1024×1024, and masks that contradict it are refused
+    frame:object=None, # side of a square, (height, width) or '256x320'; None: 1024×1024, and masks of another frame are refused
 )->pd.DataFrame: # ImageId, rles (list of str), n_masks, area (pixels of the 1024² frame), has_ptx; one row per image, in the file's order
     "One row per image; raises `LabelError` that lists every faulty line"
     raw,odd = _table(path)

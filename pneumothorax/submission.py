@@ -7,7 +7,7 @@ __all__ = ['sample_ids', 'component_rles', 'write_submission', 'tune_decision', 
            'gate_verdict', 'sheet_picks', 'shrink_to', 'contact_sheet']
 
 # %% ../nbs/34_submission.ipynb #dbf8417e
-import hashlib, json, warnings
+import hashlib, json, textwrap, warnings
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -340,8 +340,10 @@ def contact_sheet(
     from matplotlib.figure import Figure
     from pneumothorax.dicom import xray_sheet
     if n<1: raise PtxError(f'n={n}: give at least 1 picture of each kind')
+    caution = lambda path: ''
     if not isinstance(images,dict):
-        index = open_maps(images)[0].set_index('ImageId')
+        made = masks_of(images)
+        caution,index = made.caution,made.index.set_index('ImageId')
         images,prob = index.path.to_dict(),index.max_prob if prob is None else prob
     t = read_labels(sub)
     t = t.assign(prob=t.ImageId.map({} if prob is None else dict(prob)).astype(float))[t.ImageId.isin(images)].reset_index(drop=True)
@@ -352,6 +354,8 @@ def contact_sheet(
     axs = fig.subplots(len(picks), wide, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     rows = [(ax,k,r) for (k,v),line in zip(picks.items(),axs) for ax,r in zip(line,v.itertuples())]
+    beware = next(filter(None,(caution(images[r.ImageId]) for *_,r in rows)), '')
+    fig.suptitle('\n'.join(textwrap.wrap(beware, int(11*fig.get_figwidth()))) or None, fontsize=11, weight='bold', color='#b00000')
     xs,why = zip(*(_readable(images[r.ImageId],size) for _,_,r in rows))
     titles = [f'{k}: {r.area:,} px'+('' if np.isnan(r.prob) else f'\np={r.prob:.2f}')+f'\n{r.ImageId}'+w for (_,k,r),w in zip(rows,why)]
     xray_sheet(xs, None, [None if w else _visible(rles_to_mask(r.rles)) for (_,_,r),w in zip(rows,why)], titles, axs=[ax for ax,*_ in rows])

@@ -129,9 +129,11 @@ def _check(r):
     for f,v in ((xray_optimizer,r.opt),(sampling,r.sampling)): f(v)
     xray_loss(r.loss, smooth=r.smooth)
 
-def _check_hours(hours):
-    "The same for `max_hours`"
+def _check_hours(hours, **counts):
+    "The same for `max_hours`, and for numbers from 0 on"
     if hours is not None and not hours>0: raise PtxError(f'max_hours={hours}: give hours above 0, or leave it out')
+    for k,v in counts.items():
+        if v<0: raise PtxError(f'{k}={v}: give at least 0')
 
 # %% ../nbs/29_train.ipynb #d9000013
 RECIPES = dict(
@@ -429,10 +431,8 @@ def train(
 )->Learner: # trained; its run is in `out`, with a `run.json` if it is complete
     "Train on a folder and write a run, or go on with it; raises `PtxError`"
     start,r,out = time.monotonic(),make_recipe(recipe,**changes),Path(out)
-    _check_hours(max_hours)
+    _check_hours(max_hours, workers=workers, every=every)
     where = _place(device)
-    for k,v in dict(workers=workers,every=every).items():
-        if v<0: raise PtxError(f'{k}={v}: give at least 0')
     if 'find' in [s['lr'] for s in stages(r)] and join_processes()>1:
         raise PtxError('lr=find: each process would find another rate; search with a single process, and give the number to the others')
     teacher = _runs(teacher, unlabelled, out, changes.get('unlabelled_weight'))
@@ -443,6 +443,7 @@ def train(
         labels=None if labels is None else data_name(labels), weights=weights and str(weights),
         **({} if frame is None else dict(frame=list(frame_shape(frame)))))
     config = {**plain, **({} if unlabelled is None else dict(unlabelled=str(Path(unlabelled).resolve()), teacher=teacher))}
+    if not out.exists(): data = open_data(data, labels, frame)     # no folder is begun for data that cannot be trained on
     with ExitStack() as stack:
         on_main(lambda: bool(stack.enter_context(only_writer(out))))
         state = main_first(lambda: open_run(out, config, fresh and is_main()))

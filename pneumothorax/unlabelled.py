@@ -289,7 +289,7 @@ def _line(run):
         if (Path(t)/'run.json').exists(): yield from _line(t)
 
 def _told(runs, held, synthetic):
-    "Tell of teachers of phantoms, and of validation images that teachers, or teachers of these, have learnt from"
+    "Warn of teachers of phantoms, and of validation images that teachers, or teachers of these, have learnt from"
     what = 'teachers know synthetic radiographs only, and mark others; what they believe of these is seldom right'
     notice(what, [r for r in runs if not synthetic and _synthetic_only(next(_line(r)))])
     for r in runs*bool(held):

@@ -141,7 +141,7 @@ def _duration(s):
 _SHORT = dict(dice_pos='pos', dice_neg='neg')
 
 def epoch_line(
-    rows:list, # one dict per epoch, as in history.csv; the last is told
+    rows:list, # one dict per epoch, as in history.csv; the last is printed
     total:int, # epochs of the whole training
     secs:float=None, # mean of the epochs so far, for the time left; none is told if None
 )->str: # one line

@@ -306,3 +306,26 @@ def test_a_full_disk_leaves_nothing_in_the_way(phantoms, tiny_run, tmp_path, mon
             assert code == 1 and f'{command[-1]}: ' in err and 'No space left' in err and not command[-1].exists(), err
         assert run(capsys, *command)[0] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ['b', 'f.csv']
+
+@pytest.mark.parametrize(('command', 'args'), [('ptx_show', ('RUN', 'text.dcm')), ('ptx_show', ('bare', 'text.dcm')),
+    ('ptx_show', ('RUN', 'bare', '--tta', 'nonsense')), ('ptx_predict', ('RUN', 'none')),
+    ('ptx_predict', ('RUN', 'bare', '--tta', 'nonsense')), ('ptx_export', ('bare',)), ('ptx_report', ('bare',)), ('ptx_submit', ('bare',)),
+    ('ptx_import', ('none', 'bare')), ('ptx_audit', ('bare',)), ('ptx_prepare', ('bare',)), ('ptx_train', ('bare',)),
+    ('ptx_train', ('none',)), ('ptx_train', ('bare', '--workers', '-1'))],
+    ids=lambda v: v if isinstance(v, str) else ' '.join(v))
+def test_a_refused_start_leaves_no_folder(command, args, tiny_run, phantoms, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for d in ('bare', 'none'): Path(d).mkdir()
+    shutil.copy(next(phantoms.rglob('*.dcm')), 'bare')
+    Path('text.dcm').write_text('no radiograph')
+    before = {*tmp_path.rglob('*')}
+    out = ['new/out'] if command == 'ptx_prepare' else ['--out', 'new/out']
+    code, _, err = run(capsys, command, *[tiny_run if a == 'RUN' else a for a in args], *out)
+    assert code == 1 and 'error: ' in err and {*tmp_path.rglob('*')} == before
+
+@pytest.mark.parametrize('kind', ['nifti', 'coco', 'dicomseg', 'sc'])
+def test_an_export_without_its_package_leaves_no_folder(kind, tiny_pred, tmp_path, capsys, monkeypatch):
+    for m in [m for m in sys.modules if m.partition('.')[0] in ('nibabel', 'pycocotools', 'highdicom')]: monkeypatch.delitem(sys.modules, m)
+    for m in ('nibabel', 'pycocotools', 'highdicom'): monkeypatch.setitem(sys.modules, m, None)
+    code, _, err = run(capsys, 'ptx_export', tiny_pred, '--as', kind, '--out', tmp_path/'e')
+    assert code == 1 and 'is needed' in err and not (tmp_path/'e').exists()

@@ -149,3 +149,10 @@ def test_maps_of_another_size_are_refused(trained, phantoms, tmp_path):
     cross_validate(phantoms, tmp_path, fold=0, **KW)
     np.save(tmp_path/'oof'/'maps.npy', np.zeros((12, 64, 64), np.uint8))
     with pytest.raises(RunError, match='12 images at 32 px should be'): cross_validate(phantoms, tmp_path, fold=1, **KW)
+
+def test_each_fold_says_which_it_is(phantoms, tmp_path, capsys, monkeypatch):
+    from pneumothorax import crossval
+    monkeypatch.setattr(crossval, 'train', lambda *a, **kw: None)     # nothing is written, as if time were up
+    cross_validate(phantoms, tmp_path/'cv', **{**KW, 'progress': True})
+    assert capsys.readouterr().out.splitlines()[0] == 'fold 1 of 3 (fold-0)'
+    assert crossval._fold_line(4, [1, 2, 4], [2, 4], 130) == 'fold 3 of 3 (fold-4); about 2 min left for all'

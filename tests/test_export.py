@@ -20,7 +20,7 @@ from pneumothorax.outlines import masks_of
 from pneumothorax.records import FORMAT, to_bytes
 from pneumothorax.rle import PtxError, rle_encode, rles_to_mask
 from pneumothorax.show import outline
-from pneumothorax.siim import read_table, siim_train, write_index
+from pneumothorax.siim import PtxNotice, read_table, siim_train, write_index
 
 
 def predictions(out, t, size=256, soft=False):
@@ -306,3 +306,72 @@ def test_a_validator_finds_no_error(real, tmp_path):
         for f in (tmp_path/kind).glob('*.dcm'):
             said = subprocess.run(['dciodvfy', f], capture_output=True, text=True, check=False).stderr
             assert 'Error' not in said and ('Segmentation' if kind == 'dicomseg' else 'SCImage') in said, said
+
+# --- a network of phantoms
+
+DOES_NOT_HOLD = 'means nothing: trained on synthetic radiographs only'
+
+@pytest.fixture(scope='module')
+def alien(tiny_run, phantoms, tmp_path_factory):
+    "A phantom, the same as a radiograph that is none, and predictions of both by a run of phantoms"
+    d = tmp_path_factory.mktemp('alien')
+    ds = pydicom.dcmread(next((phantoms/'dicom-images-test').rglob('*.dcm')))
+    for name, kind in (('phantom', 'YES'), ('other', 'NO')):
+        ds.SyntheticData, ds.SOPInstanceUID = kind, ds.SOPInstanceUID+'.1'
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        ds.save_as(d/f'{name}.dcm')
+    ok('ptx_predict', tiny_run, d, '--out', d/'pred', '--workers', 0)
+    return d
+
+def test_a_picture_of_a_network_of_phantoms_says_that_it_means_nothing(alien, tiny_run, capsys):
+    with pytest.warns(PtxNotice, match='synthetic radiographs only'): o = outline(tiny_run, alien/'other.dcm')
+    fig = o.show()
+    fig.canvas.draw()
+    title, (wide, high) = fig._suptitle, fig.get_size_inches()*fig.dpi
+    box = title.get_window_extent()
+    assert str(o).splitlines()[1] == o.caution and ' '.join(title.get_text().split()) == o.caution and o.caution.startswith(DOES_NOT_HOLD)
+    assert box.x0 >= 0 and box.x1 <= wide and box.y1 <= high and title.get_fontsize() >= 11     # all of it, and readable
+    o = outline(tiny_run, alien/'phantom.dcm')
+    assert not o.caution and o.show()._suptitle is None
+
+def test_exports_of_a_network_of_phantoms_say_that_they_mean_nothing(alien, tmp_path, monkeypatch):
+    import pneumothorax.export as e
+    said, burnt = {}, e.burnt
+    monkeypatch.setattr(e, 'burnt', lambda x, mask, lines: said.update({len(said): lines}) or burnt(x, mask, lines))
+    for kind in FORMATS:
+        with pytest.warns(PtxNotice, match='1 radiograph has masks that mean nothing, .*: other'):
+            t = export_masks(alien/'pred', tmp_path/kind, kind, '.001,0,.001', progress=False)
+        assert json.loads((tmp_path/kind/'export.json').read_text())['mean_nothing'] == ['other']
+    assert sorted(lines[0].startswith(DOES_NOT_HOLD) for lines in said.values()) == [False, True]
+    notes = {i: pydicom.dcmread(tmp_path/'dicomseg'/f'{i}.dcm').ContentDescription for i in ('other', 'phantom')}
+    assert notes['other'] == DOES_NOT_HOLD and notes['phantom'].startswith('automatic outline')
+    assert DOES_NOT_HOLD in json.loads((tmp_path/'coco'/'masks.json').read_text())['info']['description']
+    assert t.set_index('ImageId').remarks.str.startswith(DOES_NOT_HOLD).to_dict() == {'other': True, 'phantom': False}
+
+def test_pages_and_sheets_of_a_network_of_phantoms_say_that_they_mean_nothing(alien, tiny_run, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    from pneumothorax.reading import ReadingRoom
+    from pneumothorax.report import report
+    from pneumothorax.submission import contact_sheet, write_submission
+    page = report(alien/'pred', out=tmp_path/'r.html').read_text()
+    assert 'was trained on synthetic radiographs only, and 1 of these 2 radiographs' in page
+    write_submission(alien/'pred', tmp_path/'s.csv', decision='.001,0,.001', blank=True)
+    titles, plain = [], Figure.suptitle
+    monkeypatch.setattr(Figure, 'suptitle', lambda self, t, **kw: titles.append(t) or plain(self, t, **kw))
+    contact_sheet(tmp_path/'s.csv', alien/'pred', tmp_path/'s.png')
+    assert ' '.join(titles[0].split()).startswith(DOES_NOT_HOLD)
+    facts = {}
+    for i in ('other', 'phantom'):
+        r = (room := ReadingRoom(tiny_run, device='cpu')).read((alien/f'{i}.dcm').read_bytes(), f'{i}.dcm')
+        facts[i] = r.facts('.5,0,.5')
+        room.close(r)
+    assert facts['other']['beware'].startswith(DOES_NOT_HOLD) and 'beware' not in facts['phantom']
+
+def test_a_caption_says_both_sides_once(alien):
+    from pneumothorax.export import _caption
+    x = read_xray(alien/'phantom.dcm')
+    mask = np.zeros(x.shape, np.uint8)
+    mask[20:30, 8:16] = mask[20:30, -16:-8] = 1
+    told = describe_mask(mask, x, alien/'phantom.dcm')
+    assert told['side'] == 'both' and np.isnan(told['extent']) and _caption(told).count('both sides') == 1

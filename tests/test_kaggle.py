@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -15,10 +16,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, ok, ptx
 from environments import alone, linked, namespaces, over, site
+from PIL import Image
 
 from pneumothorax.bundle import bundle, find_inputs, read_bundle
 from pneumothorax.rle import rle_decode
-from pneumothorax.siim import find_images
+from pneumothorax.siim import PtxNotice, find_images
 from pneumothorax.states import last_state
 from pneumothorax.train import train
 
@@ -165,6 +167,21 @@ def test_layouts(layout, sample, phantoms, bare, tmp_path):
     i = find_inputs(d)
     assert (len(i.files.images), sorted(i.test_images()), i.before) == (16, test[:3] if sample else test, before), repr(i)
     assert i.files.labels is not None and i.bundle == d/'mine'/'bundle' and i.files.test == set(test)
+
+def test_a_radiograph_without_a_label_beside_the_test_folder_is_told(phantoms, tmp_path):
+    d = copied(phantoms, tmp_path/'data')
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        assert len(find_inputs(tmp_path).test_images()) == 4 and not w
+    Image.new('L', (64, 64)).save(tmp_path/'data'/'odd.png')
+    said = '1 radiograph without a label is in no test folder; predicted beside 4 radiographs of the test folders.*odd'
+    with pytest.warns(PtxNotice, match=said):
+        assert len(find_inputs(tmp_path).test_images()) == 5
+    asked = ''.join(f'{i},-1\n' for i in find_images(d/'dicom-images-test')[0])
+    (tmp_path/'sample_submission.csv').write_text('ImageId,EncodedPixels\n'+asked)
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        assert len(find_inputs(tmp_path).test_images()) == 4 and not w
 
 def next_session(image, attached, first, d):
     "Its output is attached, read-only; data sets have other names, and its scratch is gone"

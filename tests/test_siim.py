@@ -1,6 +1,8 @@
 "Finding radiographs and reading labels: identifiers, kinds of files, what is synthetic"
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -230,3 +232,25 @@ def test_radiographs_of_one_name_in_one_folder_are_refused(phantoms, tmp_path):
     a, b = sorted(phantoms.rglob('*.dcm'))[:2]
     for f, name in ((a, 'x.dcm'), (b, 'x.ima')): shutil.copy(f, tmp_path/name)
     with pytest.raises(PtxError, match='x.dcm, x.ima: radiographs of one name in'): find_siim(tmp_path)
+
+# --- notices
+
+NOTICED = '''import warnings
+from pneumothorax.siim import PtxNotice, notice
+notice('radiographs are odd', ['a', 'b'])
+warnings.warn('of another kind', UserWarning)
+with warnings.catch_warnings(record=True) as w:
+    warnings.simplefilter('always')
+    notice('radiographs are odd', ['c'])
+print(w[0].category.__name__, w[0].message)
+'''
+
+def test_a_notice_is_its_text_and_other_warnings_stay_what_they_are(tmp_path):
+    (tmp_path/'n.py').write_text(NOTICED)
+    run = lambda *options: subprocess.run([sys.executable, *options, tmp_path/'n.py'], check=False, capture_output=True, text=True)
+    p = run()
+    notice, *other = p.stderr.splitlines()
+    assert notice == '2 radiographs are odd: a, b' and p.stdout == 'PtxNotice 1 radiograph is odd: c\n'
+    assert other == [f"{tmp_path/'n.py'}:4: UserWarning: of another kind", "  warnings.warn('of another kind', UserWarning)"]
+    p = run('-W', 'error::UserWarning')
+    assert p.returncode == 1 and p.stderr.splitlines()[-1] == 'pneumothorax.siim.PtxNotice: 2 radiographs are odd: a, b'

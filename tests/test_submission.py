@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from pneumothorax import cli, scoring, submission
 from pneumothorax.merging import merge_submissions, vote_runs
@@ -315,8 +316,15 @@ def test_what_is_no_decision(pred, tmp_path, capsys):
             ({'triplet': '.5,0,.5', 'min_area': 0}, 'are the plain rule')):
         assert why in refused(capsys, cli.ptx_submit, pred, tmp_path/'s.csv', **kw)
 
-def test_a_gate_fitted_on_predictions_out_of_fold(oof, tmp_path):
+def test_a_gate_fitted_on_predictions_out_of_fold(oof, tmp_path, capsys, monkeypatch):
     quietly(cli.ptx_submit, oof, tmp_path/'s.csv', gate=oof, thresh=.4)
+    assert 'the gate leaves 15 radiographs without a mask' in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    for f in pd.read_csv(oof/'index.csv').path: Image.new('L', (32, 32)).save(f)
+    quietly(cli.ptx_export, oof, 'npy', tmp_path/'e', gate=oof, thresh=.4)
+    assert 'the gate leaves 15 radiographs without a mask' in capsys.readouterr().out
+    quietly(cli.ptx_submit, oof, tmp_path/'t.csv', thresh=.4)
+    assert 'the gate' not in capsys.readouterr().out
     r = json.loads((tmp_path/'s.json').read_text())
     assert r['gate']['n_fitted'] == 30 and r['dropped'] == 15 and r['n_masks'] == 15   # at .4 every map has a mask
 
