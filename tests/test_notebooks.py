@@ -43,10 +43,12 @@ def own(shared, tmp_path_factory):
     ok('ptx_train', siim, '--folds', cv.parent/'folds.csv', '--out', cv, *TINY, '--model', 'hyperunet:prior=.3')     # so that some maps are not empty
     return {'path': siim, 'file': next((siim/'dicom-images-train').rglob('*.dcm')), 'cv': cv}
 
+OWN_LINES = [('53', "path = '{path}'"), ('53', "path = Path('{path}')"), ('54', "path = '{file}'"), ('55', "cv = '{cv}'"),
+    ('56', "path = '{path}'"), ('57', "path = '{path}'")]
+
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize('number,line', [('53', "path = '{path}'"), ('53', "path = Path('{path}')"),
-    ('54', "path = '{file}'"), ('55', "cv = '{cv}'"), ('56', "path = '{path}'"), ('57', "path = '{path}'")])
+@pytest.mark.parametrize('number,line', OWN_LINES)
 def test_one_line_for_your_own_data(number, line, own, tmp_path):
     (tmp_path/'nbs').mkdir()
     (tmp_path/'tests').mkdir()
@@ -58,7 +60,8 @@ def test_one_line_for_your_own_data(number, line, own, tmp_path):
 @pytest.mark.data
 def test_the_kernel_on_your_own_data(shared, tmp_path):
     "Where things are is said by variables; no line is to be changed"
-    where = {f'PTX_{k}': str(v) for k, v in (('INPUT', shared/'siim-small'), ('WORKING', tmp_path/'working'), ('SCRATCH', tmp_path/'scratch'))}
+    folders = ('INPUT', shared/'siim-small'), ('WORKING', tmp_path/'working'), ('SCRATCH', tmp_path/'scratch')
+    where = {f'PTX_{k}': str(v) for k, v in folders}
     p = elsewhere(ROOT/'nbs'/'51_tutorial.kaggle.ipynb', tmp_path, **where, PTX_SIZE='64', PTX_BS='4', PTX_EPOCHS='1')
     assert not p.returncode, p.stderr[-2000:]
 
