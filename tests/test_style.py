@@ -1,6 +1,8 @@
 "How the notebooks read: rhythm, prose, documented parameters, size; what is exported; README and index"
 import ast
 import base64
+import builtins
+import importlib
 import io
 import json
 import os
@@ -16,7 +18,7 @@ import nbformat
 import pytest
 import readme
 from conftest import ROOT
-from lessons import LONGEST, SOON, WIDE, lesson
+from lessons import LONGEST, SOON, WIDE, hidden, lesson
 from PIL import Image
 
 NBS = sorted((ROOT/'nbs').glob('*.ipynb'))
@@ -178,6 +180,51 @@ def test_reading_order_is_the_order_of_dependency():
         for m in re.findall(r'(?:from|import)\s+pneumothorax\.(\w+)', code): assert numbers[m] < number(f), f'{f.name} imports {m}'
     modules = {p.stem for p in (ROOT/'pneumothorax').glob('*.py')}
     assert modules == {*numbers, '__init__', '_modidx', 'all'}
+
+TUTORIALS = [f for f in NBS if number(f) in map(str, range(50, 58))]
+GIVEN = {*dir(builtins), 'display'}     # IPython's own
+
+def starred(n):
+    "Names that `from … import *` brings"
+    m = importlib.import_module(n.module)
+    return getattr(m, '__all__', [k for k in vars(m) if k[0] != '_'])
+
+def binds(n):
+    "Names that a node of the syntax gives a meaning"
+    if isinstance(n, ast.ImportFrom) and n.names[0].name == '*': return starred(n)
+    if isinstance(n, (ast.Import, ast.ImportFrom)): return [(a.asname or a.name).split('.')[0] for a in n.names]
+    if isinstance(n, ast.Name): return [] if isinstance(n.ctx, ast.Load) else [n.id]
+    if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)): return [n.name]
+    return [n.arg] if isinstance(n, ast.arg) else []
+
+def not_shown(cs):
+    "Names that visible cells use and no visible cell before or at that place binds: who copies from the page lacks them"
+    bound, out = set(GIVEN), []
+    for c in cs:
+        if c.cell_type != 'code' or hidden(c): continue
+        nodes = [*ast.walk(tree(c))]
+        for n in nodes: bound.update(binds(n))
+        out += [f'{c.id}: {k}' for k in sorted({n.id for n in nodes if isinstance(n, ast.Name)}-bound)]
+    return out
+
+@pytest.mark.parametrize('nb', TUTORIALS, ids=lambda f: f.stem)
+def test_what_a_tutorial_shows_can_be_copied(nb): assert not not_shown(cells(nb))
+
+def test_what_cannot_be_copied_is_found():
+    v4 = nbformat.v4
+    sources = '#| hide\nn = 3', 'from os import *\nk = [i for i in range(2)]', 'print(n, k, getcwd())\ndef f(x): return x'
+    cs = [v4.new_code_cell(s) for s in sources]
+    assert [s.split(': ')[1] for s in not_shown(cs)] == ['n'] and len(TUTORIALS) == 8
+
+def opened_with(cs):
+    "Sentence first, then the picture; a picture of images/ is one that the page itself draws"
+    first = next(c for c in cs[1:] if not hidden(c))
+    linked = [(ROOT/'nbs'/f).read_bytes() for f in re.findall(r'!\[[^]]+\]\(([^)]+)\)', first.source)]
+    drawn = [base64.b64decode(o.data['image/jpeg']) for c in cs for o in c.get('outputs', []) if 'image/jpeg' in o.get('data', {})]
+    return first.cell_type == 'markdown' and first.source[0].isalpha() and all(b in drawn for b in linked)
+
+@pytest.mark.parametrize('nb', TUTORIALS, ids=lambda f: f.stem)
+def test_a_tutorial_begins_with_a_sentence(nb): assert opened_with(cells(nb))
 
 def text_files(root=ROOT):
     "What is in the repository: its files without environments, caches and results"
