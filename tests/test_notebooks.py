@@ -40,7 +40,8 @@ def own(shared, tmp_path_factory):
     "What a stranger may have: a folder of radiographs, one DICOM file, a cross-validation"
     siim, cv = shared/'siim-small', tmp_path_factory.mktemp('own')/'cv'
     ok('ptx_folds', siim, '--n', '2', '--out', cv.parent/'folds.csv')
-    ok('ptx_train', siim, '--folds', cv.parent/'folds.csv', '--out', cv, *TINY, '--model', 'hyperunet:prior=.3')     # so that some maps are not empty
+    # with this prior some maps are not empty
+    ok('ptx_train', siim, '--folds', cv.parent/'folds.csv', '--out', cv, *TINY, '--model', 'hyperunet:prior=.3')
     return {'path': siim, 'file': next((siim/'dicom-images-train').rglob('*.dcm')), 'cv': cv}
 
 OWN_LINES = [('53', "path = '{path}'"), ('53', "path = Path('{path}')"), ('54', "path = '{file}'"), ('55', "cv = '{cv}'"),
