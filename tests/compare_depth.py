@@ -23,7 +23,6 @@ from pneumothorax.dicom import read_xray
 from pneumothorax.learner import xray_learner
 from pneumothorax.metrics import average_precision
 from pneumothorax.phantom import make_phantoms
-from pneumothorax.samplers import seed_all
 
 RESULTS, SHARES, DEPTHS, SIZE = Path(__file__).parent/'results'/'depth.csv', (1, 10, 40), ('full', '8 bits'), 128
 
@@ -46,8 +45,7 @@ def one(a, share, depth, seed):
     warnings.filterwarnings('ignore')
     torch.set_num_threads(a.threads)
     run, data = a.out/name_of(share, depth, seed), a.out/folder_of(share, depth)
-    seed_all(seed)
-    learn = xray_learner(xray_dls(data, SIZE, 4, valid=.25, workers=0, seed=0), encoder=ENCODER, weights=a.weights)
+    learn = xray_learner(xray_dls(data, SIZE, 4, valid=.25, workers=0, seed=0), encoder=ENCODER, weights=a.weights, seed=seed)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(a.epochs, a.lr)
     learn.model.eval()
     with torch.inference_mode(): out = [(learn.model(x).sigmoid(), y) for x, y in learn.dls.valid]
