@@ -7,6 +7,7 @@ __all__ = ['SIZES', 'CAUTION', 'mask_rule', 'predict_like', 'at_size', 'MaskSet'
 
 # %% ../nbs/33a_outlines.ipynb #out00002
 import json
+from functools import cache
 from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from .rle import PtxError
@@ -134,7 +135,7 @@ class MaskSet:
         self.size,self.progress,self.gated = size,progress,keep is not None
         self.about = _said(decision) or dict(thresh=thresh,min_area=min_area)
         self.index,self.maps,self.failed = open_maps(pred)
-        self.synthetic = bool(read_record(Path(pred)/'predict.json').get('synthetic'))
+        self.synthetic,self.says = bool(read_record(Path(pred)/'predict.json').get('synthetic')),cache(_says_synthetic)
         (self.voters,self.weights),cut,k = _voters(pred,decision,weigh is not None),mask_rule(decision,thresh,min_area),_kind(pred)[1]
         n,of = len(self.voters),lambda s,what: s if len(self.voters)>1 else _joint(s,what,k)
         self.said = [_verdicts(of(s,what), self.index.ImageId, what, n) for s,what in ((keep,'keep'),(weigh,'weigh'))]
@@ -173,7 +174,7 @@ class MaskSet:
         path:str, # of a radiograph
     )->str: # '' where there is nothing to beware of
         "Why a mask means nothing: a network that knows synthetic radiographs only, on another"
-        return CAUTION if self.synthetic and not _says_synthetic(path) else ''
+        return CAUTION if self.synthetic and not self.says(path) else ''
     def __iter__(self):
         for i,path,row in bar(list(zip(self.index.ImageId,self.index.path,self.index.row)), self.progress):
             yield i,self.maps[row],self.mask(i, row, path if self.size=='original' else None)

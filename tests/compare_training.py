@@ -182,11 +182,11 @@ def made(a, variant, seed):
     if any(other): print(f'{variant}, seed {seed}: not used, made with {next(filter(None, other))}')
     return not any(other)
 
-def maps_of(a, df, variant, seed):
-    "Maps of all images, each by the network that has not seen it, n×h×w bytes"
+def maps_of(a, df, variant, seed, kind='maps'):
+    "Maps of all images, each by the network that has not seen it, n×h×w bytes; of another `kind` of prediction, if there is one"
     parts = []
     for f in FOLDS:
-        index, m, _ = open_maps(a.out/f'{name_of(variant, seed, f)}.maps')
+        index, m, _ = open_maps(a.out/f'{name_of(variant, seed, f)}.{kind}')
         parts.append(pd.Series(list(m[index.row.to_numpy()]), index.ImageId))
     return np.stack(pd.concat(parts)[df.ImageId].to_numpy())
 
@@ -205,15 +205,19 @@ def by_other_folds(df, counts):
         outline[fold == f] = cuts[fold == f, cuts[y & (fold != f)].mean(0).argmax()]
     return rules, dice, outline
 
-def scored(a, df, variant, seed):
-    """False alarms (0 or 1) on the weak negatives; and a row per image: Dice by a rule of the other folds, Dice by the fixed one,
-    probability"""
-    m = maps_of(a, df, variant, seed)
+def judged(df, m):
+    "Counts of the maps, the rules, and a row per image: Dice by a rule of the other folds, outlines, probability"
     c = count_pixels(m, df.rles.tolist(), TOPS)
     rules, dice, outline = by_other_folds(df, c)
+    return c, rules, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(dice=dice.round(4), outline=outline.round(4),
+        prob=image_prob(m.astype(np.float32)/255, 64).round(4))
+
+def scored(a, df, variant, seed):
+    "False alarms (0 or 1) on the weak negatives; and a row per image as of `judged`, with Dice by the fixed rule"
+    c, rules, t = judged(df, maps_of(a, df, variant, seed))
     alarms = np.concatenate([1-dice_of(empty_counts(a.out/f'{name_of(variant, seed, f)}.healthy'), r) for f, r in zip(FOLDS, rules)])
-    return alarms, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, seed=seed, dice=dice.round(4),
-        fixed=dice_of(c, FIXED).round(4), outline=outline.round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
+    t = t.assign(variant=variant, seed=seed, fixed=dice_of(c, FIXED).round(4))
+    return alarms, t[['ImageId', 'patient_id', 'has_ptx', 'fold', 'variant', 'seed', 'dice', 'fixed', 'outline', 'prob']]
 
 def known(a, df):
     "What was made elsewhere with the settings of today: variant and seed → no false alarms, and a row per image"

@@ -11,38 +11,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from compare_training import FOLDS, by_other_folds, compared, name_of
+from compare_training import FOLDS, compared, judged, maps_of, name_of
 from comparing import all_images, parser
 
-from pneumothorax.decide import TOPS, count_pixels
 from pneumothorax.folds import make_folds
-from pneumothorax.metrics import auroc, image_prob
+from pneumothorax.metrics import auroc
 from pneumothorax.predict import predict_maps
-from pneumothorax.records import open_maps
 
 RESULTS, ONE = Path(__file__).parent/'results'/'views.csv', 'identity'
 VIEWS = {'one look': ONE, 'mirrored (`hflip`)': 'hflip', 'three sizes, mirrored':
     'identity,hflip,scale:0.75,hflip+scale:0.75,scale:1.25,hflip+scale:1.25', 'turned by 5°': 'identity,rotate:5,rotate:-5',
     'CLAHE and gamma': 'identity,clahe,gamma:gamma=0.8', 'all twelve (`full`)': 'full'}
 
-def maps_with(a, df, variant, seed, views):
-    "Maps of all images with these views, and the seconds they took"
-    parts, secs = [], 0.
+def rows_of(a, df, variant, seed, views):
+    "A row per image, with the seconds that all of them took"
+    secs = 0.
     for f in FOLDS:
         out, files = a.out/f'{name_of(variant, seed, f)}.views', df.path[df.fold == f].tolist()
         t = time.perf_counter()
         predict_maps(a.out/name_of(variant, seed, f), files, out, tta=VIEWS[views], workers=0, progress=False, fresh=True)
         secs += time.perf_counter()-t
-        index, m, _ = open_maps(out)
-        parts.append(pd.Series(list(m[index.row.to_numpy()]), index.ImageId))
-    return np.stack(pd.concat(parts)[df.ImageId].to_numpy()), secs
-
-def rows_of(a, df, variant, seed, views):
-    "A row per image"
-    m, secs = maps_with(a, df, variant, seed, views)
-    _, dice, outline = by_other_folds(df, count_pixels(m, df.rles.tolist(), TOPS))
-    return df[['ImageId', 'patient_id', 'has_ptx', 'fold']].assign(variant=variant, views=views, seed=seed, secs=round(secs, 1),
-        dice=dice.round(4), outline=outline.round(4), prob=image_prob(m.astype(np.float32)/255, 64).round(4))
+    t = judged(df, maps_of(a, df, variant, seed, 'views'))[-1].assign(variant=variant, views=views, seed=seed, secs=round(secs, 1))
+    return t[['ImageId', 'patient_id', 'has_ptx', 'fold', 'variant', 'views', 'seed', 'secs', 'dice', 'outline', 'prob']]
 
 def report(t):
     "A line for each set of views"
