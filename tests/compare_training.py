@@ -40,7 +40,7 @@ from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.records import open_maps
 
 FOLDS, FIXED, OWN, RESULTS = (range(3), Triplet(.5, 2000, .3), ('masks', 'healthy', 'teacher', 'rival', 'weights'),
-    Path(__file__).parent/'results'/'training.csv')
+    Path(__file__).parent/'results'/'training.csv')     # of 256 px; training-128.csv of 128
 OTHER = ('bce+dice', 'bce+dice+2*pos_dice', 'bce+pos_dice', 'bce+pos_dice+0.3*top', 'bce+batch_dice', 'bce+lovasz', 'bce',
     '10*bce+pos_dice', 'focal', 'jaccard', 'bce+tversky', '3:1:4')
 VARIANTS = {
@@ -64,7 +64,8 @@ VARIANTS = {
     '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},
     'image branch': {'model': 'hyperunet:aux=True'},
     'attention': {'model': 'hyperunet:attention=scse'},
-    **{f'model {k}': {'model': k} for k in ('unet', 'unetplusplus', 'fpn', 'deeplabv3plus', 'manet')},
+    **{f'model {k}': {'model': k} for k in ('unet', 'unetplusplus', 'fpn', 'deeplabv3plus', 'manet', 'segformer')},
+    'no augmentation': {'augment': 0},
     'from scratch': {'weights': 'none'},
     **{f'equalize {k}': {'equalize': k} for k in ('stretch', 'hist', 'clahe', 'freq')},
     'opt radam, lr 5e-3': {'opt': 'radam:wd=0.01', 'lr': 5e-3},
@@ -221,10 +222,12 @@ def scored(a, df, variant, seed):
 
 def known(a, df):
     "What was made elsewhere with the settings of today: variant and seed → no false alarms, and a row per image"
-    t, notes = pd.read_csv(RESULTS).drop(columns=['patient_id', 'has_ptx', 'fold']), json.loads(RESULTS.with_suffix('.json').read_text())
+    f = RESULTS if a.size == 256 else RESULTS.with_stem(f'{RESULTS.stem}-{a.size}')
+    if not f.exists(): return {}
+    t, notes = pd.read_csv(f).drop(columns=['patient_id', 'has_ptx', 'fold']), json.loads(f.with_suffix('.json').read_text())
     other = {v: changed(notes.get(v, {}), settings(a, v)) if v in VARIANTS else 'settings that are gone' for v in t.variant.unique()}
     for v, o in other.items():
-        if o: print(f'{v}: what {RESULTS.name} has is not used, it was made with {o}')
+        if o: print(f'{v}: what {f.name} has is not used, it was made with {o}')
     return {(v, s): (None, df[['ImageId', 'patient_id', 'has_ptx', 'fold']].merge(g, on='ImageId', validate='one_to_one'))
         for (v, s), g in t.groupby(['variant', 'seed']) if not other[v]}
 

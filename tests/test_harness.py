@@ -15,8 +15,10 @@ import racing
 def a(tmp_path):
     return Namespace(out=tmp_path, epochs=25, size=256, weights='lite0', tta='hflip', loss='30*bce+pos_dice', opt='adamw', seeds=2)
 
-def test_what_is_stored_was_made_with_the_settings_of_today(a):
-    stored, notes = pd.read_csv(harness.RESULTS), json.loads(harness.RESULTS.with_suffix('.json').read_text())
+@pytest.mark.parametrize('f', sorted(harness.RESULTS.parent.glob('training*.csv')), ids=lambda f: f.stem)
+def test_what_is_stored_was_made_with_the_settings_of_today(a, f):
+    a.size = int((f.stem.split('-')+[a.size])[1])
+    stored, notes = pd.read_csv(f), json.loads(f.with_suffix('.json').read_text())
     assert set(stored.variant) == set(notes) <= set(harness.VARIANTS)
     for v, then in notes.items(): assert not harness.changed(then, harness.settings(a, v)), v
 
