@@ -44,7 +44,7 @@ dist: $(READY) ## wheel and sdist (dist)
 	rm -rf dist build
 	$(BIN)/python -m build -q --no-isolation
 
-bench: $(READY) ## the speed suite: every race with its named alternative, into tests/results/speed.csv (half an hour on a quiet machine)
+bench: $(READY) ## the speed suite: every race with its named alternative, into tests/results/speed.csv (a quarter of an hour on a quiet machine)
 	$(BIN)/python tests/bench.py
 
 docs: $(READY) ## the site: notebooks, API, commands, changelog, search (_docs/site), which needs no network
