@@ -1,9 +1,9 @@
 """Which loss bears a long training? `python tests/compare_long.py OUT [--epochs 100 --size 128 --only bce…] [--jobs 2]`, then `--report`
 
 The two thirds of the 172 radiographs of `$PTX_SHARED/siim-small` and `siim-more` that the first fold of `compare_training` learns from, and
-the third that it has not seen. A network for each loss, the default recipe else, one seed. Kept in tests/results/long.csv: for each epoch the Dice
-on positives, and the share of healthy radiographs that stay empty, by the plain threshold of one half; and the AUROC of the images at
-the end. What stands in OUT is not trained again; an interrupted training goes on."""
+the third that it has not seen. A network for each loss, the default recipe else, one seed. Kept in tests/results/long.csv: for each epoch
+the Dice on positives, and the share of healthy radiographs that stay empty, by the plain threshold of one half; and the AUROC of the images
+at the end. What stands in OUT is not trained again; an interrupted training goes on."""
 import multiprocessing
 import sys
 import warnings
