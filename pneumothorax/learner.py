@@ -120,11 +120,11 @@ def xray_learner(
 def history(
     learn:Learner, # trained
 )->pd.DataFrame: # epoch, train_loss, valid_loss and a column for each metric
-    "One row per epoch of the latest training; raises `RunError` if the recorder holds none"
-    cols = learn.recorder.metric_names[1:-1]
-    h = pd.DataFrame([list(v) for v in learn.recorder.values if len(v)==len(cols)], columns=list(cols))
-    if not len(h):
-        raise RunError('the recorder holds no training: nothing was trained yet, or validate() or show_results() emptied it; record first')
+    "One row per epoch of the latest training; raises `RunError` if there is none"
+    rows = learn.fitted if isinstance(learn,XrayLearner) else learn.recorder.values
+    cols = list(learn.recorder.metric_names[1:-1]) if rows else []
+    h = pd.DataFrame([list(v) for v in rows if len(v)==len(cols)], columns=cols)
+    if not len(h): raise RunError('nothing was trained yet, so there is no history; call fit_one_cycle first')
     h.insert(0, 'epoch', range(len(h)))
     return h
 

@@ -12,8 +12,8 @@ from fastai.vision.all import CancelEpochException, Learner, num_distrib
 
 # %% ../nbs/14_loop.ipynb #c8000021
 class XrayLearner(Learner):
-    "A `Learner` whose next fit can begin at `first_epoch`, and there at the batch `first_step`"
-    first_epoch = first_step = 0
+    "A `Learner` whose next fit can begin at `first_epoch`, and there at the batch `first_step`; `fitted` has the epochs of the latest"
+    first_epoch,first_step,fitted = 0,0,()
     def _do_fit(self):
         bar = getattr(getattr(self,'progress',None),'mbar',None)
         if bar and self.first_epoch: bar.update(0)     # fastprogress starts its clock at 0 only
@@ -21,7 +21,9 @@ class XrayLearner(Learner):
             for epoch in range(self.first_epoch, self.n_epoch):
                 self.epoch = epoch
                 self._with_events(self._do_epoch, 'epoch', CancelEpochException)
-        finally: self.first_epoch = self.first_step = 0     # fastai cleans up only after fits that end well
+        finally:     # fastai cleans up only after fits that end well
+            self.first_epoch = self.first_step = 0
+            self.fitted = getattr(getattr(self,'recorder',None),'values',())     # of a training: `validate` puts its own there
     def all_batches(self):
         "fastai's loop, with the number of the batch in the whole epoch"
         self.n_iter = len(self.dl)
