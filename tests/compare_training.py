@@ -31,11 +31,12 @@ from comparing import ENCODER, SHARED, all_images, ends, parser, same_recipe, wr
 from rivals import RIVALS, rival
 
 from pneumothorax import __version__
-from pneumothorax.bootstrap import bootstrap_ci, paired_bootstrap
+from pneumothorax.bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstrap
 from pneumothorax.cache import prepare
 from pneumothorax.data import xray_dls
 from pneumothorax.decide import BOTTOMS, TOPS, Triplet, count_pixels, dice_of, search
 from pneumothorax.folds import make_folds
+from pneumothorax.groups import rank_auroc
 from pneumothorax.metrics import auroc, image_prob
 from pneumothorax.records import open_maps
 
@@ -254,8 +255,15 @@ def compared(ts, base, column, rows, who):
     diff = paired_bootstrap(mean(ts, both), mean(base, both), who[rows])
     return [value, f'{diff.value:+.3f} {ends(diff.lo, diff.hi, "+.3f")}']
 
+def itself(ts, y, who):
+    "AUROC, Dice and outlines with the intervals of the values, means over the seeds"
+    probs = [t.prob.to_numpy() for t in ts.values()]
+    rows = [bootstrap_stat(lambda ill, *ps: np.mean([rank_auroc(ill.astype(int), p) for p in ps]), [y, *probs], who)]
+    rows += [bootstrap_ci(np.mean([t[c].to_numpy()[k] for t in ts.values()], 0), who[k]) for c, k in (('dice', y | True), ('outline', y))]
+    return [f'{r.value:.3f} {ends(r.lo, r.hi)}' for r in rows]
+
 def report(a, df):
-    "A line per variant"
+    "A line per variant, and then what each scores by itself"
     y, who = df.has_ptx.to_numpy(bool), df.patient_id.to_numpy()
     tables, alarms = found(a, df)
     print(f'{len(df)} images of {df.patient_id.nunique()} patients, {y.sum()} positive; 95 % by patient; range of seeds')
@@ -271,6 +279,8 @@ def report(a, df):
         cells = [v, str(len(ts)), *(c for p in parts for c in p), *[f'{np.mean(x):.3f} ({min(x):.3f}–{max(x):.3f})' for x in (*fixed, au)]]
         cells += [f'{al.value:.3f} {ends(al.lo, al.hi)}' if al else '', f'{np.mean(secs)/60:.1f}' if secs else '']
         print('| '+' | '.join(cells)+' |', flush=True)
+    print('\n| by itself | AUROC | Dice | outlines |\n|---|---|---|---|')
+    for v, ts in tables.items(): print('| '+' | '.join([v, *itself(ts, y, who)])+' |')
     t = pd.concat([t for ts in tables.values() for t in ts.values()])
     t['patient_id'] = pd.factorize(t.patient_id)[0]
     write(t, a.out/'training.csv')
