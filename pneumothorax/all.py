@@ -53,6 +53,7 @@ from pneumothorax.compare import compare
 from pneumothorax.cases import open_cases
 from pneumothorax.report import report
 from pneumothorax.merging import merge_submissions
+from pneumothorax import interpret as _interpret, view as _view     # no name is taken from these, but `?` shows their parameters as well
 from pneumothorax.docs import tell_parameters as _tell
 import sys as _sys
 

@@ -228,6 +228,7 @@ def test_a_question_mark_shows_the_parameters():
     "`__doc__` holds every comment that fastcore's own reader finds in a signature"
     from fastcore.docments import docments
     importlib.import_module('pneumothorax.all')
+    assert {f'pneumothorax.{m}' for m in exported()}-{'pneumothorax.cli'} <= set(sys.modules)     # what comes later is not told
     n = 0
     for _, label, f, told in public_functions():
         if label == 'TensorXrayMask.affine_coord' or is_dataclass(told): continue     # fastai's own signature; fields are compared below
