@@ -141,7 +141,7 @@ RECIPES = dict(
         'one cycle (Smith, 2018), AdamW (Loshchilov and Hutter, 2019)'),
     few=Recipe('two hundred masks or fewer: the default at 384 px, where more is found (measured below)', size=384),   # 2.25 times the work
     best=Recipe('what pays with few labels, whatever it costs: the default at 512 px (measured below); still better are several such '
-        'networks together, by --folds', size=512),   # four times the work
+        'networks together, one of each fold', size=512),   # four times the work
     fast=Recipe('a first look in a minute or two: the default at 128 px for six epochs', size=128, epochs=6, bs=16),
     stable=Recipe('the default with weights averaged over the last part of a longer training (Izmailov et al., 2018) and a running '
         'average beside it', epochs=40, swa=.6, ema=.99),
