@@ -35,6 +35,7 @@ from pneumothorax.bootstrap import bootstrap_ci, bootstrap_stat, paired_bootstra
 from pneumothorax.cache import prepare
 from pneumothorax.data import xray_dls
 from pneumothorax.decide import BOTTOMS, TOPS, Triplet, count_pixels, dice_of, search
+from pneumothorax.equalize import equalizer
 from pneumothorax.folds import make_folds
 from pneumothorax.groups import rank_auroc
 from pneumothorax.metrics import auroc, image_prob
@@ -65,10 +66,14 @@ VARIANTS = {
     '200 healthy more': {'healthy': 200, 'sampling': 'share:0.34'},
     'image branch': {'model': 'hyperunet:aux=True'},
     'attention': {'model': 'hyperunet:attention=scse'},
+    'group norm': {'model': 'hyperunet:norm=group'},     # in the decoder
+    **{f'logits at stride {n}': {'model': f'hyperunet:finest={n}'} for n in (1, 4)},     # 2 by default
+    'smooth 0.02': {'smooth': .02},
     **{f'model {k}': {'model': k} for k in ('unet', 'unetplusplus', 'fpn', 'deeplabv3plus', 'manet', 'segformer')},
     'no augmentation': {'augment': 0},
     'from scratch': {'weights': 'none'},
     **{f'equalize {k}': {'equalize': k} for k in ('stretch', 'hist', 'clahe', 'freq')},
+    **{f'equalize {k}, full size': {'equalize': k, 'equalize_first': True} for k in ('hist', 'clahe')},
     'opt radam, lr 5e-3': {'opt': 'radam:wd=0.01', 'lr': 5e-3},
     'opt sgd': {'opt': 'sgd:wd=1e-4', 'lr': .05},
     'opt ranger': {'opt': 'ranger'},
@@ -131,6 +136,7 @@ def fit(a, df, variant, seed, fold):
         mine = pd.concat([some_of(seen, n, seed) if n else seen, weak_rows(df, fold).head(more)])
         if n: kw['epochs'] = round(a.epochs*len(seen)/n)     # as many steps as with all
         prepare(pd.concat([mine, unseen]), cache, a.size, progress=False)
+    if 'equalize_first' in kw: prepare(df, cache := a.out/f'{out.name}.cache', a.size, before=equalizer(kw['equalize']), progress=False)
     if 'teacher' in kw:
         kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]),
             teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
