@@ -136,7 +136,8 @@ def fit(a, df, variant, seed, fold):
         mine = pd.concat([some_of(seen, n, seed) if n else seen, weak_rows(df, fold).head(more)])
         if n: kw['epochs'] = round(a.epochs*len(seen)/n)     # as many steps as with all
         prepare(pd.concat([mine, unseen]), cache, a.size, progress=False)
-    if 'equalize_first' in kw: prepare(df, cache := a.out/f'{out.name}.cache', a.size, before=equalizer(kw['equalize']), progress=False)
+    if kw.pop('equalize_first', False):     # a cache that is equalised is trained on as it is
+        prepare(df, cache := a.out/f'{out.name}.cache', a.size, before=equalizer(kw.pop('equalize')), progress=False)
     if 'teacher' in kw:
         kw.update(unlabelled=pool(a.out/f'pool-{fold}', healthy(df)[fold::len(FOLDS)]),
             teacher=[str(a.out/name_of(kw['teacher'], seed, fold))])
